@@ -1,0 +1,105 @@
+"""The stored example of a checkpoint: an observation, the noise, and the action chunk that they must give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pizero.data.pipeline import Pipeline
+from pizero.types import ActionModel, RobotDict, UserError
+
+TOLERANCE, TOLERANCE_LOW_PRECISION = 2e-3, 1e-1
+"""Largest error, as a part of each action dimension's largest value: other kernels and devices stay well below."""
+
+_IMAGE = "image/"
+
+
+@dataclass(frozen=True)
+class Example:
+    """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` integration steps."""
+
+    observation: RobotDict
+    noise: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    num_steps: int = 10
+
+    def save(self, path: Path) -> None:
+        """An .npz without pickled parts."""
+        images = {_IMAGE + name: image for name, image in self.observation["images"].items()}
+        values: dict[str, Any] = {
+            "state": self.observation["state"], "prompt": np.array(self.observation["prompt"]), "noise": self.noise,
+            "actions": self.actions, "num_steps": np.array(self.num_steps),
+        }  # fmt: skip
+        np.savez_compressed(path, **values, **images)
+
+    @staticmethod
+    def load(path: Path) -> Example:
+        """The inverse of `save`."""
+        try:
+            with np.load(path) as file:
+                values = {name: file[name] for name in file.files}
+            images = {name.removeprefix(_IMAGE): values[name] for name in values if name.startswith(_IMAGE)}
+            observation = {"state": values["state"], "images": images, "prompt": str(values["prompt"])}
+            return Example(observation, values["noise"], values["actions"], int(values["num_steps"]))
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{path} cannot be read as an example ({error}); copy the checkpoint again") from error
+
+
+def make_example(
+    model: ActionModel, pipeline: Pipeline, observation: RobotDict, noise: NDArray[np.float32], num_steps: int = 10
+) -> Example:
+    """Runs the model once: what `save_checkpoint` stores."""
+    actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps)[0]
+    return Example(observation, noise, actions, num_steps)
+
+
+def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float:
+    """Runs the example again; the largest error, as a part of each action dimension's largest value.
+
+    UserError when it is above the tolerance.
+    """
+    actions = sample_chunks(model, pipeline, [example.observation], example.noise[None], example.num_steps)[0]
+    if actions.shape != example.actions.shape:
+        raise UserError(f"the stored example has actions {example.actions.shape}, this model gives {actions.shape}")
+    scale = np.abs(example.actions).max(axis=0)
+    floor = max(1e-3 * float(scale.max()), 1e-6)  # a dimension that is always 0 has no scale of its own
+    error = float((np.abs(actions - example.actions) / np.maximum(scale, floor)).max())
+    tolerance = TOLERANCE if _in_float32(model) else TOLERANCE_LOW_PRECISION
+    if not error <= tolerance:  # NaN fails as well
+        raise UserError(
+            f"the checkpoint's stored example no longer reproduces: relative error {error:.2g}, at most {tolerance:g} "
+            "allowed; its weights, statistics or transforms were changed"
+        )
+    return error
+
+
+def sample_chunks(
+    model: ActionModel,
+    pipeline: Pipeline,
+    observations: Sequence[RobotDict],
+    noise: NDArray[np.float32],
+    num_steps: int,
+    device: str | torch.device | None = None,
+) -> NDArray[np.float32]:
+    """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
+
+    The one way from raw observations through the model and back: values are checked, and the batch is one model call.
+    device: where the model is; None asks its parameters.
+    """
+    if device is None:
+        device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
+    observation = pipeline.observation(pipeline.robot_inputs(observations), device)
+    actions = model.sample_actions(observation, num_steps=num_steps, noise=torch.from_numpy(noise).to(device))
+    states = np.stack([np.asarray(raw["state"]) for raw in observations])
+    return pipeline.robot_actions(actions.float().cpu().numpy(), states)
+
+
+def _in_float32(model: ActionModel) -> bool:
+    return not isinstance(model, torch.nn.Module) or all(p.dtype == torch.float32 for p in model.parameters())

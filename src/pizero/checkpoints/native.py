@@ -1,0 +1,188 @@
+"""pizero's own checkpoint: a folder that explains itself. Loading needs its path and nothing else.
+
+config.json                                    format, version, model, sizes and switches
+model.safetensors                              the weights, under the names of the modules
+pipeline.json norm_stats.json tokenizer.model  what turns robot dictionaries into tensors and back
+example.npz                                    an observation and the action chunk that it must give
+training_state/                                the trainer's; neither read nor written here
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pizero.checkpoints.example import Example, reproduce
+from pizero.checkpoints.keymap import load_strictly
+from pizero.data.pipeline import Pipeline
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+from pizero.model.precision import cast_weights
+from pizero.types import UserError
+
+FORMAT, VERSION, MODEL = "pizero", 1, "pi0"
+CONFIG, WEIGHTS, EXAMPLE, PIPELINE = "config.json", "model.safetensors", "example.npz", "pipeline.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a native checkpoint; those that it was saved without are None."""
+
+    model: Pi0
+    pipeline: Pipeline | None
+    example: Example | None
+
+
+def is_native(folder: Path) -> bool:
+    """Told by the format that config.json names."""
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("format") == FORMAT
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Pi0,
+    pipeline: Pipeline | None = None,
+    example: Example | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes the folder as a whole; an older checkpoint at its name is replaced. `extra(folder)` may add files.
+
+    The folder is written beside its place and renamed. A crash leaves either checkpoint at `folder`, or the older one
+    beside it as `.<name>.old`, which the next save puts back first. UserError when `folder` holds anything else than a
+    checkpoint.
+    """
+    folder = folder.absolute()
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    _put_back(old, folder)
+    if folder.exists() and not is_native(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not a checkpoint; choose another folder, it will not be overwritten")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        _write(new, model, pipeline, example)
+        if extra is not None:
+            extra(new)
+        _sync_tree(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        _sync(folder.parent)
+    finally:
+        _put_back(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str | None = None) -> Checkpoint:
+    """The checkpoint in `folder`, strictly; `dtype` as for `load_model`, or None for that of the file."""
+    kind = None if dtype is None else torch_dtype(dtype)
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
+    try:
+        tensors = load_file(weights, device=str(device))
+    except SafetensorError as error:
+        raise UserError(f"{weights} cannot be read ({error}); copy the checkpoint again") from error
+    with torch.device("meta"):
+        model = Pi0(config)
+    load_strictly(model, tensors)
+    if kind is not None:
+        cast_weights(model, kind)
+    return Checkpoint(
+        model=model.eval(),
+        pipeline=Pipeline.load(folder) if (folder / PIPELINE).is_file() else None,
+        example=Example.load(folder / EXAMPLE) if (folder / EXAMPLE).is_file() else None,
+    )
+
+
+def load_model_weights(model: Pi0, folder: Path) -> None:
+    """Copies the weights of the checkpoint in `folder` into a model of the same sizes."""
+    stored = load_checkpoint(folder).model
+    if stored.config != model.config:
+        raise UserError(f"{folder} holds a model of other sizes or switches; build the model from its {CONFIG}")
+    model.load_state_dict(stored.state_dict())
+
+
+def verify_example(checkpoint: Checkpoint) -> float:
+    """Runs the stored example again and returns the relative error; UserError when the actions are others now."""
+    if checkpoint.pipeline is None or checkpoint.example is None:
+        raise UserError("the checkpoint has no example to verify: it was saved without a pipeline or without one")
+    return reproduce(checkpoint.model, checkpoint.pipeline, checkpoint.example)
+
+
+def read_config(folder: Path) -> Pi0Config:
+    """Sizes and switches of the checkpoint in `folder`; UserError when it is not one, or of an unknown version."""
+    if not folder.is_dir():
+        old = folder.absolute().with_name(f".{folder.name}.old")
+        hint = f"; an interrupted save left its checkpoint in {old}: rename it" if old.is_dir() else ""
+        raise UserError(f"no checkpoint folder at {folder}{hint}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} is not a {FORMAT} checkpoint: it has no {CONFIG}")
+    try:
+        values: Any = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path} does not say that its format is {FORMAT!r}; the folder is no {FORMAT} checkpoint")
+    if values.get("version") != VERSION:
+        raise UserError(f"{path} has version {values.get('version')!r}, this release reads {VERSION}; update pizero")
+    if values.get("model") != MODEL:
+        raise UserError(f"{path} holds a model {values.get('model')!r}, expected {MODEL!r}")
+    if "config" not in values:
+        raise UserError(f"{path} has no 'config'; copy the checkpoint again")
+    return Pi0Config.from_json(values["config"])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a name that users type."""
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _write(folder: Path, model: Pi0, pipeline: Pipeline | None, example: Example | None) -> None:
+    values = {"format": FORMAT, "version": VERSION, "model": MODEL, "config": model.config.to_json()}
+    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    if pipeline is not None:
+        pipeline.save(folder)
+    if example is not None:
+        example.save(folder / EXAMPLE)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    """After a save that stopped between its two renames the older checkpoint gets its name again."""
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a folder's list of names is on the disk: a rename must not overtake the content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

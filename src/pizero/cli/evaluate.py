@@ -1,0 +1,50 @@
+"""pizero evaluate: success rates of a checkpoint in a simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Rollouts in a simulator: success rate with Wilson interval, videos, results.json.
+
+    Example: pizero evaluate runs/tabletop --env tabletop --episodes 40
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint folder, or the folder of a run, whose newest checkpoint is taken."""
+    env: Literal["tabletop", "metaworld"]
+    """Simulator."""
+    episodes: int = 50
+    """Episodes of each task."""
+    tasks: tuple[str, ...] = ()
+    """Tasks by name; all of the simulator's default tasks when none is given."""
+    seed: int = 1_000_000
+    """The first episode's; keep it away from the demonstrations' seeds."""
+    execution_horizon: int = 8
+    """Actions played before the next chunk is asked for; at most the model's action horizon."""
+    num_steps: int = 10
+    """Integration steps."""
+    num_envs: int = 16
+    """Environments side by side, served by one model call; does not change the results."""
+    num_videos: int = 4
+    """Episodes that are recorded."""
+    output: Path | None = None
+    """Folder for results.json and videos; without it `evaluation` inside the run's or checkpoint's folder."""
+
+
+def run(arguments: Arguments) -> int:
+    from pizero.workflows.demo import print_results
+    from pizero.workflows.evaluate import EvaluateConfig, evaluate_checkpoint
+
+    values = vars(arguments).copy()
+    checkpoint, output = values.pop("checkpoint"), values.pop("output")
+    folder = output or checkpoint / "evaluation"
+    results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder)
+    print_results(results, folder)
+    return 1 if results["errors"] else 0

@@ -1,0 +1,59 @@
+"""`pizero <command>`: finds the command, runs it, and turns a user's mistake into one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "quickstart": "collects demonstrations in the built-in simulator, trains a tiny π0, evaluates it, writes a report",
+    "collect": "records a simulator's scripted demonstrator as a LeRobot v3.0 dataset",
+    "norm-stats": "statistics of a dataset's state and actions, in seconds",
+    "train": "trains a policy on a LeRobot dataset; resumes",
+    "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
+    "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
+    "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
+}
+
+
+def main() -> None:
+    """Entry point of the `pizero` script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"pizero {version('pizero')}")
+        raise SystemExit(0)
+    raise SystemExit(run(arguments[0], arguments[1:]))
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Runs one command and returns its exit status: 0, 1 (it found a failure), 2 (a mistake), 130 (interrupted)."""
+    if command not in COMMANDS:
+        print(f"pizero: unknown command {command!r}; `pizero --help` lists them", file=sys.stderr)
+        return 2
+    import tyro
+
+    from pizero.types import UserError
+
+    module = import_module(f"pizero.cli.{command.replace('-', '_')}")
+    try:
+        return module.run(tyro.cli(module.Arguments, args=arguments, prog=f"pizero {command}")) or 0
+    except UserError as error:
+        print(f"pizero {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"pizero {command}: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: pizero <command> [options]", "", *lines, "", "`pizero <command> --help` explains a command's options."]
+    )

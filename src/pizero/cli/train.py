@@ -1,0 +1,63 @@
+"""pizero train: a policy from a LeRobot dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a policy on a LeRobot dataset, from scratch or from a checkpoint. Settings come from a preset.
+
+    Example: pizero train runs/tabletop-data --preset tabletop --output runs/tabletop
+    """
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """LeRobot v3.0 dataset folder."""
+    preset: Literal["tabletop", "metaworld"]
+    """Model size, optimisation settings and robot."""
+    output: Path
+    """Folder of the run: checkpoints, metrics.jsonl, run.json."""
+    model: Literal["pi0", "pi05"] = "pi0"
+    """pi05: adaptive RMSNorm and the state in the prompt."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the output folder."""
+    checkpoint: Path | None = None
+    """Start from these weights instead of fresh ones."""
+    tokenizer: Path | None = None
+    """SentencePiece model (PaliGemma's, say); without it a small one is trained on the dataset's prompts."""
+    norm_stats: Path | None = None
+    """Statistics to use instead of the dataset's own."""
+    steps: int | None = None
+    """Optimizer steps, instead of the preset's; so the following."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    draws: int | None = None
+    augmentation: Literal["openpi", "shift", "none"] | None = None
+    precision: Literal["auto", "float32", "mixed"] | None = None
+    save_every: int | None = None
+    seed: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+
+def run(arguments: Arguments) -> int:
+    from pizero.configs.presets import get_preset
+    from pizero.workflows.progress import console
+    from pizero.workflows.train import train_policy
+
+    preset = get_preset(arguments.preset, arguments.model)
+    names = ("steps", "batch_size", "learning_rate", "draws", "augmentation", "precision", "save_every", "seed", "threads")
+    changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
+    result = train_policy(
+        arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
+        tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
+    )  # fmt: skip
+    console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
+    return 0

@@ -1,0 +1,81 @@
+"""Presets: complete settings of a training, one short function each. PRESETS lists the names that users type.
+
+Each header tells command, hardware, time and expected result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pizero.data.norm_stats import Mode
+from pizero.model.config import Pi0Config, small_config
+from pizero.train.config import TrainConfig
+from pizero.types import UserError
+
+ModelName = Literal["pi0", "pi05"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model from scratch, how it is trained, and what its data looks like."""
+
+    embodiment: str
+    model: Pi0Config
+    train: TrainConfig
+    norm_mode: Mode
+    tokenizer_size: int
+    """Pieces of the SentencePiece model that is trained on the dataset's own prompts."""
+    execution_horizon: int
+    """Actions played before the next chunk is asked for."""
+
+
+def tabletop(model: ModelName = "pi0") -> Preset:
+    """Tiny π0 for the built-in simulator.
+
+    command   pizero quickstart
+    hardware  2 CPU cores
+    time      docs/results/quickstart.md
+    result    at least 95 % over 200 episodes
+    """
+    config = small_config("tiny", pi05=model == "pi05", **_prompt(model, 16, 64))
+    train = TrainConfig(
+        steps=1_400, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=50, ema_decay=0.99,
+        draws=4, augmentation="none", log_every=20, validate_every=350, save_every=350, validation_fraction=0.02, seed=0,
+    )  # fmt: skip
+    return Preset("tabletop", config, train, _mode(model), 384, execution_horizon=8)
+
+
+def metaworld(model: ModelName = "pi0") -> Preset:
+    """Small π0 for six Meta-World tasks, one language-conditioned policy from scratch.
+
+    command   make demo-metaworld
+    hardware  2 CPU cores
+    time      docs/results/metaworld.md
+    result    at least 90 % on the mean of six tasks, 50 episodes each
+    """
+    config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
+    train = TrainConfig(
+        steps=2_000, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
+        draws=4, augmentation="shift", log_every=20, validate_every=500, save_every=500, seed=0,
+    )  # fmt: skip
+    return Preset("metaworld", config, train, _mode(model), 384, execution_horizon=8)
+
+
+PRESETS: dict[str, Callable[[ModelName], Preset]] = {"tabletop": tabletop, "metaworld": metaworld}
+
+
+def get_preset(name: str, model: ModelName = "pi0") -> Preset:
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name](model)
+
+
+def _mode(model: ModelName) -> Mode:
+    """z-score for π0, quantiles for π0.5, as in openpi (src/openpi/training/config.py)."""
+    return "quantile" if model == "pi05" else "zscore"
+
+
+def _prompt(model: ModelName, without_state: int, with_state: int) -> dict[str, int]:
+    return {"prompt_length": with_state if model == "pi05" else without_state}

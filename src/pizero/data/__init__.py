@@ -1,0 +1,1 @@
+"""Everything between robots, datasets and the model's arrays."""

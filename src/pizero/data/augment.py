@@ -1,0 +1,101 @@
+"""Random changes of training images, drawn for each sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from pizero.types import UserError
+
+AugmentationKind: TypeAlias = Literal["openpi", "shift", "none"]
+
+_CROP = 0.95
+_DEGREES = 5.0
+_BRIGHTNESS, _CONTRAST, _SATURATION = 0.3, 0.4, 0.5
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes a camera's images [B, h, w, 3] in [-1, 1], each sample by its own draw; the result stays in range.
+
+    "openpi": crops 95 % and rotates by up to 5 degrees, but not the wrist cameras (those with "wrist" in their name);
+        brightness, contrast and saturation change on all cameras.
+    "shift": moves each image by up to `shift` pixels, the edge repeated; with `color_jitter` also the colours.
+    "none": nothing.
+    """
+
+    kind: AugmentationKind = "openpi"
+    shift: int = 4
+    color_jitter: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AugmentationKind) or self.shift < 0:
+            raise UserError(
+                f"augmentation: got kind {self.kind!r} and shift {self.shift}, "
+                f"expected a kind of {get_args(AugmentationKind)} and a shift of at least 0"
+            )
+
+    def __call__(self, camera: str, image: Tensor, generator: Generator | None = None) -> Tensor:
+        """camera: the model camera's name."""
+        if self.kind == "shift":
+            image = random_shift(image, self.shift, generator)
+        elif self.kind == "openpi" and "wrist" not in camera:
+            image = crop_and_rotate(image, generator)
+        if self.kind == "openpi" or (self.kind == "shift" and self.color_jitter):
+            image = color_jitter(image, generator)
+        return image
+
+
+def random_shift(image: Tensor, shift: int, generator: Generator | None = None) -> Tensor:
+    """Moves each image [B, h, w, 3] by whole pixels in [-shift, shift] both ways; any type."""
+    batch, height, width, _ = image.shape
+    draw = (_uniform((batch, 2), generator, image.device) * (2 * shift + 1)).floor().long() - shift
+    rows = (torch.arange(height, device=image.device) + draw[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=image.device) + draw[:, 1:]).clamp(0, width - 1)
+    first = torch.arange(batch, device=image.device)[:, None, None] * height
+    pixels = (first + rows[:, :, None]) * width + columns[:, None, :]
+    return image.reshape(-1, image.shape[-1]).index_select(0, pixels.flatten()).view(image.shape)
+
+
+def crop_and_rotate(image: Tensor, generator: Generator | None = None) -> Tensor:
+    """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated."""
+    batch, height, width, _ = image.shape
+    draw = _uniform((3, batch), generator, image.device) * 2 - 1
+    angle = draw[0] * math.radians(_DEGREES)
+    sine, cosine = angle.sin(), angle.cos()
+    # Output to input position, both in [-1, 1]; turning must happen in pixels, hence the ratio of the sides.
+    affine = _CROP * torch.stack(
+        [
+            torch.stack([cosine, -sine * height / width, draw[1] * (1 - _CROP) / _CROP], dim=-1),
+            torch.stack([sine * width / height, cosine, draw[2] * (1 - _CROP) / _CROP], dim=-1),
+        ],
+        dim=1,
+    )
+    channels_first = image.permute(0, 3, 1, 2)
+    grid = functional.affine_grid(affine.to(image.dtype), list(channels_first.shape), align_corners=False)
+    moved = functional.grid_sample(channels_first, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return moved.permute(0, 2, 3, 1).clamp(-1, 1)
+
+
+def color_jitter(image: Tensor, generator: Generator | None = None) -> Tensor:
+    """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5."""
+    strength = torch.tensor([_BRIGHTNESS, _CONTRAST, _SATURATION], device=image.device)[:, None]
+    draw = 1 + strength * (_uniform((3, image.shape[0]), generator, image.device) * 2 - 1)
+    brightness, contrast, saturation = draw.to(image.dtype)[..., None, None, None]
+    x = ((image + 1) / 2 * brightness).clamp(0, 1)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    x = ((x - mean) * contrast + mean).clamp(0, 1)
+    gray = x.mean(dim=3, keepdim=True)
+    x = ((x - gray) * saturation + gray).clamp(0, 1)
+    return x * 2 - 1
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator | None, device: torch.device) -> Tensor:
+    """Draws in [0, 1) on the generator's own device, so that a CPU generator serves any device."""
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=source).to(device)

@@ -1,0 +1,1 @@
+"""Robot datasets on disk: reading and writing the LeRobot format, without the LeRobot package."""

@@ -1,0 +1,150 @@
+"""Where the parts of a LeRobot dataset lie on disk. All that depends on the format's version is here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pizero.data.datasets.parquet import column_names, read_values
+from pizero.types import UserError
+
+INFO_PATH = "meta/info.json"
+STATS_PATH = "meta/stats.json"
+TASKS_PATH = "meta/tasks.parquet"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+IMAGE_PREFIX = "observation.images."
+
+CHUNK_SIZE = 1000
+"""Files in one chunk folder."""
+VERSION = "v3.0"
+
+Feature = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoSlice:
+    """Where an episode's frames of one camera begin."""
+
+    path: Path
+    start: float  # seconds
+
+
+@dataclass(frozen=True)
+class Episode:
+    index: int
+    length: int
+    data_path: Path
+    videos: Mapping[str, VideoSlice] = field(default_factory=dict[str, VideoSlice])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset's description, whatever the version. `tasks[i]` is the text of task_index i."""
+
+    root: Path
+    fps: float
+    robot_type: str
+    features: dict[str, Feature]
+    tasks: list[str]
+    episodes: list[Episode]
+    stats: dict[str, Any]
+
+
+def read_layout(root: Path) -> Layout:
+    """Reads `meta/`. Raises UserError when it is missing, damaged, of another version, or contradicts itself."""
+    if not (root / INFO_PATH).is_file():
+        what = "is no LeRobot dataset: it has no meta/info.json" if root.is_dir() else "does not exist"
+        raise UserError(f"{root} {what}; give the dataset's own folder")
+    info = _read_json(root / INFO_PATH)
+    missing = [key for key in ("codebase_version", "fps", "features") if key not in info]
+    if missing:
+        raise UserError(f"{root / INFO_PATH} lacks {', '.join(missing)}")
+    version = str(info["codebase_version"])
+    if version != VERSION:
+        advice = "expected v3.0"
+        if version.startswith("v2"):
+            advice = "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30`"
+        raise UserError(f"{root} is a LeRobot {version} dataset, which is not supported yet; {advice}")
+    return _read_v30(root, info)
+
+
+def _read_v30(root: Path, info: dict[str, Any]) -> Layout:
+    features: dict[str, Feature] = info["features"]
+    video_keys = [key for key, feature in features.items() if feature.get("dtype") == "video"]
+    stats_path = root / STATS_PATH
+    return Layout(
+        root=root,
+        fps=float(info["fps"]),
+        robot_type=str(info.get("robot_type") or "unknown"),
+        features=features,
+        tasks=_read_tasks(root / TASKS_PATH),
+        episodes=_read_episodes(root, info, video_keys),
+        stats=_read_json(stats_path) if stats_path.is_file() else {},
+    )
+
+
+def _read_tasks(path: Path) -> list[str]:
+    # The text is the table's pandas index, which some writers left unnamed.
+    names = column_names(path)
+    text_column = "task" if "task" in names else "__index_level_0__"
+    columns = read_values(path, ["task_index", text_column])
+    tasks = {int(index): str(text) for index, text in zip(columns["task_index"], columns[text_column], strict=True)}
+    if sorted(tasks) != list(range(len(tasks))):
+        raise UserError(f"{path}: task_index is not 0, 1, ... {len(tasks) - 1} but {sorted(tasks)}")
+    return [tasks[index] for index in range(len(tasks))]
+
+
+def _read_episodes(root: Path, info: dict[str, Any], video_keys: list[str]) -> list[Episode]:
+    paths = sorted((root / "meta/episodes").glob("*/*.parquet"))
+    if not paths:
+        raise UserError(f"{root / 'meta/episodes'} holds no parquet file; copy or download the dataset again")
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    for key in video_keys:
+        columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    data_path = str(info.get("data_path") or DATA_PATH)
+    video_path = str(info.get("video_path") or VIDEO_PATH)
+    episodes: list[Episode] = []
+    for path in paths:
+        table = read_values(path, columns)
+        for row in range(len(table["length"])):
+            videos = {key: _video_slice(root, video_path, table, key, row) for key in video_keys}
+            file = data_path.format(
+                chunk_index=table["data/chunk_index"][row], file_index=table["data/file_index"][row]
+            )
+            index, length = int(table["episode_index"][row]), int(table["length"][row])
+            episodes.append(Episode(index, length, root / file, videos))
+    episodes.sort(key=lambda episode: episode.index)
+    _check_totals(root, info, episodes)
+    return episodes
+
+
+def _video_slice(root: Path, template: str, table: dict[str, list[Any]], key: str, row: int) -> VideoSlice:
+    chunk, file = table[f"videos/{key}/chunk_index"][row], table[f"videos/{key}/file_index"][row]
+    path = root / template.format(video_key=key, chunk_index=chunk, file_index=file)
+    return VideoSlice(path, float(table[f"videos/{key}/from_timestamp"][row]))
+
+
+def _check_totals(root: Path, info: dict[str, Any], episodes: list[Episode]) -> None:
+    found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
+    for key, count in found.items():
+        stated = info.get(key, count)
+        if stated != count:
+            raise UserError(
+                f"{root / INFO_PATH} says {key} {stated}, but meta/episodes lists {count}; "
+                "the copy is incomplete: download the dataset again"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON file ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,227 @@
+"""Reads LeRobot datasets (v3.0: parquet with PNG frames, or with mp4 video) without the LeRobot package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pizero.data.datasets.layout import IMAGE_PREFIX, Episode, read_layout
+from pizero.data.datasets.open_files import OpenFiles
+from pizero.data.datasets.parquet import EncodedImages, read_numbers
+from pizero.data.datasets.png import decode_image
+from pizero.data.datasets.video import VideoDecoder, VideoError
+from pizero.types import UserError
+
+_INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
+
+
+class LeRobotDataset:
+    """One dataset folder, or the chosen episodes of it. Frames are numbered 0 ... num_frames - 1 over those episodes.
+
+    Numbers are read from parquet alone; video and images are decoded when asked for. May be shared by threads,
+    forked and pickled. A fault of the files is a UserError that names the file and, where there is one, the episode.
+    """
+
+    def __init__(self, root: str | Path, *, episodes: Sequence[int] | None = None) -> None:
+        """`episodes`: the episode ids to use, in that order; all by default."""
+        self.root = Path(root)
+        layout = read_layout(self.root)
+        self._episodes = _select(self.root, layout.episodes, episodes)
+        self.fps = layout.fps
+        self.robot_type = layout.robot_type
+        self.features = layout.features
+        self.tasks = layout.tasks
+        self.stats = layout.stats
+        self._camera_keys = {
+            key.removeprefix(IMAGE_PREFIX): key
+            for key, feature in layout.features.items()
+            if feature.get("dtype") in ("video", "image")
+        }
+        self.cameras = tuple(self._camera_keys)
+
+        self.episodes = np.array([episode.index for episode in self._episodes], np.int64)
+        self.episode_lengths = np.array([episode.length for episode in self._episodes], np.int64)
+        self.episode_starts = np.cumsum(self.episode_lengths) - self.episode_lengths
+        self.num_episodes = len(self._episodes)
+        self.num_frames = int(self.episode_lengths.sum())
+        # Position of each frame's episode in self.episodes.
+        self._ordinals = np.repeat(np.arange(self.num_episodes), self.episode_lengths)
+
+        self._rows = self._find_rows()
+        index = self._read_columns(_INDEX_COLUMNS)
+        self.episode_index: NDArray[np.int64] = index["episode_index"].astype(np.int64)
+        self.frame_index: NDArray[np.int64] = index["frame_index"].astype(np.int64)
+        self.task_index: NDArray[np.int64] = index["task_index"].astype(np.int64)
+        self.timestamp: NDArray[np.float32] = index["timestamp"].astype(np.float32)
+        self._check_tasks()
+        self._columns: dict[str, NDArray[np.float32]] = {}
+        self._decoders = OpenFiles(VideoDecoder, limit=16)
+        self._encoded_images = EncodedImages()
+
+    def column(self, key: str) -> NDArray[np.float32]:
+        """float32 [num_frames, d] of "observation.state", "action" or another numeric column. Kept in memory."""
+        if key not in self._columns:
+            feature = self.features.get(key)
+            if feature is None or feature.get("dtype") in ("video", "image", "string"):
+                numeric = [k for k, f in self.features.items() if f.get("dtype") not in ("video", "image", "string")]
+                raise UserError(f"{self.root} has no numeric column {key!r}; it has {', '.join(numeric)}")
+            values = self._read_columns([key])[key].astype(np.float32)
+            self._columns[key] = values.reshape(self.num_frames, -1)
+        return self._columns[key]
+
+    def window(self, key: str, frames: ArrayLike, horizon: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(values [N, horizon, d], is_pad [N, horizon]): `key` at each frame and the horizon - 1 after it.
+
+        Past the episode's end the last value repeats and is_pad is true.
+        """
+        frames = self._check_frames(frames)
+        ends = (self.episode_starts + self.episode_lengths)[self._ordinals[frames], None]
+        positions = frames[:, None] + np.arange(horizon)
+        return self.column(key)[np.minimum(positions, ends - 1)], positions >= ends
+
+    def prompts(self, frames: ArrayLike) -> list[str]:
+        """The task text of each frame."""
+        return [self.tasks[index] for index in self.task_index[self._check_frames(frames)]]
+
+    def image_shape(self, camera: str) -> tuple[int, int]:
+        """(height, width) of a camera's frames."""
+        feature = self.features[self._camera_key(camera)]
+        height, width, channels = (int(size) for size in feature["shape"])
+        if list(feature.get("names") or [])[:1] in (["channels"], ["channel"]):
+            height, width, channels = width, channels, height
+        if channels != 3:
+            raise UserError(f"{self.root}: camera {camera!r} has {channels} channels; only RGB cameras can be read")
+        return height, width
+
+    def images(self, camera: str, frames: ArrayLike) -> NDArray[np.uint8]:
+        """uint8 [N, h, w, 3] of the frames given, in any order, repeats allowed; each is decoded once."""
+        frames = self._check_frames(frames)
+        key = self._camera_key(camera)
+        height, width = self.image_shape(camera)
+        images = np.empty((len(frames), height, width, 3), np.uint8)
+        read = self._read_video if self.features[key]["dtype"] == "video" else self._read_encoded
+        unique, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
+        for frame, position in zip(unique.tolist(), first.tolist(), strict=True):
+            episode = self._episodes[self._ordinals[frame]]
+            image = read(key, episode, frame)
+            if image.shape != images.shape[1:]:
+                raise UserError(
+                    f"{self.root}: episode {episode.index} has {image.shape[0]}x{image.shape[1]} frames of camera "
+                    f"{camera!r}, but meta/info.json says {height}x{width}"
+                )
+            images[position] = image
+        if len(unique) < len(frames):
+            images = images[first[inverse]]
+        return images
+
+    def iter_images(self, camera: str, chunk: int = 256) -> Iterator[tuple[range, NDArray[np.uint8]]]:
+        """All frames in order, as (range of frame positions, uint8 [n, h, w, 3]), n at most `chunk`."""
+        for start in range(0, self.num_frames, chunk):
+            positions = range(start, min(start + chunk, self.num_frames))
+            yield positions, self.images(camera, np.arange(positions.start, positions.stop))
+
+    def _read_video(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
+        video = episode.videos[key]
+        try:
+            return self._decoders.get(video.path).frame_at(video.start + float(self.timestamp[frame]))
+        except VideoError as error:
+            raise UserError(f"{video.path}, episode {episode.index}: {error}") from None
+
+    def _read_encoded(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
+        data = self._encoded_images.read(episode.data_path, key, int(self._rows[frame]))
+        try:
+            if data is None:
+                raise ValueError("the file holds a path instead of the image")
+            return decode_image(data)
+        except ValueError as error:
+            raise UserError(
+                f"{episode.data_path}, episode {episode.index}: frame {self.frame_index[frame]} of {key!r} "
+                f"cannot be decoded ({error})"
+            ) from None
+
+    def _camera_key(self, camera: str) -> str:
+        if camera not in self._camera_keys:
+            raise UserError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
+        return self._camera_keys[camera]
+
+    def _check_frames(self, frames: ArrayLike) -> NDArray[np.int64]:
+        positions = np.asarray(frames, dtype=np.int64)
+        if positions.size and (positions.min() < 0 or positions.max() >= self.num_frames):
+            raise IndexError(f"frames must lie in 0 ... {self.num_frames - 1}")
+        return positions
+
+    def _by_file(self) -> Iterator[tuple[Path, list[int]]]:
+        """Data files with the positions (in self.episodes) of the episodes they hold."""
+        order = sorted(range(self.num_episodes), key=lambda ordinal: self._episodes[ordinal].data_path)
+        for path, group in groupby(order, key=lambda ordinal: self._episodes[ordinal].data_path):
+            yield path, list(group)
+
+    def _find_rows(self) -> NDArray[np.int64]:
+        """[num_frames]: the row of each frame in its data file."""
+        rows = np.empty(self.num_frames, np.int64)
+        for path, ordinals in self._by_file():
+            ids = read_numbers(path, ["episode_index"])["episode_index"]
+            by_episode = np.argsort(ids, kind="stable")
+            sorted_ids = ids[by_episode]
+            for ordinal in ordinals:
+                episode = self._episodes[ordinal]
+                low, high = np.searchsorted(sorted_ids, [episode.index, episode.index + 1])
+                if high - low != episode.length:
+                    raise UserError(
+                        f"{path}, episode {episode.index}: {high - low} frames, but meta/episodes says "
+                        f"{episode.length}; the copy is incomplete: download the dataset again"
+                    )
+                start = self.episode_starts[ordinal]
+                rows[start : start + episode.length] = by_episode[low:high]
+        return rows
+
+    def _read_columns(self, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Columns over all frames: [num_frames, ...]."""
+        columns: dict[str, NDArray[Any]] = {}
+        for path, ordinals in self._by_file():
+            table = read_numbers(path, keys)
+            frames = np.concatenate([self._frames_of(ordinal) for ordinal in ordinals])
+            for key, values in table.items():
+                values = values[:, 0] if key in _INDEX_COLUMNS and values.ndim == 2 else values
+                out = columns.setdefault(key, np.empty((self.num_frames, *values.shape[1:]), values.dtype))
+                if out.shape[1:] != values.shape[1:]:
+                    raise UserError(
+                        f"{path}: column {key!r} has {values.shape[1:]} numbers a frame, others have {out.shape[1:]}"
+                    )
+                out[frames] = values[self._rows[frames]]
+        return columns
+
+    def _frames_of(self, ordinal: int) -> NDArray[np.int64]:
+        start = self.episode_starts[ordinal]
+        return np.arange(start, start + self.episode_lengths[ordinal], dtype=np.int64)
+
+    def _check_tasks(self) -> None:
+        unknown = np.flatnonzero((self.task_index < 0) | (self.task_index >= len(self.tasks)))
+        if unknown.size:
+            raise UserError(
+                f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {self.task_index[unknown[0]]} "
+                f"is not in meta/tasks.parquet, which has {len(self.tasks)} tasks"
+            )
+
+
+def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
+    if wanted is None:
+        selected = all_episodes
+    else:
+        by_id = {episode.index: episode for episode in all_episodes}
+        unknown = [index for index in wanted if index not in by_id]
+        if unknown:
+            raise UserError(
+                f"{root} has no episode {unknown[0]}; it has {len(by_id)}, from 0 to {max(by_id, default=0)}"
+            )
+        if len(set(wanted)) != len(wanted):
+            raise UserError(f"the same episode is asked for twice: {list(wanted)}")
+        selected = [by_id[index] for index in wanted]
+    if not selected:
+        raise UserError(f"{root}: no episodes to read")
+    return selected

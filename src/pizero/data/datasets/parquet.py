@@ -1,0 +1,201 @@
+"""The few things we do with parquet files. pyarrow has no type stubs: its untyped values stay in this module."""
+
+# pyright: reportMissingTypeStubs=false, reportMissingImports=false
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from pizero.data.datasets.open_files import OpenFiles
+from pizero.types import UserError
+
+_pa: Any = pyarrow
+_pq: Any = pyarrow.parquet
+
+ColumnType: TypeAlias = str | int
+"""int64, float32, string, strings (a list), int64s, float64s, float64s3 (three times nested), image, or n: n floats."""
+
+Columns: TypeAlias = Mapping[str, "NDArray[Any] | Sequence[Any]"]
+
+
+def open_parquet(path: Path) -> Any:
+    """An open file; UserError when it is missing or is no parquet file."""
+    try:
+        return _pq.ParquetFile(str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy or download the dataset again") from None
+    except (_pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as a parquet file ({_one_line(error)})") from None
+
+
+def _read(path: Path, columns: Iterable[str]) -> Any:
+    file = open_parquet(path)
+    names: set[str] = set(file.schema_arrow.names)
+    wanted = list(columns)
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(sorted(names))}")
+    try:
+        return file.read(columns=wanted, use_threads=False)
+    except (_pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged: columns {', '.join(wanted)} cannot be read ({_one_line(error)})") from None
+
+
+def column_names(path: Path) -> list[str]:
+    return list(open_parquet(path).schema_arrow.names)
+
+
+def read_values(path: Path, columns: Iterable[str]) -> dict[str, list[Any]]:
+    """Columns as lists of Python values."""
+    table = _read(path, columns)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def read_numbers(path: Path, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Numeric columns as arrays: [n] for scalars, [n, d] for lists of d numbers (nested lists are flattened)."""
+    table = _read(path, columns)
+    return {name: _to_array(path, name, table[name].combine_chunks()) for name in table.column_names}
+
+
+def _to_array(path: Path, name: str, column: Any) -> NDArray[Any]:
+    rows = len(column)
+    flat = column
+    while _pa.types.is_nested(flat.type):
+        if _pa.types.is_struct(flat.type):
+            raise UserError(f"{path}: column {name!r} holds no numbers but {column.type}")
+        flat = flat.flatten()
+    values: NDArray[Any] = flat.to_numpy(zero_copy_only=False)
+    if flat is column:
+        shape: tuple[int, ...] = (rows,)
+    elif rows and values.size % rows == 0:
+        shape = (rows, values.size // rows)
+    else:
+        raise UserError(f"{path}: column {name!r} has rows of different lengths; all must have the same")
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: column {name!r} holds no numbers but {column.type}")
+    return values.reshape(shape)
+
+
+class EncodedImages:
+    """Image files kept as bytes in parquet columns, read by row; recently read row groups stay in memory."""
+
+    BUDGET = 256 * 2**20  # bytes
+
+    def __init__(self) -> None:
+        self._files = OpenFiles(open_parquet, limit=16)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[tuple[Path, str, int], Any] = OrderedDict()
+        self._starts: dict[Path, NDArray[np.int64]] = {}
+        self._size = 0
+
+    def read(self, path: Path, column: str, row: int) -> bytes | None:
+        """The encoded image in `row` of `path`; None where the file holds no bytes."""
+        starts = self._starts.get(path)
+        if starts is None:
+            meta = self._files.get(path).metadata
+            sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+            starts = self._starts[path] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        return self._group(path, column, group)[row - int(starts[group])].as_py()
+
+    def _group(self, path: Path, column: str, group: int) -> Any:
+        key = (path, column, group)
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        try:
+            table = self._files.get(path).read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
+            values = table[column].combine_chunks().field("bytes")
+        except (_pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{path} is damaged: no images in column {column!r} ({_one_line(error)})") from None
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = values
+                self._size += values.nbytes
+            while self._size > self.BUDGET and len(self._groups) > 1:
+                self._size -= self._groups.popitem(last=False)[1].nbytes
+        return values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": self._files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+class TableWriter:
+    """Writes one parquet file, a row group per call of `write`; memory does not grow with the file."""
+
+    def __init__(
+        self, path: Path, columns: Mapping[str, ColumnType], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self._types = {name: _arrow_type(kind) for name, kind in columns.items()}
+        schema = _pa.schema(list(self._types.items()), metadata=dict(metadata or {}) or None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Encoded images neither compress further nor repeat: dictionaries and compression would only cost time.
+        small = [name for name, kind in columns.items() if kind != "image"]
+        compression = {f"{name}.{leaf}": "NONE" for name in self._types for leaf in ("bytes", "path")}
+        compression |= dict.fromkeys(small, "SNAPPY")
+        self._file: Any = _pq.ParquetWriter(str(path), schema, use_dictionary=False, compression=compression)
+        self._schema = schema
+        self.path = path
+
+    def write(self, columns: Columns) -> None:
+        """Appends one row group."""
+        arrays = [_to_arrow(columns[name], kind) for name, kind in self._types.items()]
+        self._file.write_table(_pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _arrow_type(kind: ColumnType) -> Any:
+    if isinstance(kind, int):
+        return _pa.list_(_pa.float32(), kind)
+    numbers = _pa.list_(_pa.float64())
+    return {
+        "int64": _pa.int64(),
+        "float32": _pa.float32(),
+        "float64": _pa.float64(),
+        "string": _pa.string(),
+        "strings": _pa.list_(_pa.string()),
+        "int64s": _pa.list_(_pa.int64()),
+        "float64s": numbers,
+        "float64s3": _pa.list_(_pa.list_(numbers)),
+        "image": _pa.struct([("bytes", _pa.binary()), ("path", _pa.string())]),
+    }[kind]
+
+
+def _to_arrow(values: Any, kind: Any) -> Any:
+    if _pa.types.is_fixed_size_list(kind):
+        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+        return _pa.FixedSizeListArray.from_arrays(_pa.array(flat), type=kind)
+    if isinstance(values, np.ndarray):
+        return _pa.array(np.ascontiguousarray(values), kind)  # pyright: ignore[reportUnknownArgumentType]
+    return _pa.array(values, kind)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,46 @@
+"""Lossless frames as PNG: an encoder made for small simulator frames, several times faster than Pillow's."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UP_FILTER = 2  # each byte minus the one above it: cheap, and near zero on rendered scenes
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """uint8 [h, w, 3] -> an RGB PNG file."""
+    height, width, _ = image.shape
+    pixels = image.reshape(height, 3 * width)
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = _UP_FILTER
+    rows[0, 1:] = pixels[0]
+    np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256, as PNG wants
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    return b"".join(
+        (
+            _SIGNATURE,
+            _chunk(b"IHDR", header),
+            _chunk(b"IDAT", zlib.compress(rows.tobytes(), level=1)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """An encoded image of any common format -> uint8 [h, w, 3]; ValueError when it is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))

@@ -1,0 +1,182 @@
+"""Frames in mp4 files, through PyAV: decoding by timestamp, encoding by episode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from pizero.types import UserError
+
+TOLERANCE = 1e-4
+"""Seconds by which a frame's time may differ from the time asked for."""
+
+VideoCodec = Literal["h264", "av1"]
+# A keyframe every second frame makes random access cheap. Without B-frames, packets come out in the order of the
+# frames, so that an episode's packets are simply appended. One thread: frames are small, and workers are many.
+ENCODERS: dict[VideoCodec, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"crf": "20", "g": "2", "bf": "0", "preset": "veryfast"}),
+    "av1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "12", "svtav1-params": "lp=1"}),
+}
+_GLOBAL_HEADER = 1 << 22  # FFmpeg's flag: codec parameters go to the file's header, as mp4 needs
+
+
+class VideoError(Exception):
+    """A video that cannot give the frame asked for; one line, without the file's name."""
+
+
+class VideoDecoder:
+    """One open video file. `frame_at` decodes forward where that is shorter, else from the keyframe before."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises VideoError when the file is missing or holds no video."""
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+        except FileNotFoundError:
+            raise VideoError("the file is missing; copy or download the dataset again") from None
+        except (av.error.FFmpegError, IndexError, OSError) as error:
+            raise VideoError(f"no video can be read from the file ({_reason(error)})") from None
+        self._stream.codec_context.thread_count = 1
+        self._seconds_per_tick = float(self._stream.time_base or 0)
+        rate = float(self._stream.average_rate or 30)
+        self._reach = 16 / rate  # seconds; up to here, decoding forward costs less than seeking
+        self._reformatter = VideoReformatter()  # shared by all frames: making one costs more than a small frame
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        self._frame: av.VideoFrame | None = None
+        self._time = -1.0
+
+    def frame_at(self, timestamp: float) -> NDArray[np.uint8]:
+        """uint8 [h, w, 3]: the frame shown at `timestamp` (seconds, within TOLERANCE). Raises VideoError."""
+        try:
+            self._move_to(timestamp)
+            assert self._frame is not None
+            rgb = self._reformatter.reformat(self._frame, format="rgb24")
+            return cast("NDArray[np.uint8]", rgb.to_ndarray())
+        except (av.error.FFmpegError, OSError) as error:
+            self._frame = None  # what the decoder holds after an error is of no use
+            raise VideoError(f"the video is damaged near {timestamp:.4f} s ({_reason(error)})") from None
+
+    def _move_to(self, timestamp: float) -> None:
+        ahead = timestamp - self._time
+        if self._frame is None or ahead < -TOLERANCE or ahead > self._reach:
+            self._seek(timestamp)
+        before = self._time
+        while self._time < timestamp - TOLERANCE:
+            before = self._time
+            if not self._advance():
+                raise VideoError(f"the video ends at {before:.4f} s, but a frame at {timestamp:.4f} s is asked for")
+        if self._time > timestamp + TOLERANCE:
+            nearest = min(before, self._time, key=lambda time: abs(time - timestamp))
+            raise VideoError(
+                f"no frame at {timestamp:.4f} s; the nearest is at {nearest:.4f} s (tolerance {TOLERANCE} s)"
+            )
+
+    def _seek(self, timestamp: float) -> None:
+        """Decodes the keyframe at or before `timestamp`."""
+        held = self._time if self._frame is not None and self._time <= timestamp else -1.0
+        margin = 0.0
+        while True:
+            target = max(0.0, timestamp - margin)
+            self._container.seek(round(target / self._seconds_per_tick), stream=self._stream)
+            self._frames = self._container.decode(self._stream)
+            if not self._advance():
+                raise VideoError(f"the video has no frame at {timestamp:.4f} s")
+            if self._time <= timestamp + TOLERANCE or target == 0.0:
+                break
+            margin = 2 * margin + 1.0  # some files seek by decoding time and land too late
+        if self._time <= held:
+            self._reach *= 2  # keyframes lie further apart than that: going on would have been shorter
+
+    def _advance(self) -> bool:
+        frame = next(self._frames, None)
+        self._frame = frame
+        if frame is not None:
+            self._time = (frame.pts or 0) * self._seconds_per_tick
+        return frame is not None
+
+
+class EpisodeEncoder:
+    """Encodes one episode of one camera; what it holds in memory is compressed. Dropping it discards the episode."""
+
+    def __init__(self, codec: VideoCodec, fps: float, height: int, width: int) -> None:
+        name, options = ENCODERS[codec]
+        os.environ.setdefault("SVT_LOG", "0")  # else the AV1 encoder writes to the terminal, a page per episode
+        context: Any = av.CodecContext.create(name, "w")
+        self._time_base = 1 / _rate(fps)
+        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
+        context.framerate, context.time_base = _rate(fps), self._time_base
+        context.options, context.thread_count = dict(options), 1
+        context.flags |= _GLOBAL_HEADER
+        self._context = context
+        self._packets: list[Any] = []
+        self.num_frames = 0
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame.pts, frame.time_base = self.num_frames, self._time_base
+        self._packets += self._context.encode(frame)
+        self.num_frames += 1
+
+    def finish(self) -> list[Any]:
+        """The episode's packets, frame i at time i of the codec's time base."""
+        return self._packets + self._context.encode(None)
+
+
+class VideoFileWriter:
+    """One mp4 file that takes encoded episodes one after the other."""
+
+    def __init__(self, path: Path, codec: VideoCodec, fps: float, height: int, width: int) -> None:
+        name, options = ENCODERS[codec]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container: Any = av.open(str(path), "w")
+        stream: Any = self._container.add_stream(name, rate=_rate(fps), options=dict(options))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = 1 / _rate(fps)
+        stream.codec_context.thread_count = 1
+        self._stream = stream
+        self.num_frames = 0
+        self.num_bytes = 0
+
+    def append(self, packets: list[Any]) -> None:
+        """Adds one episode's packets after those already there."""
+        for packet in packets:
+            packet.pts += self.num_frames
+            packet.dts += self.num_frames
+            packet.stream = self._stream
+            self.num_bytes += packet.size
+            self._container.mux(packet)
+        self.num_frames += len(packets)
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def check_frame_size(codec: VideoCodec, camera: str, height: int, width: int) -> None:
+    """UserError where the codec cannot store frames of this size."""
+    if height % 2 or width % 2:
+        raise UserError(
+            f"camera {camera!r} is {height}x{width}, but video needs an even height and width; "
+            'resize the frames or choose image_format="png"'
+        )
+    if codec == "av1" and min(height, width) < 64:
+        raise UserError(
+            f'camera {camera!r} is {height}x{width}, but av1 needs 64 pixels a side; choose "h264" or "png"'
+        )
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())

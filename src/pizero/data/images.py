@@ -1,0 +1,37 @@
+"""Images on the way into a policy: size and value range."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, NDArray[Any])
+
+
+def resize_with_pad(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """[..., h, w, 3] -> [..., height, width, 3]: aspect ratio kept, centred, black around; the same array if it fits.
+
+    Bilinear with the low-pass filter when shrinking (Pillow's), which the released models were trained with.
+    """
+    h, w = image.shape[-3:-1]
+    if (h, w) == (height, width):
+        return image
+    ratio = max(h / height, w / width)
+    new_h, new_w = max(1, int(h / ratio)), max(1, int(w / ratio))
+    top, left = (height - new_h) // 2, (width - new_w) // 2
+    out = np.zeros((*image.shape[:-3], height, width, 3), dtype=np.uint8)
+    flat_out = out.reshape(-1, height, width, 3)
+    for source, target in zip(np.ascontiguousarray(image).reshape(-1, h, w, 3), flat_out, strict=True):
+        small = Image.fromarray(source).resize((new_w, new_h), resample=Image.Resampling.BILINEAR)
+        target[top : top + new_h, left : left + new_w] = np.asarray(small)
+    return out
+
+
+def to_float(image: ArrayOrTensor) -> ArrayOrTensor:
+    """uint8 in [0, 255] -> float32 in [-1, 1]."""
+    as_float = image.float() if isinstance(image, Tensor) else image.astype(np.float32)
+    return as_float / 255.0 * 2.0 - 1.0

@@ -1,0 +1,118 @@
+"""Training batches from a LeRobot dataset: a sample order fixed by the seed, an exact resume at any step, and frames
+decoded once into memory where they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.images import resize_with_pad
+from pizero.data.pipeline import ModelInputs, Pipeline
+
+MEMORY_LIMIT = 6 * 2**30
+"""Bytes of decoded frames that are kept in memory; a larger dataset is decoded as it is read."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs (see `Pipeline.model_inputs`) and normalised actions [B, H, action_dim]."""
+
+    inputs: ModelInputs
+    actions: NDArray[np.float32]
+
+
+class FrameCache:
+    """Frames of the cameras that the model reads, at the model's size: uint8 [F, h, w, 3] each, or read on demand."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        cameras: Sequence[str],
+        image_size: tuple[int, int],
+        on_progress: Callable[[int, int], None] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        self._dataset = dataset
+        self._size = image_size
+        self._frames: dict[str, NDArray[np.uint8]] = {}
+        total = dataset.num_frames * len(cameras)
+        self.in_memory = total * image_size[0] * image_size[1] * 3 <= memory_limit
+        if not self.in_memory:
+            return
+        done = 0
+        for camera in cameras:
+            frames = np.empty((dataset.num_frames, *image_size, 3), np.uint8)
+            for positions, images in dataset.iter_images(camera):
+                frames[positions] = resize_with_pad(images, *image_size)
+                done += len(images)
+                if on_progress is not None:
+                    on_progress(done, total)
+            self._frames[camera] = frames
+
+    def images(self, camera: str, frames: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 [N, h, w, 3] of the frames with these positions, in their order."""
+        if self.in_memory:
+            return self._frames[camera][frames]
+        return resize_with_pad(self._dataset.images(camera, frames), *self._size)
+
+
+class Loader:
+    """Batches over the chosen frames of a dataset, reshuffled each epoch; the last, smaller batch of an epoch is left out.
+
+    `batch(step)` depends on the seed and the step alone, so a resumed training reads what the uninterrupted one reads.
+    """
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        pipeline: Pipeline,
+        cache: FrameCache,
+        frames: NDArray[np.int64],
+        *,
+        horizon: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._dataset, self._pipeline, self._cache = dataset, pipeline, cache
+        self._frames, self._horizon, self._seed = frames, horizon, seed
+        self.batch_size = min(batch_size, len(frames))
+        self.batches_per_epoch = len(frames) // self.batch_size
+        self._order: tuple[int, NDArray[np.int64]] = (-1, frames)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of training step `step`, counted from 0."""
+        epoch, position = divmod(step, self.batches_per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._frames)
+        start = position * self.batch_size
+        return self.read(self._order[1][start : start + self.batch_size])
+
+    def epoch(self) -> Iterator[Batch]:
+        """All frames once, in order, for validation."""
+        for start in range(0, len(self._frames), self.batch_size):
+            yield self.read(self._frames[start : start + self.batch_size])
+
+    def read(self, frames: NDArray[np.int64]) -> Batch:
+        embodiment, dataset = self._pipeline.embodiment, self._dataset
+        state = dataset.column(embodiment.state_key)[frames]
+        actions, _ = dataset.window(embodiment.action_key, frames, self._horizon)
+        images = {camera: self._cache.images(camera, frames) for camera in embodiment.cameras.values()}
+        inputs = self._pipeline.model_inputs(images, state, dataset.prompts(frames))
+        return Batch(inputs, self._pipeline.model_actions(actions, state))
+
+
+def split_episodes(dataset: LeRobotDataset, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], ...]:
+    """Frame positions of the training and of the validation episodes; whole episodes, drawn by the seed."""
+    count = round(dataset.num_episodes * validation_fraction)
+    if validation_fraction > 0 and dataset.num_episodes > 1:
+        count = min(max(count, 1), dataset.num_episodes - 1)
+    order = np.random.default_rng(seed).permutation(dataset.num_episodes)
+    held_out = np.zeros(dataset.num_episodes, bool)
+    held_out[order[:count]] = True
+    of_frame = np.repeat(held_out, dataset.episode_lengths)
+    return np.flatnonzero(~of_frame), np.flatnonzero(of_frame)

@@ -1,0 +1,241 @@
+"""Normalisation statistics: computed exactly, saved as JSON together with the mode they are meant for.
+
+Statistics of plain columns are over all frames. Statistics of relative actions are over every step of every action
+window (the action minus the state at the window's start, padding excluded), because that is what the model sees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.files import write_bytes
+from pizero.types import UserError
+
+if TYPE_CHECKING:
+    from pizero.data.transforms import RelativeActions
+
+Mode: TypeAlias = Literal["zscore", "quantile"]
+Floats: TypeAlias = NDArray[np.float64]
+
+EPSILON = 1e-6
+NEAR_CONSTANT = 1e-4
+"""A spread below this, in the data's own units, counts as none."""
+_QUANTILES = (0.01, 0.99)
+_WINDOW_VALUES = 1 << 18  # values held at once while windows are read; more would leave the processor's cache
+
+
+@dataclass(frozen=True)
+class FieldStats:
+    """Statistics of one field, each [d] float64. Only mean and std are always known: a foreign file may lack others."""
+
+    mean: Floats
+    std: Floats
+    q01: Floats | None = None
+    q99: Floats | None = None
+    min: Floats | None = None
+    max: Floats | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self._known().items():
+            if value.ndim != 1 or value.shape != self.mean.shape:
+                raise UserError(f"norm stats: {name} has shape {value.shape}, expected {self.mean.shape} like the mean")
+            if not np.isfinite(value).all():
+                raise UserError(f"norm stats: {name} holds NaN or infinity; compute the statistics again")
+
+    @property
+    def dim(self) -> int:
+        return self.mean.shape[0]
+
+    def spread(self, mode: Mode) -> Floats:
+        """[d]: std, or q99 - q01."""
+        if mode == "zscore":
+            return self.std
+        if self.q01 is None or self.q99 is None:
+            raise UserError("norm stats: mode 'quantile' needs q01 and q99, which are missing; compute them again")
+        return self.q99 - self.q01
+
+    def to_json(self) -> dict[str, list[float]]:
+        return {name: value.tolist() for name, value in self._known().items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FieldStats:
+        """Raises UserError when mean or std is missing or an unknown key is there."""
+        known = [field.name for field in fields(cls)]
+        if not {"mean", "std"} <= data.keys() or not data.keys() <= set(known):
+            raise UserError(f"norm stats: got keys {sorted(data)}, expected mean and std, maybe more of {known}")
+        return cls(**{k: np.asarray(v, dtype=np.float64) for k, v in data.items() if v is not None})
+
+    def _known(self) -> dict[str, Floats]:
+        values = {field.name: cast("Floats | None", getattr(self, field.name)) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """Statistics of state and actions (relative where the embodiment says so) and how to normalise with them."""
+
+    mode: Mode
+    state: FieldStats
+    actions: FieldStats
+    epsilon: float = EPSILON
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise UserError(f"norm stats: got mode {self.mode!r}, expected one of {get_args(Mode)}")
+        self.state.spread(self.mode)
+        self.actions.spread(self.mode)
+
+    def save(self, path: Path | str) -> None:
+        """Writes JSON; the file appears whole or not at all."""
+        data = {"mode": self.mode, "epsilon": self.epsilon}
+        stats = {"state": self.state.to_json(), "actions": self.actions.to_json()}
+        write_bytes(Path(path), json.dumps(data | {"norm_stats": stats}, indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path | str, mode: Mode | None = None) -> NormStats:
+        """Reads our file, or openpi's norm_stats.json, which does not say its mode: then `mode` must."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"norm stats: cannot read {path}: {error}") from error
+        stats = data.get("norm_stats") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if not isinstance(stats, dict) or not {"state", "actions"} <= stats.keys():
+            raise UserError(f"norm stats: {path} has no norm_stats/state and norm_stats/actions; is it another file?")
+        stored = cast("Mapping[str, Any]", data)
+        found = stored.get("mode", mode)
+        if found is None:
+            raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
+        if mode is not None and found != mode:
+            raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
+        state, actions = (FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions"))
+        return cls(found, state, actions, float(stored.get("epsilon", EPSILON)))
+
+
+def field_stats(values: NDArray[np.floating[Any]]) -> FieldStats:
+    """Exact statistics of `values` [n, d] over n. Raises UserError when a value is NaN or infinite."""
+    if values.ndim != 2 or not len(values):
+        raise UserError(f"norm stats: got values of shape {values.shape}, expected [n, d] with n of at least 1")
+    values = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
+    if bad.size:
+        raise UserError(f"norm stats: dimensions {bad.tolist()} hold NaN or infinity; repair or drop those frames")
+    q01, q99 = np.quantile(values, _QUANTILES, axis=0)
+    return FieldStats(values.mean(axis=0), values.std(axis=0), q01, q99, values.min(axis=0), values.max(axis=0))
+
+
+def compute_norm_stats(
+    state: NDArray[np.floating[Any]],
+    actions: NDArray[np.floating[Any]],
+    mode: Mode,
+    *,
+    relative: RelativeActions | None = None,
+    horizon: int = 1,
+    episode_lengths: Sequence[int] | None = None,
+) -> NormStats:
+    """Statistics of state [F, ds] and actions [F, da], all episodes one after the other.
+
+    With `relative`, the statistics of its dimensions are over action windows of `horizon` steps that start at every
+    frame and end with the episode, so `episode_lengths` (frames, summing to F) is needed. Memory stays bounded.
+    """
+    if len(state) != len(actions):
+        raise UserError(f"norm stats: got {len(state)} states and {len(actions)} actions, expected as many of each")
+    stats = NormStats(mode, field_stats(state), field_stats(actions))
+    pairs = [] if relative is None else relative.index_pairs(actions.shape[1], state.shape[1])
+    if not pairs:
+        return stats
+    if episode_lengths is None or sum(episode_lengths) != len(actions):
+        raise UserError(f"norm stats: relative actions need episode lengths that sum to the {len(actions)} frames")
+    ends = np.repeat(np.cumsum(episode_lengths), episode_lengths)
+    merged = {name: np.array(value) for name, value in stats.actions.to_json().items()}
+    for action_index, state_index in pairs:
+        column, start = actions[:, action_index].astype(np.float32), state[:, state_index].astype(np.float32)
+        for name, value in _stream_stats(lambda c=column, s=start: _windows(c, s, ends, horizon)).items():
+            merged[name][action_index] = value
+    return NormStats(mode, stats.state, FieldStats(**merged))
+
+
+def near_constant_dimensions(stats: NormStats) -> list[str]:
+    """One line per dimension whose spread is (almost) nothing, with what to do about it."""
+    lines: list[str] = []
+    label = "standard deviation" if stats.mode == "zscore" else "range from the 1 % to the 99 % quantile"
+    for name, values in (("state", stats.state), ("actions", stats.actions)):
+        spread = values.spread(stats.mode)
+        median = float(np.median(spread))
+        for index, value in enumerate(spread.tolist()):
+            start = f"{name} dimension {index}: {label} is {value:.3g}"
+            if value < NEAR_CONSTANT and values.std[index] >= NEAR_CONSTANT:
+                lines.append(f"{start}, but the dimension does move, rarely; use mode 'zscore', or it is cut off")
+            elif value < NEAR_CONSTANT:
+                lines.append(f"{start}, nearly constant; check the recording, or leave the dimension out")
+            elif value < 1e-3 * median:
+                lines.append(f"{start}, the others' median is {median:.3g}; check the units, or leave it out")
+    return lines
+
+
+def _windows(
+    action: NDArray[np.float32], state: NDArray[np.float32], ends: NDArray[np.int64], horizon: int
+) -> Iterator[NDArray[np.float32]]:
+    """Chunks [n] of action minus the state at the window's start, over all windows, without the steps past `ends`."""
+    size = max(1, _WINDOW_VALUES // horizon)
+    padded = np.concatenate([action, np.zeros(horizon - 1, dtype=np.float32)])
+    steps = np.arange(horizon)
+    for first in range(0, len(action), size):
+        frames = np.arange(first, min(first + size, len(action)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded[first : frames[-1] + horizon], horizon)
+        values = windows - state[frames, None]
+        inside = ends[frames] - frames
+        yield values.ravel() if inside.min() >= horizon else values[steps < inside[:, None]]
+
+
+def _stream_stats(chunks: Callable[[], Iterator[NDArray[np.float32]]]) -> dict[str, float]:
+    """Exact statistics of a stream of float32 values that can be read twice, in constant memory.
+
+    Quantiles by counting: the upper and then the lower 16 bits of each value, as integers that sort like the values.
+    """
+    count, total, squares, low, high = 0, 0.0, 0.0, float("inf"), float("-inf")
+    pivot: float | None = None
+    upper = np.zeros(1 << 16, dtype=np.int64)
+    for values in chunks():
+        pivot = float(values[0]) if pivot is None else pivot  # sums about a typical value do not cancel
+        centred = values.astype(np.float64) - pivot
+        count, total, squares = count + len(values), total + float(centred.sum()), squares + float(centred @ centred)
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        upper += np.bincount(_sortable(values) >> 16, minlength=1 << 16)
+    positions = [(count - 1) * q for q in _QUANTILES]
+    ranks = {rank for p in positions for rank in (int(p), min(int(p) + 1, count - 1))}
+    before: NDArray[np.int64] = np.cumsum(upper) - upper
+    bins = {rank: int(np.searchsorted(before, rank, side="right")) - 1 for rank in ranks}
+    lower = {index: np.zeros(1 << 16, dtype=np.int64) for index in bins.values()}
+    for values in chunks():
+        keys = _sortable(values)
+        for index, counts in lower.items():
+            counts += np.bincount(keys[keys >> 16 == index] & 0xFFFF, minlength=1 << 16)
+    found: dict[int, float] = {}
+    for rank, index in bins.items():
+        within = int(np.searchsorted(np.cumsum(lower[index]), rank - int(before[index]), side="right"))
+        found[rank] = _value_of((index << 16) | within)
+    nearest = [(found[int(p)], found[min(int(p) + 1, count - 1)], p - int(p)) for p in positions]
+    q01, q99 = (below + (above - below) * fraction for below, above, fraction in nearest)
+    mean = total / count
+    std = max(squares / count - mean * mean, 0.0) ** 0.5
+    return {"mean": (pivot or 0.0) + mean, "std": std, "q01": q01, "q99": q99, "min": low, "max": high}
+
+
+def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Integers in the order of the float32 values: the sign bit flipped, and all bits of the negative ones."""
+    bits = values.view(np.uint32)
+    negative = (values.view(np.int32) >> 31).view(np.uint32)
+    return bits ^ (negative | np.uint32(1 << 31))
+
+
+def _value_of(key: int) -> float:
+    """The inverse of `_sortable` for one value."""
+    bits = key - (1 << 31) if key >> 31 else 0xFFFFFFFF - key
+    return float(np.array(bits, dtype=np.uint32).view(np.float32))

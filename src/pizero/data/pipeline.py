@@ -1,0 +1,270 @@
+"""Everything between robot dictionaries or dataset rows and the model's arrays, saved with the checkpoint.
+
+Order of work, in:   relative actions, normalise, resize images, tokenise (with the unpadded normalised state), pad.
+Order of work, out:  crop, unnormalise, absolute actions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pizero.data.embodiments import Embodiment
+from pizero.data.images import resize_with_pad, to_float
+from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
+from pizero.data.transforms import Normalize, pad_to
+from pizero.files import write_bytes
+from pizero.types import Observation, RobotDict, UserError
+
+PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
+CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
+"""One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all."""
+
+
+class ModelInputs(TypedDict):
+    """A batch of observations as arrays. Cameras by model name; one that no sample has is left out of `images`."""
+
+    images: dict[str, NDArray[np.uint8]]  # [B, H, W, 3]
+    image_masks: dict[str, NDArray[np.bool_]]  # [B], true where the sample has the camera
+    prompt_tokens: NDArray[np.int64]  # [B, L]
+    prompt_mask: NDArray[np.bool_]  # [B, L], true where a token is real
+    state: NotRequired[NDArray[np.float32]]  # [B, state_dim], normalised and padded; not with prompt format "none"
+
+
+_FILES = ("pipeline.json", "norm_stats.json", "tokenizer.model")
+_FIELDS = ("cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Robot units to model arrays and back.
+
+    cameras: the model's cameras; one that the embodiment does not name is absent in every sample.
+    prompt_format: "pi0", state as an array; "pi05", state as text in the prompt; "none", no state for the model.
+    prompt_length: prompt tokens L. image_size: (height, width) of the model's images.
+    state_dim, action_dim: the model's widths, at least the robot's.
+    """
+
+    embodiment: Embodiment
+    norm_stats: NormStats
+    tokenizer: PaligemmaTokenizer
+    cameras: tuple[str, ...]
+    prompt_format: PromptFormat
+    prompt_length: int
+    image_size: tuple[int, int]
+    state_dim: int
+    action_dim: int
+
+    def __post_init__(self) -> None:
+        if self.prompt_format not in get_args(PromptFormat):
+            raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
+        unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
+        if unknown:
+            raise UserError(f"the {self.embodiment.name} embodiment names the camera {unknown[0]}, the model has {self.cameras}")
+        for what, stats, own in (
+            ("state", self.norm_stats.state, self.robot_state_dim),
+            ("action", self.norm_stats.actions, self.robot_action_dim),
+        ):
+            if own > stats.dim:
+                raise UserError(
+                    f"norm stats have {stats.dim} {what} dimensions, the {self.embodiment.name} embodiment {own}; "
+                    "compute them from this robot's data"
+                )
+        if self.robot_action_dim > self.action_dim:
+            raise UserError(
+                f"the robot has {self.robot_action_dim} action dimensions, the model only {self.action_dim}"
+            )
+        if self.prompt_format == "pi0" and self.robot_state_dim > self.state_dim:
+            raise UserError(f"the robot has {self.robot_state_dim} state dimensions, the model only {self.state_dim}")
+        self.embodiment.relative.index_pairs(self.robot_action_dim, self.robot_state_dim)
+
+    @property
+    def robot_state_dim(self) -> int:
+        return self.embodiment.state_dim or self.norm_stats.state.dim
+
+    @property
+    def robot_action_dim(self) -> int:
+        return self.embodiment.action_dim or self.norm_stats.actions.dim
+
+    def robot_inputs(self, observations: Sequence[RobotDict]) -> ModelInputs:
+        """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong."""
+        for index, observation in enumerate(observations):
+            for key in ("state", "images", "prompt"):
+                if key not in observation:
+                    raise UserError(
+                        f"observation {index}: no {key!r}; got {sorted(observation)}, expected state, images, prompt"
+                    )
+            _check_cameras(observation["images"], self.embodiment)
+        states = [np.asarray(observation["state"]) for observation in observations]
+        for state in states:
+            _check_shape("state", state.shape, (self.robot_state_dim,))
+        images = {
+            camera: [observation["images"][camera] for observation in observations]
+            for camera in self.embodiment.cameras.values()
+        }
+        return self.model_inputs(images, np.stack(states), [observation["prompt"] for observation in observations])
+
+    def model_inputs(
+        self, images: Mapping[str, CameraImages], state: NDArray[np.floating[Any]], prompts: Sequence[str]
+    ) -> ModelInputs:
+        """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`."""
+        batch = len(prompts)
+        _check_cameras(images, self.embodiment)
+        for prompt in cast("Sequence[object]", prompts):
+            if not isinstance(prompt, str):
+                raise UserError(f"prompt: got {type(prompt).__name__}, expected text")
+        normalised = self._normaliser(self.norm_stats.state)(self._checked_state(state, batch))
+        present: dict[str, NDArray[np.uint8]] = {}
+        masks = {camera: np.zeros(batch, dtype=np.bool_) for camera in self.cameras}
+        for camera, robot_camera in self.embodiment.cameras.items():
+            image, masks[camera] = self._camera(images[robot_camera], batch, robot_camera)
+            if image is not None:
+                present[camera] = image
+        if not present:
+            raise UserError("images: every camera is absent; expected at least one image")
+        in_prompt = normalised if self.prompt_format == "pi05" else None
+        tokens, mask = self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length)
+        inputs = ModelInputs(images=present, image_masks=masks, prompt_tokens=tokens.astype(np.int64), prompt_mask=mask)
+        if self.prompt_format != "none":
+            inputs["state"] = pad_to(normalised.astype(np.float32), self.state_dim)
+        return inputs
+
+    def model_actions(
+        self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
+    ) -> NDArray[np.float32]:
+        """Robot actions [B, H, d] and state [B, ds] -> training targets [B, H, action_dim]."""
+        _check_shape("actions", actions.shape, (len(actions), "H", self.robot_action_dim))
+        state = self._checked_state(state, len(actions))
+        relative = self.embodiment.relative(actions, state)
+        return pad_to(self._normaliser(self.norm_stats.actions)(relative).astype(np.float32), self.action_dim)
+
+    def robot_actions(
+        self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
+    ) -> NDArray[np.float32]:
+        """Model actions [B, H, action_dim] and the state [B, ds] they belong to -> robot actions [B, H, d]."""
+        _check_shape("actions", actions.shape, (len(actions), "H", self.action_dim))
+        own = self._normaliser(self.norm_stats.actions).inverse(actions[..., : self.robot_action_dim])
+        return self.embodiment.relative.inverse(own, self._checked_state(state, len(actions))).astype(np.float32)
+
+    def observation(self, inputs: ModelInputs, device: torch.device | str) -> Observation:
+        """The arrays of `model_inputs` as tensors on `device`; images become float32 in [-1, 1] there."""
+
+        def tensor(value: NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(value)).to(device)  # pyright: ignore[reportUnknownMemberType]
+
+        return Observation(
+            images={name: to_float(tensor(image)) for name, image in inputs["images"].items()},
+            image_masks={name: torch.from_numpy(mask) for name, mask in inputs["image_masks"].items()},  # pyright: ignore[reportUnknownMemberType]
+            state=tensor(inputs["state"]) if "state" in inputs else None,
+            prompt_tokens=tensor(inputs["prompt_tokens"]),
+            prompt_mask=tensor(inputs["prompt_mask"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the norm stats and the vocabulary, which have files of their own."""
+        kind = "bytes" if isinstance(self.tokenizer.encoder, ByteEncoder) else "sentencepiece"
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return values | {"embodiment": self.embodiment.to_json(), "tokenizer": kind}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], norm_stats: NormStats, tokenizer: PaligemmaTokenizer) -> Pipeline:
+        """Raises UserError when a key is missing or unknown."""
+        expected = {*_FIELDS, "embodiment", "tokenizer"}
+        if set(data) != expected:
+            raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
+        height, width = data["image_size"]
+        values: dict[str, Any] = {name: data[name] for name in _FIELDS}
+        values["image_size"], values["cameras"] = (height, width), tuple(data["cameras"])
+        return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes pipeline.json, norm_stats.json and tokenizer.model into `folder`."""
+        pipeline, stats, tokenizer = (Path(folder) / name for name in _FILES)
+        data = self.to_json()
+        if data["tokenizer"] == "sentencepiece":
+            self.tokenizer.save(tokenizer)
+        self.norm_stats.save(stats)
+        write_bytes(pipeline, json.dumps(data, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Pipeline:
+        """Reads what `save` wrote."""
+        pipeline, stats, tokenizer = (Path(folder) / name for name in _FILES)
+        try:
+            data = json.loads(pipeline.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"pipeline: cannot read {pipeline}: {error}") from error
+        if not isinstance(data, dict):
+            raise UserError(f"pipeline: {pipeline} holds no JSON object; copy the checkpoint again")
+        values = cast("dict[str, Any]", data)
+        byte_level = values.get("tokenizer") == "bytes"
+        read = PaligemmaTokenizer.bytes() if byte_level else PaligemmaTokenizer(tokenizer)
+        return cls.from_json(values, NormStats.load(stats), read)
+
+    def _normaliser(self, stats: FieldStats) -> Normalize:
+        return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon)
+
+    def _checked_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
+        _check_shape("state", state.shape, (batch, self.robot_state_dim))
+        if state.dtype.kind not in "fiu":
+            raise UserError(f"state: got type {state.dtype}, expected float32")
+        bad = np.flatnonzero(~np.isfinite(state).all(axis=0))
+        if bad.size:
+            raise UserError(f"state: dimensions {bad.tolist()} are NaN or infinite; expected numbers")
+        return state
+
+    def _camera(
+        self, images: CameraImages, batch: int, name: str
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.bool_]]:
+        """(uint8 [B, H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""
+        if images is None:
+            return None, np.zeros(batch, dtype=np.bool_)
+        _check_shape(f"images/{name}: number of samples", (len(images),), (batch,))
+        if isinstance(images, np.ndarray):
+            _check_image(images, name, (batch, "h", "w", 3))
+            return resize_with_pad(images, *self.image_size), np.ones(batch, dtype=np.bool_)
+        mask = np.array([image is not None for image in images])
+        if not mask.any():
+            return None, mask
+        out = np.zeros((batch, *self.image_size, 3), dtype=np.uint8)
+        for row, image in enumerate(images):
+            if image is not None:
+                _check_image(image, name, ("h", "w", 3))
+                out[row] = resize_with_pad(image, *self.image_size)
+        return out, mask
+
+
+def _check_cameras(images: object, embodiment: Embodiment) -> None:
+    expected = sorted(embodiment.cameras.values())
+    if not isinstance(images, Mapping):
+        raise UserError(f"images: got {type(images).__name__}, expected a dictionary with the cameras {expected}")
+    got = cast("Mapping[str, object]", images)
+    for camera in embodiment.cameras.values():
+        if camera not in got:
+            raise UserError(f"images: no camera {camera!r}; got {sorted(got)}, expected {expected} (None if absent)")
+
+
+def _check_image(image: object, name: str, shape: tuple[int | str, ...]) -> None:
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"images/{name}: got {type(image).__name__}, expected a uint8 array")
+    array = cast("NDArray[Any]", image)
+    if array.dtype != np.uint8:
+        raise UserError(f"images/{name}: got type {array.dtype}, expected uint8 in [0, 255]")
+    _check_shape(f"images/{name}", array.shape, shape)
+    if 0 in array.shape:
+        raise UserError(f"images/{name}: got an empty image of shape {array.shape}")
+
+
+def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
+    """A text in `expected` stands for any size."""
+    if len(got) != len(expected) or any(isinstance(e, int) and g != e for g, e in zip(got, expected, strict=True)):
+        text = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
+        raise UserError(f"{name}: got shape {got}, expected {text}")

@@ -1,0 +1,180 @@
+"""Instruction (and digitised state) to token ids, in the two text forms of the released models.
+
+Without state:  "{prompt}" with the begin mark, then "\\n" encoded by itself        (π0; π0.5 that ignores the state)
+With state:     "Task: {prompt}, State: {256-bin integers};\\nAction: "             (π0.5)
+
+The prompt is stripped, and "_" and line breaks become spaces.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.files import write_bytes
+from pizero.types import UserError
+
+PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID = 0, 1, 2, 3
+_STATE_BIN_EDGES = np.linspace(-1, 1, 257)[:-1]
+_CACHE_SIZE = 4096
+
+
+class Encoder(Protocol):
+    """What a tokenizer needs of the library behind it."""
+
+    def encode(self, text: str, add_bos: bool) -> list[int]: ...
+
+
+class ByteEncoder:
+    """Stands in for a trained vocabulary: byte b is token 3 + b. For models with random weights."""
+
+    vocab_size = 3 + 256
+
+    def encode(self, text: str, add_bos: bool) -> list[int]:
+        return [BEGIN_ID] * add_bos + [3 + byte for byte in text.encode()]
+
+
+class PaligemmaTokenizer:
+    """A SentencePiece model with PaliGemma's special tokens (padding 0, end 1, begin 2, unknown 3)."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises UserError when `path` is not a SentencePiece model."""
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            model = Path(path).read_bytes()
+            encoder = cast(Any, SentencePieceProcessor)(model_proto=model)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"tokenizer: cannot read a SentencePiece model from {path}: {error}") from error
+        self._set(encoder, int(encoder.vocab_size()), model)
+
+    @classmethod
+    def with_encoder(cls, encoder: Encoder, vocab_size: int) -> PaligemmaTokenizer:
+        """A tokenizer on another encoder; such a one has no model file."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set(encoder, vocab_size, None)
+        return tokenizer
+
+    @classmethod
+    def bytes(cls) -> PaligemmaTokenizer:
+        """The stand-in on `ByteEncoder`."""
+        return cls.with_encoder(ByteEncoder(), ByteEncoder.vocab_size)
+
+    def _set(self, encoder: Encoder, vocab_size: int, model: bytes | None) -> None:
+        self.encoder = encoder
+        self.vocab_size = vocab_size
+        self.model = model
+        self._cache: dict[str, list[int]] = {}
+        self._warned = False
+
+    def encode(
+        self, prompt: str, state: NDArray[np.floating[Any]] | None, length: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """(tokens, mask), both [length]; mask is true where a token is real.
+
+        state: normalised, unpadded [d], for the form with state. Too many tokens are cut, with one warning.
+        """
+        tokens, mask = self.encode_batch([prompt], None if state is None else state[None], length)
+        return tokens[0], mask[0]
+
+    def encode_batch(
+        self, prompts: Sequence[str], states: NDArray[np.floating[Any]] | None, length: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The same for B prompts and states [B, d]: (tokens, mask), both [B, length]."""
+        if states is None:
+            ids = [self._encode_prompt(prompt) for prompt in prompts]
+        else:
+            bins = cast("list[list[int]]", state_bins(states).tolist())
+            ids = [self._encode_with_state(p, b) for p, b in zip(prompts, bins, strict=True)]
+        tokens = np.full((len(ids), length), PADDING_ID, dtype=np.int32)
+        mask = np.zeros((len(ids), length), dtype=np.bool_)
+        for row, sequence in enumerate(ids):
+            if len(sequence) > length:
+                self._warn(len(sequence), length)
+                sequence = sequence[:length]
+            tokens[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = True
+        return tokens, mask
+
+    def save(self, path: Path | str) -> None:
+        """Writes the SentencePiece model."""
+        if self.model is None:
+            raise UserError("tokenizer: this one has no SentencePiece model to save; make it from a model file")
+        write_bytes(Path(path), self.model)
+
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        ids = self._cache.get(prompt)
+        if ids is None:
+            ids = self.encoder.encode(_clean(prompt), add_bos=True) + self.encoder.encode("\n", add_bos=False)
+            if len(self._cache) < _CACHE_SIZE:
+                self._cache[prompt] = ids
+        return ids
+
+    def _encode_with_state(self, prompt: str, bins: list[int]) -> list[int]:
+        text = f"Task: {_clean(prompt)}, State: {' '.join(map(str, bins))};\nAction: "
+        return self.encoder.encode(text, add_bos=True)
+
+    def _warn(self, count: int, length: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"tokenizer: a prompt has {count} tokens and was cut to the model's {length}; shorten the instruction",
+                stacklevel=4,
+            )
+
+
+def state_bins(state: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Normalised state -> bin 0 to 255 of [-1, 1); -1 below, 255 above."""
+    return np.digitize(state, _STATE_BIN_EDGES).astype(np.int64) - 1
+
+
+def train_tokenizer(sentences: Sequence[str], path: Path | str, vocab_size: int = 512) -> PaligemmaTokenizer:
+    """Trains a small vocabulary on `sentences` and writes it to `path`; the same sentences give the same file.
+
+    The vocabulary may come out smaller than `vocab_size`, never larger. It holds all 256 bytes, so any text can be
+    encoded, and the words around the state in the form with state.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    if not sentences or vocab_size < 384:
+        raise UserError(f"tokenizer: got {len(sentences)} sentences and size {vocab_size}, expected some and >= 384")
+    corpus = [line for sentence in sentences if (line := _clean(sentence))]
+    corpus += ["Task: , State: -1 0 1 2 3 4 5 6 7 8 9;", "Action: "]
+    model = io.BytesIO()
+    try:
+        cast(Any, SentencePieceTrainer).train(
+            sentence_iterator=iter(corpus),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=PADDING_ID,
+            eos_id=END_ID,
+            bos_id=BEGIN_ID,
+            unk_id=UNKNOWN_ID,
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"tokenizer: training failed, maybe for too small a vocabulary ({vocab_size}): {error}"
+        ) from error
+    write_bytes(Path(path), model.getvalue())
+    return PaligemmaTokenizer(path)
+
+
+def _clean(prompt: str) -> str:
+    return prompt.strip().replace("_", " ").replace("\n", " ")

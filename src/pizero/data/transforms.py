@@ -1,0 +1,112 @@
+"""Small transforms of arrays [..., d], with their inverse where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.norm_stats import EPSILON, NEAR_CONSTANT, FieldStats, Mode
+from pizero.types import UserError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_BOUND = 5.0
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Data units to model scale and back, in float64.
+
+    zscore: (x - mean) / (std + epsilon). quantile: (x - q01) / (q99 - q01 + epsilon) * 2 - 1. Not clipped, except that
+    a dimension whose spread in the statistics is below 1e-4 stays within [-5, 5]: a robot that moves where the training
+    data never did must not send the model a value of a million.
+    """
+
+    stats: FieldStats
+    mode: Mode
+    epsilon: float = EPSILON
+
+    def __call__(self, x: NDArray[np.number[Any]]) -> NDArray[np.float64]:
+        """x [..., d], d at most the statistics' dimensions (those beyond d are not used)."""
+        dim = x.shape[-1]
+        if dim > self.stats.dim:
+            raise UserError(f"normalise: got {dim} dimensions, but the norm stats have {self.stats.dim}")
+        offset, scale = (value[:dim] for value in self._offset_and_scale())
+        out: NDArray[np.float64] = (x.astype(np.float64) - offset) / scale
+        if self.mode == "quantile":
+            out = out * 2.0 - 1.0
+        flat = self.stats.spread(self.mode)[:dim] < NEAR_CONSTANT
+        if flat.any():
+            out = np.where(flat, np.clip(out, -_BOUND, _BOUND), out)
+        return out
+
+    def inverse(self, x: NDArray[np.number[Any]]) -> NDArray[np.float64]:
+        """x [..., d]; beyond the statistics' dimensions, zscore takes mean 0 and std 1, quantile changes nothing."""
+        offset, scale = self._offset_and_scale()
+        known = min(x.shape[-1], self.stats.dim)
+        out = x.astype(np.float64)
+        if self.mode == "zscore":
+            out[..., :known] = out[..., :known] * scale[:known] + offset[:known]
+            out[..., known:] *= 1.0 + self.epsilon
+        else:
+            out[..., :known] = (out[..., :known] + 1.0) / 2.0 * scale[:known] + offset[:known]
+        return out
+
+    def _offset_and_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        offset = self.stats.mean if self.mode == "zscore" else self.stats.q01
+        assert offset is not None  # spread() refuses statistics without quantiles
+        return offset, self.stats.spread(self.mode) + self.epsilon
+
+
+@dataclass(frozen=True)
+class RelativeActions:
+    """Absolute actions to relative ones and back, on the dimensions where `mask` is true.
+
+    All steps of the chunk are relative to the one state given, the state at the chunk's start. `mask` may be shorter
+    than the action: the rest stays absolute. Action dimension i goes with state dimension `state_indices[i]`, or i.
+    """
+
+    mask: tuple[bool, ...]
+    state_indices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.state_indices and len(self.state_indices) != len(self.mask):
+            raise UserError(
+                f"relative actions: got {len(self.state_indices)} state indices for a mask of {len(self.mask)}"
+            )
+
+    def __call__(self, actions: NDArray[Scalar], state: NDArray[Any]) -> NDArray[Scalar]:
+        """actions [..., H, d], state [..., ds] -> relative actions, same shape and type."""
+        return self._add(actions, state, -1)
+
+    def inverse(self, actions: NDArray[Scalar], state: NDArray[Any]) -> NDArray[Scalar]:
+        """Relative actions [..., H, d], state [..., ds] -> absolute actions."""
+        return self._add(actions, state, 1)
+
+    def index_pairs(self, action_dim: int, state_dim: int) -> list[tuple[int, int]]:
+        """(action dimension, state dimension) of every relative dimension; UserError when one does not exist."""
+        pairs = [(i, self.state_indices[i] if self.state_indices else i) for i, on in enumerate(self.mask) if on]
+        for action_index, state_index in pairs:
+            if action_index >= action_dim or not 0 <= state_index < state_dim:
+                raise UserError(
+                    f"relative actions: action dimension {action_index} goes with state dimension {state_index}, "
+                    f"but there are {action_dim} action and {state_dim} state dimensions; correct the mask"
+                )
+        return pairs
+
+    def _add(self, actions: NDArray[Any], state: NDArray[Any], sign: int) -> NDArray[Any]:
+        pairs = self.index_pairs(actions.shape[-1], state.shape[-1])
+        out = actions.copy()
+        if pairs:
+            action_indices, state_indices = (list(indices) for indices in zip(*pairs, strict=True))
+            out[..., action_indices] += sign * state[..., None, state_indices].astype(out.dtype)
+        return out
+
+
+def pad_to(x: NDArray[Scalar], dim: int) -> NDArray[Scalar]:
+    """x [..., d] with zeros appended up to `dim`; longer data is left alone."""
+    missing = dim - x.shape[-1]
+    return x if missing <= 0 else np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])

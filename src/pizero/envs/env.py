@@ -1,0 +1,41 @@
+"""The environments by name. Each is imported when it is made, so that no simulator is needed by who does not use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pizero.types import Env, UserError
+
+
+def _tabletop(**options: Any) -> Env:
+    from pizero.envs.tabletop import TabletopEnv
+
+    return TabletopEnv(**options)
+
+
+def _metaworld(**options: Any) -> Env:
+    from pizero.envs.metaworld import MetaWorldEnv
+
+    return MetaWorldEnv(**options)
+
+
+ENVS: dict[str, Callable[..., Env]] = {"tabletop": _tabletop, "metaworld": _metaworld}
+
+
+def make_env(
+    name: str, *, image_size: int | None = None, render_in_step: bool = True, tasks: Sequence[str] | None = None
+) -> Env:
+    """Makes the environment `name` (a key of `ENVS`).
+
+    image_size: pixels per side of every camera image; None takes the environment's own default.
+    render_in_step: whether `step` returns images; `observe` always does.
+    tasks: the tasks that `reset` draws from; None means all of them.
+    Raises UserError for a name, size or task that does not exist.
+    """
+    if name not in ENVS:
+        raise UserError(f"unknown environment {name!r}: choose one of {', '.join(ENVS)}")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}, expected a positive number of pixels such as 64")
+    size = {} if image_size is None else {"image_size": image_size}
+    return ENVS[name](tasks=tasks, render_in_step=render_in_step, **size)

@@ -1,0 +1,288 @@
+"""Meta-World v3: fifty tasks of a Sawyer arm, simulated by MuJoCo, each with a scripted demonstrator."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib.util
+import math
+import pickle
+import string
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pizero.envs import offscreen
+from pizero.types import RobotDict, UserError
+
+DEFAULT_TASKS = (
+    "button-press-topdown-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "door-open-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
+
+PROMPTS = {
+    "assembly-v3": "put the ring onto the peg",
+    "basketball-v3": "put the ball into the basket",
+    "bin-picking-v3": "move the block from the red bin into the blue bin",
+    "box-close-v3": "put the lid onto the box",
+    "button-press-topdown-v3": "press the button from above",
+    "button-press-topdown-wall-v3": "reach over the wall and press the button from above",
+    "button-press-v3": "press the button from the front",
+    "button-press-wall-v3": "reach over the wall and press the button from the front",
+    "coffee-button-v3": "press the button of the coffee machine",
+    "coffee-pull-v3": "pull the mug away from the coffee machine",
+    "coffee-push-v3": "push the mug under the coffee machine",
+    "dial-turn-v3": "turn the dial",
+    "disassemble-v3": "take the ring off the peg",
+    "door-close-v3": "close the door",
+    "door-lock-v3": "lock the door",
+    "door-open-v3": "open the door",
+    "door-unlock-v3": "unlock the door",
+    "drawer-close-v3": "close the drawer",
+    "drawer-open-v3": "open the drawer",
+    "faucet-close-v3": "close the faucet",
+    "faucet-open-v3": "open the faucet",
+    "hammer-v3": "drive the nail in with the hammer",
+    "hand-insert-v3": "put the gripper into the hole",
+    "handle-press-side-v3": "press the handle down from the side",
+    "handle-press-v3": "press the handle down",
+    "handle-pull-side-v3": "pull the handle up from the side",
+    "handle-pull-v3": "pull the handle up",
+    "lever-pull-v3": "pull the lever up",
+    "peg-insert-side-v3": "put the peg into the hole in the side of the block",
+    "peg-unplug-side-v3": "pull the peg out sideways",
+    "pick-out-of-hole-v3": "take the puck out of the hole",
+    "pick-place-v3": "pick up the puck and carry it to the goal",
+    "pick-place-wall-v3": "pick up the puck and carry it over the wall to the goal",
+    "plate-slide-back-side-v3": "slide the plate out of the cabinet sideways",
+    "plate-slide-back-v3": "slide the plate out of the cabinet",
+    "plate-slide-side-v3": "slide the plate into the cabinet sideways",
+    "plate-slide-v3": "slide the plate into the cabinet",
+    "push-back-v3": "pull the puck back to the goal",
+    "push-v3": "push the puck to the goal",
+    "push-wall-v3": "push the puck around the wall to the goal",
+    "reach-v3": "move the gripper to the goal",
+    "reach-wall-v3": "move the gripper over the wall to the goal",
+    "shelf-place-v3": "put the block onto the shelf",
+    "soccer-v3": "push the ball into the goal",
+    "stick-pull-v3": "pull the box with the stick",
+    "stick-push-v3": "push the box with the stick",
+    "sweep-into-v3": "sweep the puck into the hole",
+    "sweep-v3": "sweep the puck off the table",
+    "window-close-v3": "close the window",
+    "window-open-v3": "open the window",
+}
+"""Every task of Meta-World v3 with its prompt."""
+
+_RENDER_SIZE = 256
+# The view of the published Meta-World data sets (camera "corner4", which hangs upside down), its central two thirds.
+_CORNER_CAMERA = "corner4"
+_CORNER_CROP = 2 / 3
+# A camera that follows the gripper from behind its right side, where the arm does not stand between.
+_GRIPPER_VIEW = {"azimuth": 110.0, "elevation": -30.0, "distance": 0.5}
+_GRIPPER_LOOKS_AT = np.array([0.0, 0.05, -0.08])  # metres from the hand
+
+
+class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
+    """Meta-World: objects are placed anew in every episode, and `reset(seed)` decides where.
+
+    Observation: "state" float32 [4]: gripper x, y, z in metres, gripper opening (0 closed, 1 open); "images" uint8
+    [image_size, image_size, 3]: "corner" (fixed), "gripper" (follows the gripper); "prompt".
+    Action [4] in [-1, 1]: dx, dy, dz (times 1 cm), gripper (1 closes, -1 opens).
+    An episode ends on success, or is truncated after `max_steps`; the reward is Meta-World's, 0 to 10.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012
+    fps = 80.0
+    max_steps = 300
+
+    def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
+        """tasks: names with or without "-v3" (None: the six of `DEFAULT_TASKS`).
+
+        With `render_in_step=False`, `reset` and `step` return no images and need no OpenGL; `observe` still draws.
+        Raises UserError for an unknown task, when Meta-World is not installed, or when images need an OpenGL that is
+        not there.
+        """
+        given = DEFAULT_TASKS if tasks is None else tasks
+        self.task_names = tuple(_task_name(name, tuple(PROMPTS)) for name in given)
+        if not self.task_names:
+            raise UserError("tasks is empty: name at least one Meta-World task, or None for the default six")
+        if importlib.util.find_spec("metaworld") is None:
+            raise UserError("metaworld is not installed; install the sim extra: pip install 'pizero[sim]'")
+        if render_in_step:
+            offscreen.require_opengl()
+        self.render_mode = "rgb_array"
+        self.image_size = image_size
+        self.render_in_step = render_in_step
+        image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {
+                "state": spaces.Box(-np.inf, np.inf, (4,), np.float32),
+                "images": spaces.Dict({"corner": image, "gripper": image}),
+                "prompt": spaces.Text(max_length=64, charset=string.ascii_lowercase + " "),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self._simulator: Any = None
+        self._task = ""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[RobotDict, dict[str, Any]]:
+        """Starts an episode of `options["task"]` (None: drawn from the seed). Same seed and task, same episode."""
+        super().reset(seed=seed)
+        # Drawn in any case, so that naming the task keeps the placements of the seed.
+        drawn = self.task_names[int(self.np_random.integers(len(self.task_names)))]
+        placement_seed = int(self.np_random.integers(2**31))
+        self._task = _task_name((options or {}).get("task", drawn), self.task_names)
+        self._simulator = _simulate(self._task, placement_seed)
+        self._true_state: NDArray[np.float64] = self._simulator._get_obs()
+        self._steps = 0
+        return self._observation(self.render_in_step), {"success": False, "task": self._task}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
+        """Applies an action [4] in [-1, 1] (clipped). Raises UserError for another shape or a value not finite."""
+        self._check_running()
+        action = np.asarray(action, np.float32)
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise UserError(f"action is {action.tolist()}, expected 4 finite numbers: dx, dy, dz, gripper")
+        self._true_state, reward, _, _, details = self._simulator.step(action.clip(-1.0, 1.0))
+        self._steps += 1
+        success = bool(details["success"])
+        truncated = self._steps >= self.max_steps and not success
+        info = {"success": success, "task": self._task}
+        return self._observation(self.render_in_step), float(reward), success, truncated, info
+
+    def observe(self) -> RobotDict:
+        """The present observation, with images."""
+        self._check_running()
+        return self._observation(with_images=True)
+
+    def render(self) -> NDArray[np.uint8]:
+        """The corner view for people to look at: [256, 256, 3]."""
+        self._check_running()
+        return self._corner(_RENDER_SIZE)
+
+    def demonstrator(self) -> MetaWorldDemonstrator:
+        """Meta-World's scripted policy for the present episode."""
+        self._check_running()
+        return MetaWorldDemonstrator(self)
+
+    def true_state(self) -> NDArray[np.float64]:
+        """What the demonstrator reads, [39]: gripper, objects' positions and rotations, the same a step ago, goal."""
+        self._check_running()
+        return self._true_state.copy()
+
+    def close(self) -> None:
+        """Drops the simulator. The renderer is shared and lives until the process ends."""
+        self._simulator = None
+
+    @property
+    def task(self) -> str:
+        """The present episode's task, with its "-v3"."""
+        self._check_running()
+        return self._task
+
+    def _check_running(self) -> None:
+        if self._simulator is None:
+            raise UserError("the environment has no episode yet: call reset() first")
+
+    def _observation(self, with_images: bool) -> RobotDict:
+        observation: RobotDict = {"state": self._true_state[:4].astype(np.float32), "prompt": PROMPTS[self._task]}
+        if with_images:
+            observation["images"] = {"corner": self._corner(self.image_size), "gripper": self._gripper()}
+        return observation
+
+    def _corner(self, size: int) -> NDArray[np.uint8]:
+        mujoco = offscreen.import_mujoco()
+        camera = mujoco.MjvCamera()
+        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
+        camera.fixedcamid = self._simulator.model.camera(_CORNER_CAMERA).id
+        return np.ascontiguousarray(self._draw(camera, size)[::-1, ::-1])
+
+    def _gripper(self) -> NDArray[np.uint8]:
+        mujoco = offscreen.import_mujoco()
+        camera = mujoco.MjvCamera()
+        camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
+        camera.lookat[:] = self._simulator.data.body("hand").xpos + _GRIPPER_LOOKS_AT
+        for name, value in _GRIPPER_VIEW.items():
+            setattr(camera, name, value)
+        return self._draw(camera, self.image_size)
+
+    def _draw(self, camera: Any, size: int) -> NDArray[np.uint8]:
+        simulator = self._simulator
+        return offscreen.shared_renderer().frame(self._task, simulator.model, simulator.data, camera, size)
+
+
+class MetaWorldDemonstrator:
+    """The scripted policy of one task; it reads the environment's true state."""
+
+    def __init__(self, env: MetaWorldEnv) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._env = env
+        self._policy: Any = ENV_POLICY_MAP[env.task]()
+
+    def act(self) -> NDArray[np.float32]:
+        """The action [4] for the present state, clipped to [-1, 1]."""
+        with warnings.catch_warnings():  # the script warns when it asks for more than 1, and is clipped here
+            warnings.simplefilter("ignore")
+            action = self._policy.get_action(self._env.true_state())
+        return np.asarray(action, np.float32).clip(-1.0, 1.0)
+
+
+def _task_name(name: str, known: tuple[str, ...]) -> str:
+    """The full name of a task given with or without its "-v3"; UserError with the nearest names when not known."""
+    full = name if name.endswith("-v3") else f"{name}-v3"
+    if full not in known:
+        near = difflib.get_close_matches(full, known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}"
+        raise UserError(f"unknown Meta-World task {name!r}: {hint}")
+    return full
+
+
+def _simulate(task: str, seed: int) -> Any:
+    """A simulator at the start of an episode. A fresh one each time, so that nothing of the last episode is left."""
+    from metaworld.types import Task
+
+    simulator_class = _simulator_class(task)
+    simulator = simulator_class()
+    settings = {"env_cls": simulator_class.__base__, "rand_vec": None, "partially_observable": False}
+    simulator.set_task(Task(env_name=task, data=pickle.dumps(settings)))
+    simulator._freeze_rand_vec = False
+    simulator.seeded_rand_vec = True  # otherwise placements come from NumPy's global generator
+    simulator.seed(seed)
+    simulator.reset()
+    # Meta-World places some objects without updating what follows from it, and would report where they were before.
+    offscreen.import_mujoco().mj_forward(simulator.model, simulator.data)
+    simulator._prev_obs = simulator._get_curr_obs_combined_no_goal()
+    return simulator
+
+
+@functools.cache
+def _simulator_class(task: str) -> Any:
+    """Meta-World's class for the task, made to copy a model compiled once: 10 ms instead of 400."""
+    from metaworld.env_dict import ENV_CLS_MAP
+
+    mujoco = offscreen.import_mujoco()
+    base = ENV_CLS_MAP[task]
+    compiled = base().model
+    camera = compiled.camera(_CORNER_CAMERA).id
+    half_angle = math.radians(compiled.cam_fovy[camera] / 2)
+    compiled.cam_fovy[camera] = 2 * math.degrees(math.atan(_CORNER_CROP * math.tan(half_angle)))
+
+    def initialize(self: Any) -> tuple[Any, Any]:
+        model = copy.copy(compiled)
+        return model, mujoco.MjData(model)
+
+    return type(base.__name__, (base,), {"_initialize_simulation": initialize})

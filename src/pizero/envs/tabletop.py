@@ -1,0 +1,238 @@
+"""The built-in simulator: a gripper over a table with one to three coloured objects, in NumPy alone.
+
+The prompt names an object and what to do with it. Physics: `tabletop_world`; pictures: `tabletop_render`.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pizero.envs.tabletop_render import COLOURS, draw_both, draw_ego, draw_top
+from pizero.envs.tabletop_world import LOW, MAX_STEP, MAX_TURN, OBJECT_RADIUS, Thing, World
+from pizero.types import RobotDict, UserError
+
+PROMPTS = {
+    "reach": "reach the {}",
+    "push_left": "push the {} to the left",
+    "push_right": "push the {} to the right",
+    "lift": "lift the {}",
+    "turn": "turn the {}",
+}
+SHAPES = ("block", "disc")
+MAX_OBJECTS = 3
+REACH_HEIGHT = 0.15
+REACH_STEPS = 2  # staying is asked for, so that passing over the object is not success
+REACH_OPENING = 0.8
+PUSH_DISTANCE = 0.3
+LIFT_HEIGHT = 0.5
+TURN_ANGLE = math.radians(60)
+DISTURBED = 0.1  # another object that moved further makes the episode a failure
+
+
+class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
+    """One gripper, one to three objects, five kinds of task (`task_names`).
+
+    Observation: "state" float32 [7]: x, y, z, cos yaw, sin yaw, gripper opening, touch (1 while the tip touches or
+    holds an object); "images" uint8 [image_size, image_size, 3]: "top" (the table), "ego" (on the hand); "prompt".
+    Action [5] in [-1, 1]: dx, dy, dz (times 0.12 table units), dyaw (times 0.25 rad), gripper (above 0 closes).
+    An episode ends on success, with reward 1, or is truncated after `max_steps`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    fps = 10.0
+    max_steps = 50
+    state_names: tuple[str, ...] = ("x", "y", "z", "cos_yaw", "sin_yaw", "opening", "touch")
+    action_names: tuple[str, ...] = ("dx", "dy", "dz", "dyaw", "gripper")
+
+    def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
+        """tasks: kinds that `reset` draws from (None: all). Raises UserError for an unknown kind."""
+        self.task_names: tuple[str, ...] = tuple(PROMPTS) if tasks is None else tuple(tasks)
+        unknown = [name for name in self.task_names if name not in PROMPTS]
+        if unknown or not self.task_names:
+            raise UserError(f"tasks are {list(self.task_names)}, expected some of {', '.join(PROMPTS)}")
+        self.render_mode = "rgb_array"
+        self.image_size = image_size
+        self.render_in_step = render_in_step
+        image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        low = np.array([-1, -1, 0, -1, -1, 0, 0], np.float32)
+        self.observation_space = spaces.Dict(
+            {
+                "state": spaces.Box(low, np.ones(7, np.float32), dtype=np.float32),
+                "images": spaces.Dict({"top": image, "ego": image}),
+                "prompt": spaces.Text(max_length=64, charset=string.ascii_lowercase + " "),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (5,), np.float32)
+        self.world: World | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[RobotDict, dict[str, Any]]:
+        """Starts an episode that `seed` determines.
+
+        options: "task" (a kind) and "num_objects" (1 to 3); what is left out is drawn from the seed.
+        """
+        super().reset(seed=seed)
+        task, num_objects = _checked_options(options or {})
+        # Drawn in any case, so that naming the task keeps the scene of the seed.
+        drawn_task = self.task_names[self.np_random.integers(len(self.task_names))]
+        drawn_number = int(self.np_random.integers(1, MAX_OBJECTS + 1))
+        self.task = task or drawn_task
+        self.world = _draw_world(self.np_random, num_objects or drawn_number)
+        self.target = 0  # objects are drawn alike, so the first is any of them
+        self.prompt = PROMPTS[self.task].format(self.world.things[self.target].name)
+        self._start = [(thing.x, thing.y, thing.yaw) for thing in self.world.things]
+        self._steps = self._stayed = 0
+        self._failed = False
+        return self.observe(), {"success": False, "task": self.task}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
+        """Applies an action [5] in [-1, 1] (clipped). Raises UserError for another shape or a value not finite."""
+        world = self._world()
+        world.step(_checked_action(action))
+        self._steps += 1
+        success = self._success(world)
+        observation = self.observe() if self.render_in_step else {"state": self._state(), "prompt": self.prompt}
+        truncated = self._steps >= self.max_steps and not success
+        return observation, float(success), success, truncated, {"success": success, "task": self.task}
+
+    def observe(self) -> RobotDict:
+        """The present observation, with images."""
+        world, size = self._world(), self.image_size
+        images = {"top": draw_top(world, size), "ego": draw_ego(world, size)}
+        return {"state": self._state(), "images": images, "prompt": self.prompt}
+
+    def render(self, size: int = 256) -> NDArray[np.uint8]:
+        """Both cameras side by side for people to look at: [size, 2 * size + 8, 3]."""
+        return draw_both(self._world(), size)
+
+    def demonstrator(self) -> TabletopDemonstrator:
+        """The scripted demonstrator of the present episode."""
+        return TabletopDemonstrator(self._world(), self.task, self.target)
+
+    def _world(self) -> World:
+        if self.world is None:
+            raise UserError("the environment has no episode yet: call reset() first")
+        return self.world
+
+    def _state(self) -> NDArray[np.float32]:
+        world = self._world()
+        yaw = (math.cos(world.yaw), math.sin(world.yaw))
+        return np.array([world.x, world.y, world.z, *yaw, world.opening, float(world.touching())], np.float32)
+
+    def _success(self, world: World) -> bool:
+        """Whether the task is done now; an episode that disturbed another object can no longer succeed."""
+        moved = [math.hypot(t.x - x, t.y - y) for t, (x, y, _) in zip(world.things, self._start, strict=True)]
+        others_moved = any(d > DISTURBED for i, d in enumerate(moved) if i != self.target)
+        pushes = self.task.startswith("push")
+        self._failed |= others_moved or (world.held is not None and (pushes or world.held != self.target))
+        target, (x, _, yaw) = world.things[self.target], self._start[self.target]
+        if self.task == "reach":
+            there = world.z < REACH_HEIGHT and world.distance(self.target) < OBJECT_RADIUS
+            here = there and world.opening >= REACH_OPENING and moved[self.target] < DISTURBED
+            self._stayed = self._stayed + 1 if here else 0
+            done = self._stayed >= REACH_STEPS
+        elif pushes:
+            done = (target.x - x) * _side(self.task) >= PUSH_DISTANCE
+        elif self.task == "lift":
+            done = world.held == self.target and world.z > LIFT_HEIGHT
+        else:
+            done = world.held == self.target and abs(target.yaw - yaw) >= TURN_ANGLE
+        return done and not self._failed
+
+
+class TabletopDemonstrator:
+    """Does a task with one object. The action is a function of the world's present state alone."""
+
+    TRAVEL_HEIGHT = 0.42  # clear of every object
+    WORK_HEIGHT = 0.12
+    BEHIND = OBJECT_RADIUS + 0.14  # where a push starts, seen from the object's centre
+
+    def __init__(self, world: World, task: str, target: int) -> None:
+        self.world, self.task, self.target = world, task, target
+
+    def act(self) -> NDArray[np.float32]:
+        """The action [5] for the present state."""
+        world, thing = self.world, self.world.things[self.target]
+        if self.task.startswith("push"):
+            return self._push(_side(self.task))
+        if self.task == "reach":
+            return self._go(thing.x, thing.y, height=0.03, close=False)
+        if world.held == self.target:
+            if self.task == "lift":
+                return _action(0.0, 0.0, 1.0, -world.yaw / MAX_TURN, close=True)
+            return _action(0.0, 0.0, 0.0, 1.0, close=True)
+        around = world.z < 0.8 * LOW and world.distance(self.target) < 0.8 * OBJECT_RADIUS
+        return self._go(thing.x, thing.y, height=self.WORK_HEIGHT, close=around)
+
+    def _go(self, x: float, y: float, height: float, close: bool) -> NDArray[np.float32]:
+        """Travels high to above (x, y), then down to `height`, the wrist straightened on the way."""
+        world = self.world
+        dx, dy = (x - world.x) / MAX_STEP, (y - world.y) / MAX_STEP
+        far = math.hypot(dx, dy)
+        shorten = 1.0 / max(far, 1.0)  # a straight line at full speed, exact at the end
+        away = min(max((far * MAX_STEP - 0.06) / 0.1, 0.0), 1.0)
+        wanted = height + away * (self.TRAVEL_HEIGHT - height)
+        return _action(dx * shorten, dy * shorten, (wanted - world.z) / MAX_STEP, -world.yaw / MAX_TURN, close)
+
+    def _push(self, side: float) -> NDArray[np.float32]:
+        """From behind the object (`side` is the sign of the way it shall go), closed, along x."""
+        world, thing = self.world, self.world.things[self.target]
+        behind, aside = side * (thing.x - world.x), thing.y - world.y
+        if world.z >= LOW:
+            return self._go(thing.x - side * self.BEHIND, thing.y, height=self.WORK_HEIGHT, close=True)
+        if behind < 0.12 or abs(aside) > 0.14:  # not behind it any more: up, and once more
+            return _action(0.0, 0.0, 1.0, 0.0, close=True)
+        lower = (self.WORK_HEIGHT - world.z) / MAX_STEP
+        return _action(side, 0.7 * aside / MAX_STEP, lower, -world.yaw / MAX_TURN, close=True)
+
+
+def _action(dx: float, dy: float, dz: float, dyaw: float, close: bool) -> NDArray[np.float32]:
+    return np.array([dx, dy, dz, dyaw, 1.0 if close else -1.0], np.float32).clip(-1.0, 1.0)
+
+
+def _side(task: str) -> float:
+    return -1.0 if task == "push_left" else 1.0
+
+
+def _draw_world(rng: np.random.Generator, num_objects: int) -> World:
+    """Objects of different colours in rows: each has free space to both sides, whichever the task names."""
+    while True:
+        rows = rng.uniform(-0.68, 0.68, num_objects)
+        if num_objects == 1 or np.diff(np.sort(rows)).min() >= 0.45:
+            break
+    colours = rng.permutation(list(COLOURS))[:num_objects]
+    things = [
+        Thing(str(colour), str(rng.choice(SHAPES)), x=rng.uniform(-0.5, 0.5), y=float(y), yaw=rng.uniform(-0.8, 0.8))
+        for colour, y in zip(colours, rows, strict=True)
+    ]
+    x, y = rng.uniform(-0.8, 0.8, 2).tolist()
+    return World(things, x, y, rng.uniform(0.45, 0.9), yaw=rng.uniform(-1.0, 1.0), opening=rng.uniform(0.0, 1.0))
+
+
+def _checked_options(options: dict[str, Any]) -> tuple[str | None, int | None]:
+    unknown = set(options) - {"task", "num_objects"}
+    if unknown:
+        raise UserError(f"unknown reset option {sorted(unknown)[0]!r}: the options are task and num_objects")
+    task, number = options.get("task"), options.get("num_objects")
+    if task is not None and task not in PROMPTS:
+        raise UserError(f"unknown task {task!r}: choose one of {', '.join(PROMPTS)}")
+    if number is not None and number not in range(1, MAX_OBJECTS + 1):
+        raise UserError(f"num_objects is {number!r}, expected a number from 1 to {MAX_OBJECTS}")
+    return task, number
+
+
+def _checked_action(action: NDArray[np.float32]) -> list[float]:
+    values = np.asarray(action, np.float64)
+    if values.shape != (5,) or not np.isfinite(values).all():
+        came = values.tolist() if values.shape == (5,) else f"of shape {list(values.shape)}"
+        raise UserError(f"action is {came}, expected 5 finite numbers: dx, dy, dz, dyaw, gripper")
+    return values.clip(-1.0, 1.0).tolist()

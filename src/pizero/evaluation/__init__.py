@@ -1,0 +1,1 @@
+"""Policies in simulators: rollouts, success rates, videos."""

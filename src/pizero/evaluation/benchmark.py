@@ -1,0 +1,108 @@
+"""Success rates of a policy on the tasks of an environment, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pizero.envs.env import make_env
+from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpisode, rollout
+from pizero.evaluation.video import write_mp4
+from pizero.types import Env, Policy, UserError
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a success rate, 95 % with the default z; (0, 1) without episodes."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} episodes")
+    if n == 0:
+        return 0.0, 1.0
+    rate = successes / n
+    center = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low, high = (center - half) / scale, (center + half) / scale
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # exact at the ends
+
+
+def summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Counts and rates over all results and per task, ready for JSON.
+
+    Keys: success_rate (over the completed episodes, None without any), interval [low, high], successes, episodes
+    (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}.
+    """
+    tasks = dict.fromkeys(result.task for result in results)
+    per_task = {task: _summarize([result for result in results if result.task == task]) for task in tasks}
+    return {**_summarize(results), "per_task": per_task}
+
+
+def evaluate(
+    policy: Policy,
+    env_name: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    episodes: int = 50,
+    seed: int = 0,
+    execution_horizon: int = 8,
+    num_envs: int = 16,
+    image_size: int | None = None,
+    alter: Alter | None = None,
+    videos: Path | None = None,
+    num_videos: int = 4,
+    on_episode: OnEpisode | None = None,
+) -> dict[str, Any]:
+    """`episodes` episodes of each task (None: all), with the seeds seed, seed + 1, ...; returns what `summarize` does.
+
+    An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
+    errors > 0 as a failed run. `videos`: folder for the first `num_videos` episodes as <task>_<seed>.mp4.
+    """
+    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    envs = [make_env(env_name, image_size=image_size, render_in_step=False, tasks=tasks)]
+    try:
+        names = tuple(tasks) if tasks is not None else envs[0].task_names
+        # Seed by seed and not task by task, so that the videos show different tasks.
+        specs = [EpisodeSpec(task, seed + number) for number in range(episodes) for task in names]
+        envs += [
+            make_env(env_name, image_size=image_size, render_in_step=False, tasks=tasks)
+            for _ in range(min(num_envs, len(specs)) - 1)
+        ]
+        results = rollout(
+            policy, envs, specs, execution_horizon,
+            alter=alter, on_episode=on_episode, record_first=0 if videos is None else num_videos,
+        )  # fmt: skip
+        if videos is not None:
+            _write_videos(videos, results, envs[0])
+    finally:
+        for env in envs:
+            env.close()
+    return summarize(results)
+
+
+def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    completed = [result for result in results if result.error is None]
+    successes = sum(result.success for result in completed)
+    return {
+        "success_rate": successes / len(completed) if completed else None,
+        "interval": list(wilson_interval(successes, len(completed))),
+        "successes": successes,
+        "episodes": len(completed),
+        "errors": len(results) - len(completed),
+        "mean_steps": _mean([result.steps for result in completed]),
+        "mean_steps_success": _mean([result.steps for result in completed if result.success]),
+        "error_texts": sorted({result.error for result in results if result.error is not None}),
+    }
+
+
+def _mean(values: Sequence[int]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _write_videos(folder: Path, results: Sequence[EpisodeResult], env: Env) -> None:
+    for result in results:
+        if result.frames:
+            name = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
+            write_mp4(folder / f"{name}_{result.seed}.mp4", result.frames, env.fps)

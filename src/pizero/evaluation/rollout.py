@@ -1,0 +1,201 @@
+"""Runs a policy, the demonstrator or random actions in environments; one rollout loop for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.policy.chunk_executor import ChunkExecutor
+from pizero.types import Env, Policy, RobotDict, UserError
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode to run: a task of the environment and the seed that fixes its initial state."""
+
+    task: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """error: text of the exception that the environment raised; such an episode is neither success nor failure.
+
+    steps: control steps played. frames: [h, w, 3] uint8 each, of recorded episodes only.
+    """
+
+    task: str
+    seed: int
+    instruction: str
+    success: bool
+    steps: int
+    error: str | None = None
+    frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+
+
+Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
+"""Changes an observation before the policy sees it: another instruction, blank images."""
+
+OnEpisode = Callable[[EpisodeResult], None]
+
+
+def rollout(
+    policy: Policy,
+    envs: Sequence[Env],
+    episodes: Sequence[EpisodeSpec],
+    execution_horizon: int,
+    *,
+    alter: Alter | None = None,
+    on_episode: OnEpisode | None = None,
+    record_first: int = 0,
+) -> list[EpisodeResult]:
+    """Plays the episodes, one at a time in each environment; the results are in the order of `episodes`.
+
+    All environments ask for their next chunks in one `infer_batch`, and images are rendered for nothing else. The noise
+    of an episode's chunk k follows from the episode's seed and k, whatever runs beside it; it is passed as "noise" to a
+    policy that has a `noise_shape`. An exception of an environment ends its episode and is kept in the result; a
+    UserError and any exception of the policy is raised. `record_first`: how many episodes get frames.
+    """
+    waiting = iter(_Run(spec, index, index < record_first) for index, spec in enumerate(episodes))
+    results: dict[int, EpisodeResult] = {}
+
+    def finish(run: _Run) -> None:
+        results[run.index] = run.result()
+        if on_episode is not None:
+            on_episode(results[run.index])
+
+    executors = {slot: ChunkExecutor(execution_horizon) for slot in range(len(envs))}
+    running: dict[int, _Run] = {}
+    noise_shape: tuple[int, int] | None = getattr(policy, "noise_shape", None)
+    while True:
+        asked: dict[int, RobotDict] = {}
+        for slot, env in enumerate(envs):
+            observation = _next_observation(env, slot, running, waiting, finish)
+            if observation is not None:
+                spec = running[slot].spec
+                asked[slot] = running[slot].with_noise(alter(observation, spec) if alter else observation, noise_shape)
+        if not asked:
+            return [results[index] for index in range(len(episodes))]
+        for slot, answer in zip(asked, policy.infer_batch(list(asked.values())), strict=True):
+            executors[slot].load(answer["actions"])
+            while not executors[slot].needs_chunk and not running[slot].done:
+                running[slot].step(envs[slot], executors[slot].next_action())
+
+
+def run_demonstrator(
+    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record_first: int = 0
+) -> list[EpisodeResult]:
+    """The environment's scripted demonstrator: what is possible."""
+    return _run_actor(env, episodes, lambda _: env.demonstrator().act, on_episode, record_first)
+
+
+def run_random(
+    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record_first: int = 0
+) -> list[EpisodeResult]:
+    """Uniform actions in [-1, 1], drawn from the episode's seed: what chance gives."""
+
+    def make_actor(spec: EpisodeSpec) -> Callable[[], NDArray[np.float32]]:
+        rng, shape = np.random.default_rng(spec.seed), env.demonstrator().act().shape
+        return lambda: rng.uniform(-1, 1, shape).astype(np.float32)
+
+    return _run_actor(env, episodes, make_actor, on_episode, record_first)
+
+
+def _run_actor(
+    env: Env,
+    episodes: Sequence[EpisodeSpec],
+    make_actor: Callable[[EpisodeSpec], Callable[[], NDArray[np.float32]]],
+    on_episode: OnEpisode | None,
+    record_first: int,
+) -> list[EpisodeResult]:
+    results: list[EpisodeResult] = []
+    for index, spec in enumerate(episodes):
+        run = _Run(spec, index, index < record_first)
+        run.reset(env)
+        act = run.guard(lambda spec=spec: make_actor(spec))
+        while act is not None and not run.done:
+            action = run.guard(act)
+            if action is not None:
+                run.step(env, action)
+        results.append(run.result())
+        if on_episode is not None:
+            on_episode(results[-1])
+    return results
+
+
+def _next_observation(
+    env: Env, slot: int, running: dict[int, _Run], waiting: Iterator[_Run], finish: Callable[[_Run], None]
+) -> RobotDict | None:
+    """What the slot's episode sees, after a finished one was replaced by the next; None when none is left."""
+    while True:
+        run = running.get(slot)
+        if run is not None and not run.done:
+            observation = run.guard(env.observe)
+            if observation is not None:
+                return observation
+        if run is not None:
+            finish(running.pop(slot))
+        following = next(waiting, None)
+        if following is None:
+            return None
+        running[slot] = following
+        following.reset(env)
+
+
+class _Run:
+    """One episode under way."""
+
+    def __init__(self, spec: EpisodeSpec, index: int, record: bool) -> None:
+        self.spec, self.index = spec, index
+        self.done = False
+        self._record, self._frames = record, list[NDArray[np.uint8]]()
+        self._instruction, self._success, self._error = "", False, None
+        self._steps = self._chunks = 0
+
+    def guard(self, call: Callable[[], Any]) -> Any:
+        """The call's result; None after an exception, which ends the episode."""
+        try:
+            return call()
+        except UserError:  # such as an unknown task: every episode would fail alike
+            raise
+        except Exception as error:
+            self._error, self.done = f"{type(error).__name__}: {error}", True
+            return None
+
+    def reset(self, env: Env) -> None:
+        def start() -> None:
+            observation, _ = env.reset(seed=self.spec.seed, options={"task": self.spec.task})
+            self._instruction = observation["prompt"]
+            self._render(env)
+
+        self.guard(start)
+
+    def step(self, env: Env, action: NDArray[np.float32]) -> None:
+        def advance() -> None:
+            _, _, terminated, truncated, info = env.step(action)
+            self._steps += 1
+            self._success = bool(info["success"])
+            self.done = self._success or terminated or truncated or self._steps >= env.max_steps
+            self._render(env)
+
+        self.guard(advance)
+
+    def with_noise(self, observation: RobotDict, shape: tuple[int, int] | None) -> RobotDict:
+        """The observation with the noise of the episode's next chunk."""
+        rng = np.random.default_rng([self.spec.seed, self._chunks])
+        self._chunks += 1
+        return observation if shape is None else {**observation, "noise": rng.standard_normal(shape, np.float32)}
+
+    def result(self) -> EpisodeResult:
+        return EpisodeResult(
+            self.spec.task, self.spec.seed, self._instruction, self._success and self._error is None, self._steps,
+            self._error, self._frames,
+        )  # fmt: skip
+
+    def _render(self, env: Env) -> None:
+        if self._record:
+            self._frames.append(env.render())

@@ -1,0 +1,45 @@
+"""Writes frames as a video that every browser plays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.types import UserError
+
+
+def write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:
+    """H.264 video of frames [h, w, 3] of one size, RGB, 0 to 255. Odd sides are padded by one pixel.
+
+    The file appears under its name only when it is complete. UserError without frames.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _encode(temporary, frames, fps)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "20"}
+        count = 0
+        for count, frame in enumerate(frames, start=1):
+            # yuv420p halves both sides
+            even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+            if count == 1:
+                stream.height, stream.width = even.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
+        if not count:
+            raise UserError("a video needs at least one frame, got none")
+        container.mux(stream.encode(None))

@@ -1,0 +1,191 @@
+"""Sizes and switches of the network. Frozen, JSON in both directions, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from pizero.types import UserError
+
+StateInput = Literal["token", "prompt", "none"]
+TimeConditioning = Literal["concat_mlp", "adarms"]
+ActionAttention = Literal["bidirectional", "causal"]
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+"""The cameras of the released checkpoints, in their order (openpi src/openpi/models/model.py)."""
+
+
+def _require_positive(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and value <= 0:
+            raise UserError(f"{type(config).__name__}.{field.name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """The vision tower. The defaults are SigLIP So400m/14: 412,442,352 parameters."""
+
+    width: int = 1152
+    depth: int = 27
+    mlp_dim: int = 4304
+    num_heads: int = 16
+    patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.width % self.num_heads:
+            raise UserError(f"vision width {self.width} is not divisible by its {self.num_heads} heads")
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """One expert. The defaults are Gemma 2B, the prefix expert of π0; `GEMMA_300M` is the action expert."""
+
+    width: int = 2048
+    depth: int = 18
+    mlp_dim: int = 16384
+    num_heads: int = 8
+    num_kv_heads: int = 1
+    head_dim: int = 256
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads")
+        if self.head_dim % 2:
+            raise UserError(f"head_dim {self.head_dim} is odd: the rotary embedding needs two halves")
+
+
+SO400M = SiglipConfig()
+GEMMA_2B = GemmaConfig()
+GEMMA_300M = GemmaConfig(width=1024, mlp_dim=4096)
+
+
+@dataclass(frozen=True)
+class Pi0Config:
+    """π0 and π0.5 are two presets of one class; the facts that differ are independent fields.
+
+    state_input: "token" (π0: one suffix token), "prompt" (π0.5: digitised, part of the prompt text) or "none".
+    time_conditioning: "concat_mlp" (π0: concatenated with the actions) or "adarms" (π0.5: adaptive RMSNorm).
+    action_attention: "bidirectional" (the released weights) or "causal" (action i sees actions up to i).
+    image_size: side in pixels at which the position table was made; images of other sizes interpolate it.
+    """
+
+    vision: SiglipConfig = SO400M
+    prefix: GemmaConfig = GEMMA_2B
+    expert: GemmaConfig = GEMMA_300M
+    vocab_size: int = 257_152
+    cameras: tuple[str, ...] = CAMERAS
+    image_size: int = 224
+    prompt_length: int = 48
+    state_dim: int = 32
+    action_dim: int = 32
+    action_horizon: int = 50
+    state_input: StateInput = "token"
+    time_conditioning: TimeConditioning = "concat_mlp"
+    action_attention: ActionAttention = "bidirectional"
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+            if getattr(self.prefix, name) != getattr(self.expert, name):
+                raise UserError(
+                    f"the experts share attention, so {name} must agree: "
+                    f"prefix {getattr(self.prefix, name)}, expert {getattr(self.expert, name)}"
+                )
+        if self.image_size % self.vision.patch_size:
+            raise UserError(f"image_size {self.image_size} is not divisible by the patch size {self.vision.patch_size}")
+        if self.expert.width % 2:
+            raise UserError(f"expert width {self.expert.width} is odd: the time embedding needs two halves")
+        for name, kind in (
+            ("state_input", StateInput),
+            ("time_conditioning", TimeConditioning),
+            ("action_attention", ActionAttention),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise UserError(f"cameras must be named and distinct, got {self.cameras}")
+
+    @property
+    def has_state_token(self) -> bool:
+        return self.state_input == "token"
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the expert's norms are modulated by the flow time."""
+        return self.time_conditioning == "adarms"
+
+    @property
+    def suffix_length(self) -> int:
+        return self.action_horizon + (1 if self.has_state_token else 0)
+
+    @staticmethod
+    def pi0(**changes: Any) -> Pi0Config:
+        """π0 at full size: 3,238,048,528 parameters."""
+        return dataclasses.replace(Pi0Config(), **changes)
+
+    @staticmethod
+    def pi05(**changes: Any) -> Pi0Config:
+        """π0.5 at full size: 3,353,433,872 parameters."""
+        base = Pi0Config(state_input="prompt", time_conditioning="adarms", prompt_length=200)
+        return dataclasses.replace(base, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Pi0Config:
+        """The inverse of `to_json`. Unknown keys raise; missing keys keep their defaults."""
+        values = dict(values)
+        parts = {"vision": SiglipConfig, "prefix": GemmaConfig, "expert": GemmaConfig}
+        for name, kind in parts.items():
+            if name in values:
+                values[name] = _from_json(kind, values[name], name)
+        if "cameras" in values:
+            values["cameras"] = tuple(values["cameras"])
+        return cast(Pi0Config, _from_json(Pi0Config, values, "config"))
+
+
+def small_config(size: str, *, pi05: bool = False, **changes: Any) -> Pi0Config:
+    """Named sizes for training from scratch: "tiny" (about 1 M parameters), "small" (about 3 M), "nano" (for tests)."""
+    if size not in SMALL_SIZES:
+        raise UserError(f"unknown size {size!r}; expected one of {', '.join(SMALL_SIZES)}")
+    base = Pi0Config.pi05() if pi05 else Pi0Config.pi0()
+    return dataclasses.replace(base, **{**SMALL_SIZES[size], **changes})
+
+
+_TWO_CAMERAS = CAMERAS[:2]
+SMALL_SIZES: dict[str, dict[str, Any]] = {
+    "nano": {
+        "vision": SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=14),
+        "prefix": GemmaConfig(width=24, depth=2, mlp_dim=32, num_heads=4, num_kv_heads=1, head_dim=8),
+        "expert": GemmaConfig(width=16, depth=2, mlp_dim=24, num_heads=4, num_kv_heads=1, head_dim=8),
+        "vocab_size": 64, "image_size": 28, "prompt_length": 8, "state_dim": 5, "action_dim": 4, "action_horizon": 6,
+    },
+    "tiny": {
+        "vision": SiglipConfig(width=96, depth=2, mlp_dim=192, num_heads=4, patch_size=8),
+        "prefix": GemmaConfig(width=128, depth=4, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
+        "expert": GemmaConfig(width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=1, head_dim=32),
+        "vocab_size": 384, "image_size": 32, "prompt_length": 16, "state_dim": 8, "action_dim": 8,
+        "action_horizon": 16, "cameras": _TWO_CAMERAS,
+    },
+    "small": {
+        "vision": SiglipConfig(width=128, depth=2, mlp_dim=256, num_heads=4, patch_size=16),
+        "prefix": GemmaConfig(width=192, depth=4, mlp_dim=512, num_heads=4, num_kv_heads=1, head_dim=48),
+        "expert": GemmaConfig(width=128, depth=4, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=48),
+        "vocab_size": 384, "image_size": 64, "prompt_length": 16, "state_dim": 8, "action_dim": 8,
+        "action_horizon": 16, "cameras": _TWO_CAMERAS,
+    },
+}  # fmt: skip
+
+
+def _from_json(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"unknown keys in {where}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return kind(**values)

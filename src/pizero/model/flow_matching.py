@@ -1,0 +1,63 @@
+"""Flow matching. This file alone knows the direction of time: t = 1 is noise, t = 0 is the action.
+
+The released weights use it; the π0 paper (arXiv 2410.24164, section IV) prints the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+Solver = Literal["euler", "heun", "midpoint"]
+
+
+def sample_time(shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | None = None) -> Tensor:
+    """Training times Beta(1.5, 1) * 0.999 + 0.001, in (0.001, 1]: more weight near the noise (π0 paper, appendix B).
+
+    Beta(1.5, 1) has the distribution function x^1.5, so it is a uniform number to the power 2/3.
+    """
+    uniform = torch.rand(shape, generator=generator, device=device)
+    return uniform ** (2.0 / 3.0) * 0.999 + 0.001
+
+
+def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """x_t on the straight path: actions and noise [..., H, D], time [...] -> [..., H, D]."""
+    time = time[..., None, None]
+    return time * noise + (1 - time) * actions
+
+
+def velocity_target(actions: Tensor, noise: Tensor) -> Tensor:
+    """u_t = dx_t / dt, the same at all times of a path."""
+    return noise - actions
+
+
+def integrate(
+    velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int, solver: Solver = "euler"
+) -> Tensor:
+    """Follows dx/dt = velocity(x, t) from the noise at t = 1 to the action sample at t = 0.
+
+    noise [B, H, D] in float32; velocity takes x [B, H, D] and t [B]. Exactly `num_steps` equal steps. "euler" calls
+    the velocity once a step (the last at t = 1 / num_steps), "midpoint" and "heun" twice, and are of second order.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    x, dt = noise.float(), -1.0 / num_steps
+    for step in range(num_steps):
+        time = 1.0 + step * dt
+        v = velocity(x, _at(time, x))
+        if solver == "midpoint":
+            v = velocity(x + 0.5 * dt * v, _at(time + 0.5 * dt, x))
+        elif solver == "heun":
+            # max: the end of the last step is exactly 0 but for rounding
+            v = 0.5 * (v + velocity(x + dt * v, _at(max(time + dt, 0.0), x)))
+        elif solver != "euler":
+            raise ValueError(f"unknown solver {solver!r}; expected euler, heun or midpoint")
+        x = x + dt * v
+    return x
+
+
+def _at(time: float, x: Tensor) -> Tensor:
+    return torch.full(x.shape[:1], time, dtype=torch.float32, device=x.device)

@@ -1,0 +1,241 @@
+"""π0 and π0.5: camera images, instruction and robot state in, a chunk of actions out.
+
+    images --> vision tower ----+
+    prompt --> token table -----+--> prefix expert (cached) --+
+    state, noisy actions, time -----> action expert ----------+--> velocity --> integration --> actions
+
+Shapes: B batch, N draws, P prefix tokens, S suffix tokens, H action horizon, D action dimensions, W prefix width,
+E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pizero.model.config import Pi0Config
+from pizero.model.flow_matching import Solver, integrate, interpolate, sample_time, velocity_target
+from pizero.model.kv_cache import KVCache
+from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
+from pizero.model.siglip import VisionTower
+from pizero.model.two_expert import TwoExpertTransformer
+from pizero.types import Observation
+
+
+class Pi0(nn.Module):
+    """The whole network. It knows one device, and neither tokenizer, robot nor statistics."""
+
+    def __init__(self, config: Pi0Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.expert.width
+        self.vision_tower = VisionTower(config.vision, config.image_size, config.prefix.width)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.prefix.width)
+        self.transformer = TwoExpertTransformer(config.prefix, config.expert, config.adaptive)
+        self.state_proj = Float32Linear(config.state_dim, width) if config.has_state_token else None
+        self.action_in_proj = Float32Linear(config.action_dim, width)
+        self.time_mlp_in = Float32Linear(width if config.adaptive else 2 * width, width)
+        self.time_mlp_out = Float32Linear(width, width)
+        self.action_out_proj = Float32Linear(width, config.action_dim)
+        self.apply(_initialize)
+
+    # ---------------------------------------------------------------- embeddings
+
+    def embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Images and prompt -> tokens [B, P, W] and padding mask [B, P]: the cameras in the config's order, then the prompt.
+
+        A camera whose image is left out has no tokens; one that only some samples have has masked tokens. Only present
+        images go through the vision tower.
+        """
+        self._check(observation)
+        images, masks = self._embed_images(observation)
+        prompt = self.token_embedding(observation.prompt_tokens) * self.config.prefix.width**0.5  # [B, L, W]
+        tokens = torch.cat([*images, prompt.to(self.transformer.dtype)], dim=1)
+        return tokens, torch.cat([*masks, observation.prompt_mask.to(tokens.device)], dim=1)
+
+    def embed_suffix(self, state: Tensor | None, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """state [B, state_dim], x_t [B, H, D], flow time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
+
+        The conditioning is None where the time is concatenated with the actions.
+        """
+        tokens = self.action_in_proj(x_t)  # [B, H, E]
+        time_embedding = embed_time(time, tokens.shape[-1])  # [B, E]
+        conditioning = None
+        if self.config.adaptive:
+            conditioning = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time_embedding))))
+        else:
+            both = torch.cat([tokens, time_embedding[:, None].expand_as(tokens)], dim=-1)
+            tokens = self.time_mlp_out(F.silu(self.time_mlp_in(both)))
+        if self.state_proj is not None:
+            assert state is not None  # _check saw to it
+            tokens = torch.cat([self.state_proj(state)[:, None], tokens], dim=1)
+        return tokens, self.suffix_block_starts(tokens.device), conditioning
+
+    def suffix_block_starts(self, device: torch.device | None = None) -> Tensor:
+        """[S] bool: the state token and the first action start a block; with causal action attention every action does."""
+        starts = torch.zeros(self.config.suffix_length, dtype=torch.bool, device=device)
+        starts[: 2 if self.config.has_state_token else 1] = True
+        if self.config.action_attention == "causal":
+            starts[:] = True
+        return starts
+
+    # ---------------------------------------------------------------- training
+
+    def velocity(self, observation: Observation, x_t: Tensor, time: Tensor) -> Tensor:
+        """One joint pass over prefix and suffix: x_t [N * B, H, D], time [N * B] -> velocity [N * B, H, D].
+
+        N suffixes per observation share the pass over the prefix, the draws on the outer axis.
+        """
+        prefix, padding_mask = self.embed_prefix(observation)
+        state = observation.state
+        if state is not None:
+            state = state.repeat(x_t.shape[0] // state.shape[0], 1)
+        suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
+        hidden = self.transformer.joint(prefix, padding_mask, suffix, block_starts, conditioning)
+        return self.action_out_proj(hidden[:, -self.config.action_horizon :])
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        *,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        draws: int = 1,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Squared error of the velocity, averaged over the action dimensions: actions [B, H, D] -> [B, H].
+
+        With `draws=N`, N draws of (noise, time) per sample share one pass over the prefix, most of the cost; the result
+        is their average. Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do.
+        """
+        self._check_actions(actions, observation.batch_size)
+        batch, device = actions.shape[0], actions.device
+        if noise is None:
+            noise = torch.randn((draws, *actions.shape), generator=generator, device=device)
+        if time is None:
+            time = sample_time((draws, batch), generator, device)
+        for name, value, expected in (("noise", noise, (draws, *actions.shape)), ("time", time, (draws, batch))):
+            if tuple(value.shape) != expected and (draws, *value.shape) != (1, *expected[1:]):
+                raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected} (draws, batch, ...)")
+        noise, time = noise.view(draws, *actions.shape), time.view(draws, batch)
+        x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
+        v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten()).view_as(target)
+        return (v_t - target).square().mean(dim=-1).mean(dim=0)
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observation: Observation,
+        *,
+        num_steps: int = 10,
+        noise: Tensor | None = None,
+        generator: Generator | None = None,
+        solver: Solver = "euler",
+    ) -> Tensor:
+        """Noise becomes an action chunk [B, H, D] (float32, normalised) in `num_steps` integration steps.
+
+        noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once.
+        """
+        config, device = self.config, observation.prompt_tokens.device
+        shape = (observation.batch_size, config.action_horizon, config.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device)
+        self._check_actions(noise, shape[0], "noise")
+        cache = self.prefill(observation)
+        return integrate(lambda x, t: self.decode(cache, observation.state, x, t), noise, num_steps, solver)
+
+    def prefill(self, observation: Observation) -> KVCache:
+        """The pass over images and prompt: keys and values of every layer, for `decode`."""
+        return self.transformer.prefill(*self.embed_prefix(observation))[1]
+
+    def decode(self, cache: KVCache, state: Tensor | None, x_t: Tensor, time: Tensor) -> Tensor:
+        """Velocity [B, H, D] of x_t [B, H, D] at flow time [B], against the cached prefix."""
+        suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
+        hidden = self.transformer.decode(cache, suffix, block_starts, conditioning)
+        return self.action_out_proj(hidden[:, -self.config.action_horizon :])
+
+    # ---------------------------------------------------------------- inside
+
+    def _embed_images(self, observation: Observation) -> tuple[list[Tensor], list[Tensor]]:
+        """Per camera that is given: tokens [B, S_img, W] and their mask [B, S_img]. Images of one size form one batch."""
+        cameras = [name for name in self.config.cameras if name in observation.images]
+        tokens: dict[str, Tensor] = {}
+        for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
+            group = [name for name in cameras if observation.images[name].shape[1:3] == size]
+            images = torch.cat([observation.images[name] for name in group])
+            present = torch.cat([observation.image_masks[name] for name in group])
+            if present.device.type == "cpu" and bool(present.all()):  # a mask on the host costs no wait for the device
+                embedded = self.vision_tower(images)
+            else:
+                index = present.nonzero().squeeze(1).to(images.device)
+                some = self.vision_tower(images[index])
+                embedded = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, index, some)
+            tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
+        device = observation.prompt_tokens.device
+        masks = [observation.image_masks[n].to(device)[:, None].expand(-1, tokens[n].shape[1]) for n in cameras]
+        return [tokens[name] for name in cameras], masks
+
+    def _check(self, observation: Observation) -> None:
+        """Shapes and names only; values are checked where data enters, so that the model never waits for the device."""
+        check_observation(self.config, observation)
+
+    def _check_actions(self, actions: Tensor, batch: int, name: str = "actions") -> None:
+        expected = (batch, self.config.action_horizon, self.config.action_dim)
+        if tuple(actions.shape) != expected:
+            raise ValueError(f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)")
+
+
+def check_observation(config: Pi0Config, observation: Observation) -> None:
+    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
+    for name, value in (("prompt_tokens", observation.prompt_tokens), ("prompt_mask", observation.prompt_mask)):
+        if value.ndim != 2 or value.shape != observation.prompt_tokens.shape:
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (B, L), tokens and mask alike")
+    batch = observation.batch_size
+    unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
+    if unknown:
+        raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
+    for name in config.cameras:
+        mask, image = observation.image_masks.get(name), observation.images.get(name)
+        if mask is None:
+            raise ValueError(f"image_masks[{name!r}] is missing; for an absent camera give a mask that is false")
+        if tuple(mask.shape) != (batch,) or mask.dtype != torch.bool:
+            raise ValueError(f"image_masks[{name!r}]: got {mask.dtype} {tuple(mask.shape)}, expected bool ({batch},)")
+        if image is None:
+            if mask.device.type == "cpu" and bool(mask.any()):
+                raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
+            continue
+        patch = config.vision.patch_size
+        if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
+            raise ValueError(f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)")
+        if image.shape[1] % patch or image.shape[2] % patch or not image.shape[1] * image.shape[2]:
+            raise ValueError(f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}")
+    if observation.prompt_mask.dtype != torch.bool or observation.prompt_tokens.is_floating_point():
+        raise ValueError(
+            f"prompt: got tokens {observation.prompt_tokens.dtype} and mask {observation.prompt_mask.dtype}, "
+            "expected integer and bool"
+        )
+    if config.has_state_token:
+        shape = None if observation.state is None else tuple(observation.state.shape)
+        if shape != (batch, config.state_dim):
+            raise ValueError(f"state: got {shape}, expected {(batch, config.state_dim)}")
+
+
+def _initialize(module: nn.Module) -> None:
+    """Fresh weights: normal with variance 1 / fan_in, zero biases, and a modulation of zero (closed gates) as in the reference.
+
+    Positions get a scale of 0.3: a small tower binds colour to place much sooner than with 1 / sqrt(width).
+    """
+    if isinstance(module, VisionTower):
+        nn.init.normal_(module.position_embedding, std=0.3)
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, AdaptiveRMSNorm):  # visited after its linear layer
+        nn.init.zeros_(module.modulation.weight)

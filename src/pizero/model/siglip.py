@@ -1,0 +1,82 @@
+"""The vision tower: SigLIP So400m/14, and its projection to the prefix width. One image becomes S_img tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pizero.model.attention import attend
+from pizero.model.config import SiglipConfig
+from pizero.model.layers import EPSILON, Float32Linear, gelu
+
+
+class VisionBlock(nn.Module):
+    """One pre-norm transformer layer with full attention over an image's patches."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads, self.head_dim = config.num_heads, width // config.num_heads
+        self.attention_norm = nn.LayerNorm(width, eps=EPSILON)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=EPSILON)
+        self.mlp_in = nn.Linear(width, config.mlp_dim)
+        self.mlp_out = nn.Linear(config.mlp_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention_norm(x)
+        query, key, value = (
+            layer(y).unflatten(-1, (self.num_heads, self.head_dim)) for layer in (self.query, self.key, self.value)
+        )  # [n, S_img, heads, head_dim]
+        x = x + self.output(attend(query * self.head_dim**-0.5, key, value))
+        return x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class VisionTower(nn.Module):
+    """Images [n, h, w, 3] in [-1, 1] -> tokens [n, S_img, out_width], S_img = (h / patch) * (w / patch).
+
+    The position table belongs to `image_size`; for other sizes it is interpolated (bicubic). Patches and positions are
+    computed in float32 and then cast, as in the reference.
+    """
+
+    def __init__(self, config: SiglipConfig, image_size: int, out_width: int) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.grid = image_size // config.patch_size
+        self.patch_embedding = Float32Linear(3 * config.patch_size**2, config.width)  # inputs: row, column, channel
+        self.position_embedding = nn.Parameter(torch.zeros(self.grid**2, config.width))
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.final_norm = nn.LayerNorm(config.width, eps=EPSILON)
+        self.projection = nn.Linear(config.width, out_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(self.encode(self.embed_patches(images)))
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """[n, h, w, 3] -> [n, S_img, width] in float32: patches plus positions."""
+        n, height, width, _ = images.shape
+        patch = self.patch_size
+        rows, columns = height // patch, width // patch
+        patches = images.float().view(n, rows, patch, columns, patch, 3).permute(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(n, rows * columns, 3 * patch**2)
+        return self.patch_embedding(patches) + self.positions(rows, columns)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Patch embeddings -> [n, S_img, width] after the final norm."""
+        x = x.to(self.projection.weight.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The position table for a grid of patches, [rows * columns, width], in float32."""
+        table = self.position_embedding.float()
+        if (rows, columns) == (self.grid, self.grid):
+            return table
+        table = table.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,0 +1,91 @@
+"""Raw robot dictionaries in, action chunks in robot units out: a model with its pipeline and its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pizero.checkpoints.example import sample_chunks
+from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.data.pipeline import Pipeline
+from pizero.types import ActionModel, RobotDict, UserError
+
+
+class ModelPolicy:
+    """Implements `Policy` with a model and the pipeline of its checkpoint.
+
+    device: where the model is. num_steps: integration steps. seed: of the noise, drawn on the host and observation by
+    observation, so that a batch gets the noise that the same observations get one at a time.
+    """
+
+    def __init__(
+        self,
+        model: ActionModel,
+        pipeline: Pipeline,
+        *,
+        device: str | torch.device = "cpu",
+        num_steps: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if num_steps < 1:
+            raise UserError(f"num_steps must be at least 1, got {num_steps}")
+        config = model.config
+        if config.action_dim != pipeline.action_dim:
+            raise UserError(f"the model has action_dim {config.action_dim}, its pipeline {pipeline.action_dim}")
+        self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
+        """Of one observation's noise: (H, action_dim)."""
+        self._device = torch.device(device)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def infer(self, observation: RobotDict) -> dict[str, NDArray[np.float32]]:
+        """{"actions": float32 [H, robot_action_dim]}; the observation may bring its own "noise" [H, action_dim].
+
+        UserError names the key whose value is missing, of the wrong shape or type, or not finite.
+        """
+        return self.infer_batch([observation])[0]
+
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, NDArray[np.float32]]]:
+        """The same for several observations in one model call."""
+        if not observations:
+            return []
+        noise = np.stack([self._noise(observation) for observation in observations])
+        actions = sample_chunks(self.model, self.pipeline, observations, noise, self.num_steps, self._device)
+        bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
+        if bad.size:
+            raise RuntimeError(
+                f"the model gave NaN or Inf actions for observations {bad.tolist()} of a batch of {len(actions)}; "
+                "check the weights, or use float32"
+            )
+        return [{"actions": chunk} for chunk in actions]
+
+    def _noise(self, observation: RobotDict) -> NDArray[np.float32]:
+        given = observation.get("noise")
+        if given is None:
+            return torch.randn(self.noise_shape, generator=self._generator).numpy()
+        noise = np.asarray(given, dtype=np.float32)
+        if noise.shape != self.noise_shape or not np.isfinite(noise).all():
+            raise UserError(f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), all finite")
+        return noise
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    num_steps: int = 10,
+    seed: int = 0,
+    verify: bool = False,
+) -> ModelPolicy:
+    """The policy of a native checkpoint folder. verify: run its stored example first; UserError if it fails."""
+    checkpoint = load_checkpoint(Path(path), device, dtype)
+    if checkpoint.pipeline is None:
+        raise UserError(f"{path} holds a model alone, without a pipeline; give the model and a Pipeline to ModelPolicy")
+    if verify:
+        verify_example(checkpoint)
+    return ModelPolicy(checkpoint.model, checkpoint.pipeline, device=device, num_steps=num_steps, seed=seed)

@@ -1,0 +1,1 @@
+"""Training: configuration, optimizer, loop, checkpoints."""

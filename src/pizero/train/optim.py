@@ -1,0 +1,85 @@
+"""AdamW with openpi's constants, learning-rate schedule, average of the weights, precision of the products."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pizero.train.config import Precision, TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up from peak / (warmup_steps + 1), then a cosine to the final rate. `step` counts from 0."""
+    peak, final, warmup = config.learning_rate, min(config.final_learning_rate, config.learning_rate), config.warmup_steps
+    if step < warmup:
+        start = peak / (warmup + 1)
+        return start + (peak - start) * step / warmup
+    progress = min((step - warmup) / max(config.steps - warmup, 1), 1.0)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights: average = decay * average + (1 - decay) * weights."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._average = [parameter.detach().clone() for parameter in self._weights]
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self._average, [weight.detach() for weight in self._weights], 1 - self._decay)
+
+    def state(self) -> list[Tensor]:
+        return self._average
+
+    @torch.no_grad()
+    def load_state(self, average: list[Tensor]) -> None:
+        torch._foreach_copy_(self._average, average)
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Within it the model has the average as its weights."""
+        return _Swapped(self._weights, self._average) if self._decay > 0 else nullcontext()
+
+
+class _Swapped(AbstractContextManager[None]):
+    def __init__(self, weights: list[nn.Parameter], others: list[Tensor]) -> None:
+        self._weights, self._others = weights, others
+
+    def _swap(self) -> None:
+        for index, weight in enumerate(self._weights):
+            weight.data, self._others[index] = self._others[index], weight.data
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+
+def product_context(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 for "mixed", and for "auto" where the hardware has bfloat16 products; else nothing."""
+    mixed = precision == "mixed" or (precision == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32: a GPU that supports them, a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if device.type == "cpu" and path.is_file() else ""
+    return " avx512_bf16" in flags or " amx_bf16" in flags

@@ -1,0 +1,138 @@
+"""Containers and protocols shared by every part. Imports nothing heavy: torch is named in annotations only.
+
+Shape legend used in the whole package:
+    B batch · N draws of (noise, time) per sample · H action horizon · D action dimensions · L prompt tokens
+    P prefix tokens (images, prompt) · S suffix tokens (maybe state, actions) · W width of an expert
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Generator, Tensor
+
+RobotDict: TypeAlias = dict[str, Any]
+"""One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one line that says what to do; the command line prints it without a traceback."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the model sees at one control step, as tensors; everything before it is dictionaries and NumPy.
+
+    images: camera name -> [B, h, w, 3] float in [-1, 1]; a camera that no sample has may be left out.
+    image_masks: camera name -> [B] bool, true where the sample has that camera. Kept on the host by `to`, so that
+        choosing the present images never waits for the device.
+    state: [B, state_dim] float, normalised and padded; None for a model that does not read it.
+    prompt_tokens: [B, L] integer; prompt_mask: [B, L] bool, true where a token is real.
+    """
+
+    images: Mapping[str, Tensor]
+    image_masks: Mapping[str, Tensor]
+    state: Tensor | None
+    prompt_tokens: Tensor
+    prompt_mask: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return self.prompt_tokens.shape[0]
+
+    def to(self, device: Any) -> Observation:
+        """A copy on `device`; the image masks stay on the host."""
+        return Observation(
+            images={name: image.to(device, non_blocking=True) for name, image in self.images.items()},
+            image_masks=dict(self.image_masks),
+            state=None if self.state is None else self.state.to(device, non_blocking=True),
+            prompt_tokens=self.prompt_tokens.to(device, non_blocking=True),
+            prompt_mask=self.prompt_mask.to(device, non_blocking=True),
+        )
+
+    def __getitem__(self, index: Any) -> Observation:
+        """The samples that `index` (a slice or an index tensor) selects."""
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                values[field.name] = {name: item[index] for name, item in value.items()}  # pyright: ignore
+            else:
+                values[field.name] = None if value is None else value[index]
+        return Observation(**values)
+
+
+class ActionShape(Protocol):
+    """What a model's config says of its action chunk [action_horizon, action_dim]."""
+
+    @property
+    def action_horizon(self) -> int: ...
+    @property
+    def action_dim(self) -> int: ...
+
+
+@runtime_checkable
+class ActionModel(Protocol):
+    """A network that maps an observation to an action chunk: π0, π0.5, the diffusion baseline."""
+
+    @property
+    def config(self) -> ActionShape: ...
+
+    def loss(
+        self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
+        draws: int = 1, generator: Generator | None = None,
+    ) -> Tensor: ...  # fmt: skip
+
+    def sample_actions(
+        self, observation: Observation, *, num_steps: int = 10, noise: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor: ...  # fmt: skip
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Raw robot dictionaries in, action chunks in robot units out."""
+
+    def infer(self, observation: RobotDict) -> dict[str, NDArray[np.float32]]:
+        """{"actions": [H, robot_action_dim]} for one observation."""
+        ...
+
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, NDArray[np.float32]]]:
+        """The same for several observations at once."""
+        ...
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A simulator or robot with the gymnasium calls; observations are raw robot dictionaries (`RobotDict`).
+
+    `step` returns no images when the environment was made with `render_in_step=False`; `observe` always does.
+    `info["success"]` says whether the task is done. `task_names` lists what `reset(options={"task": name})` takes;
+    without the option the task is drawn from the seed.
+    """
+
+    fps: float
+    max_steps: int
+    task_names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[RobotDict, dict[str, Any]]: ...
+    def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]: ...
+    def observe(self) -> RobotDict: ...
+    def render(self) -> NDArray[np.uint8]: ...
+    def demonstrator(self) -> Demonstrator: ...
+    def close(self) -> None: ...
+
+
+class Demonstrator(Protocol):
+    """A scripted policy that reads the environment's true state. Made for one episode, after `reset`."""
+
+    def act(self) -> NDArray[np.float32]:
+        """The action for the environment's present state."""
+        ...

@@ -1,0 +1,161 @@
+"""Demonstrations of a simulator's scripted demonstrator, recorded as a LeRobot v3.0 dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.envs.env import make_env
+from pizero.types import Env, UserError
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What is recorded.
+
+    noise: standard deviation of Gaussian noise on the executed action, in units of the action range's half width. The
+    recorded action stays the demonstrator's own, so the dataset shows how to come back (DART, arXiv 1703.09327).
+    Every third episode is without noise.
+    """
+
+    env: str = "tabletop"
+    episodes: int = 100
+    """In all; the tasks take turns."""
+    tasks: tuple[str, ...] = ()
+    """None given: all tasks of the environment."""
+    seed: int = 0
+    noise: float = 0.2
+    image_size: int | None = None
+    image_format: str = "h264"
+    workers: int = 1
+    """Processes that run the simulator."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One recorded episode: states [T, d], actions [T, d], images per camera [T, h, w, 3]."""
+
+    prompt: str
+    states: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    images: dict[str, NDArray[np.uint8]]
+    success: bool
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    episodes: int
+    frames: int
+    attempts: int
+    seconds: float
+
+    @property
+    def demonstrator_success_rate(self) -> float:
+        return self.episodes / self.attempts
+
+
+def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None] | None = None) -> CollectResult:
+    """Records `config.episodes` successful episodes at `root`; failed attempts are thrown away and counted.
+
+    Attempt k has the seed `config.seed + k`, so the same configuration records the same dataset.
+    """
+    started = time.perf_counter()
+    env = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
+    try:
+        observation, _ = env.reset(seed=config.seed)
+        cameras = {name: image.shape[:2] for name, image in observation["images"].items()}
+        writer = LeRobotWriter(
+            root, fps=env.fps, robot_type=config.env, state_names=env.state_names, action_names=env.action_names,
+            cameras=cameras, image_format=config.image_format,  # type: ignore[arg-type]
+        )  # fmt: skip
+        saved = frames = attempts = 0
+        with writer:
+            for demonstration in _attempts(config, env):
+                attempts += 1
+                if demonstration.success:
+                    _write(writer, demonstration)
+                    saved, frames = saved + 1, frames + len(demonstration.states)
+                    if on_episode is not None:
+                        on_episode(saved)
+                if saved == config.episodes:
+                    break
+                if attempts >= 20 and saved < attempts // 10:
+                    raise UserError(f"the demonstrator succeeded in {saved} of {attempts} attempts; lower the noise")
+    finally:
+        env.close()
+    return CollectResult(saved, frames, attempts, time.perf_counter() - started)
+
+
+def record_episode(env: Env, task: str, seed: int, noise: float) -> Demonstration:
+    """One attempt of the scripted demonstrator, from reset to success or to the step limit."""
+    rng = np.random.default_rng([seed, 1])
+    observation, info = env.reset(seed=seed, options={"task": task})
+    prompt, demonstrator = observation["prompt"], env.demonstrator()
+    states: list[NDArray[np.float32]] = []
+    actions: list[NDArray[np.float32]] = []
+    images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in observation["images"]}
+    scale = noise if rng.random() > 1 / 3 else 0.0
+    success = truncated = False
+    while not (success or truncated):
+        action = demonstrator.act()
+        states.append(observation["state"])
+        actions.append(action)
+        for name, image in observation["images"].items():
+            images[name].append(image)
+        executed = action + scale * rng.standard_normal(action.shape).astype(np.float32)
+        observation, _, _, truncated, info = env.step(np.clip(executed, -1.0, 1.0).astype(np.float32))
+        success = bool(info["success"])
+    stacked = {name: np.stack(frames) for name, frames in images.items()}
+    return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)
+
+
+def _attempts(config: CollectConfig, env: Env) -> Iterator[Demonstration]:
+    """Attempts 0, 1, 2, ... without end, in their order, from this process or from several."""
+    tasks = env.task_names
+    if config.workers <= 1:
+        attempt = 0
+        while True:
+            yield record_episode(env, tasks[attempt % len(tasks)], config.seed + attempt, config.noise)
+            attempt += 1
+    share = 8
+    with ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool:
+        waiting = [pool.submit(_work, tasks, start, share) for start in range(0, share * config.workers * 2, share)]
+        start = share * len(waiting)
+        try:
+            while True:
+                yield from waiting.pop(0).result()
+                waiting.append(pool.submit(_work, tasks, start, share))
+                start += share
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(config: CollectConfig) -> None:
+    _worker["config"] = config
+    _worker["env"] = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
+
+
+def _work(tasks: Sequence[str], start: int, count: int) -> list[Demonstration]:
+    config: CollectConfig = _worker["config"]
+    return [
+        record_episode(_worker["env"], tasks[attempt % len(tasks)], config.seed + attempt, config.noise)
+        for attempt in range(start, start + count)
+    ]
+
+
+def _write(writer: LeRobotWriter, demonstration: Demonstration) -> None:
+    for index, (state, action) in enumerate(zip(demonstration.states, demonstration.actions, strict=True)):
+        writer.add_frame(state, action, {name: frames[index] for name, frames in demonstration.images.items()})
+    writer.save_episode(demonstration.prompt)

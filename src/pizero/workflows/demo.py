@@ -1,0 +1,163 @@
+"""The whole job in one call: demonstrations -> dataset -> training -> evaluated policy -> report."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from pizero.configs.presets import Preset
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.envs.env import make_env
+from pizero.evaluation.benchmark import summarize
+from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, run_demonstrator, run_random
+from pizero.model.flow_matching import integrate
+from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.report.quickstart import quickstart_report
+from pizero.train.metrics import read_metrics
+from pizero.types import UserError
+from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.evaluate import EvaluateConfig, blank_images, evaluate_policy, swap_instructions, write_json
+from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.train import TrainResult, train_policy
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """command: as the user types it, for the report. baseline_episodes: of each task, for the comparisons."""
+
+    command: str
+    collect: CollectConfig
+    evaluate: EvaluateConfig
+    baseline_episodes: int
+
+
+def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]:
+    """Leaves dataset, run, videos, results.json and report.html in `folder`; what is there already is used again."""
+    started = time.perf_counter()
+    dataset = folder / "dataset"
+    seconds = {"collect": _collect(config.collect, dataset)}
+    before = time.perf_counter()
+    trained = train_policy(dataset, folder / "train", preset, resume=True)
+    seconds["train"] = time.perf_counter() - before
+    before = time.perf_counter()
+    policy = load_policy(trained.checkpoint, num_steps=config.evaluate.num_steps)
+    results = evaluate_policy(policy, config.evaluate, folder)
+    results["baselines"] = _baselines(policy, config, LeRobotDataset(dataset).tasks)
+    seconds["evaluate"] = time.perf_counter() - before
+    results.update(_facts(config, preset, trained), seconds=round(time.perf_counter() - started, 1))
+    results["seconds_by_part"] = {name: round(value, 1) for name, value in seconds.items()}
+    write_json(folder / "results.json", results)
+    _report(config, preset, policy, folder, results)
+    return results
+
+
+def _collect(config: CollectConfig, dataset: Path) -> float:
+    if dataset.is_dir():
+        console.print(f"using the demonstrations in {dataset}")
+        return 0.0
+    with progress_bar() as bars:
+        bar = bars.add_task("demonstrations", total=config.episodes, note="")
+        return collect(config, dataset, lambda done: bars.update(bar, completed=done)).seconds
+
+
+def _baselines(policy: ModelPolicy, config: DemoConfig, prompts: list[str]) -> dict[str, Any]:
+    """The scripted demonstrator, random actions, and the same policy with a wrong instruction or without sight."""
+    few = EvaluateConfig(**{**vars(config.evaluate), "episodes": config.baseline_episodes, "num_videos": 0})
+    env = make_env(few.env, image_size=few.image_size, render_in_step=False, tasks=few.tasks or None)
+    try:
+        specs = [EpisodeSpec(task, few.seed + n) for n in range(few.episodes) for task in env.task_names]
+        rows: dict[str, list[EpisodeResult]] = {}
+        with progress_bar() as bars:
+            for name, run in (("demonstrator", run_demonstrator), ("random", run_random)):
+                bar = bars.add_task(name, total=len(specs), note="")
+                rows[name] = run(env, specs, on_episode=lambda _, bar=bar: bars.advance(bar))
+    finally:
+        env.close()
+    return {
+        **{name: summarize(results) for name, results in rows.items()},
+        "swapped instructions": evaluate_policy(
+            policy, few, None, label="swapped instructions", alter=swap_instructions(prompts)
+        ),
+        "blank images": evaluate_policy(policy, few, None, label="blank images", alter=blank_images),
+    }
+
+
+def _facts(config: DemoConfig, preset: Preset, trained: TrainResult) -> dict[str, Any]:
+    return {
+        "command": config.command,
+        "seed": preset.train.seed,
+        "model": {"parameters": trained.parameters, "config": preset.model.to_json()},
+        "train": {"loss": trained.loss, "samples_per_second": round(trained.samples_per_second, 1)},
+        "settings": {
+            "demonstrations": config.collect.episodes,
+            "steps": preset.train.steps,
+            "batch size": preset.train.batch_size,
+            "draws per sample": preset.train.draws,
+            "learning rate": preset.train.learning_rate,
+            "action horizon": preset.model.action_horizon,
+            "execution horizon": config.evaluate.execution_horizon,
+            "threads": preset.train.threads or os.cpu_count(),
+        },
+    }
+
+
+def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Path, results: dict[str, Any]) -> None:
+    env = make_env(config.evaluate.env, image_size=config.evaluate.image_size, tasks=config.evaluate.tasks or None)
+    try:
+        env.reset(seed=config.evaluate.seed, options={"task": env.task_names[0]})
+        trajectory = _trajectory(policy, env.observe(), config.evaluate.num_steps)
+        names = env.action_names
+        specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
+        frames = np.stack(run_demonstrator(env, specs, record_first=1)[0].frames)
+    finally:
+        env.close()
+    videos = sorted((folder / "videos").glob("*.mp4"))
+    quickstart_report(
+        folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
+        config=preset.model, frames=frames, fps=env.fps, video=videos[0] if videos else None,
+        trajectory=trajectory, action_names=names,
+    )  # fmt: skip
+
+
+def _trajectory(policy: ModelPolicy, observation: dict[str, Any], num_steps: int) -> NDArray[np.float32]:
+    """x_t [num_steps + 1, H, robot_action_dim] of one chunk, from noise to action, in the model's units."""
+    inputs = policy.pipeline.observation(policy.pipeline.robot_inputs([observation]), "cpu")
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        cache = policy.model.prefill(inputs)  # type: ignore[attr-defined]
+
+        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return policy.model.decode(cache, inputs.state, x, time)  # type: ignore[attr-defined]
+
+        noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
+        seen.append(integrate(velocity, noise, num_steps))
+    return torch.cat(seen)[..., : policy.pipeline.robot_action_dim].numpy()
+
+
+def print_results(results: dict[str, Any], folder: Path) -> None:
+    """The success table, per task and beside the comparisons, and where everything is."""
+    table = Table(title="success")
+    for heading in ("", "rate", "95 % interval", "episodes"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = {"policy": results, **{f"  {task}": entry for task, entry in results["per_task"].items()}}
+    for name, entry in {**rows, **results.get("baselines", {})}.items():
+        if entry["success_rate"] is None:
+            raise UserError(f"no episode of {name.strip()} was completed: {'; '.join(entry['error_texts'])}")
+        low, high = entry["interval"]
+        table.add_row(name, f"{entry['success_rate']:.1%}", f"{low:.0%} to {high:.0%}", str(entry["episodes"]))
+    console.print(table)
+    if results["errors"]:
+        console.print(f"[red]{results['errors']} episodes ended by an error[/]: {'; '.join(results['error_texts'])}")
+    found = [name for name in ("results.json", "report.html", "videos") if (folder / name).exists()]
+    console.print(f"{results['seconds']:.0f} s · {folder}: {', '.join(found)}")
+
+

@@ -1,0 +1,106 @@
+"""Rollouts of a checkpoint in a simulator: success rates, videos, results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pizero.files import write_bytes
+from pizero.evaluation.benchmark import evaluate
+from pizero.evaluation.rollout import Alter, EpisodeSpec
+from pizero.policy.policy import load_policy
+from pizero.types import Policy, RobotDict, UserError
+from pizero.workflows.progress import progress_bar
+
+EVALUATION_SEED = 1_000_000
+"""Far from the seeds of `collect`, so that no evaluated scene was a demonstration."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """episodes: of each task. execution_horizon: actions played before the next chunk is asked for."""
+
+    env: str
+    episodes: int = 50
+    tasks: tuple[str, ...] = ()
+    seed: int = EVALUATION_SEED
+    execution_horizon: int = 8
+    num_steps: int = 10
+    num_envs: int = 16
+    image_size: int | None = None
+    num_videos: int = 0
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder itself, or the newest one of a run's folder."""
+    if (path / "config.json").is_file():
+        return path
+    found = sorted((path / "checkpoints").glob("[0-9]" * 7))
+    if not found:
+        raise UserError(f"{path} is neither a checkpoint nor the folder of a training run with checkpoints")
+    return found[-1]
+
+
+def evaluate_policy(
+    policy: Policy, config: EvaluateConfig, folder: Path | None, *, label: str = "evaluating", alter: Alter | None = None
+) -> dict[str, Any]:
+    """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    started, done, successes = time.perf_counter(), 0, 0
+    with progress_bar() as bars:
+        bar = bars.add_task(label, total=None, note="")
+
+        def count(result: Any) -> None:
+            nonlocal done, successes
+            done, successes = done + 1, successes + result.success
+            bars.update(bar, completed=done, note=f"success {successes}/{done}")
+
+        results = evaluate(
+            policy, config.env, tasks=config.tasks or None, episodes=config.episodes, seed=config.seed,
+            execution_horizon=config.execution_horizon, num_envs=config.num_envs, image_size=config.image_size,
+            alter=alter, videos=None if folder is None or not config.num_videos else folder / "videos",
+            num_videos=config.num_videos, on_episode=count,
+        )  # fmt: skip
+        bars.update(bar, total=done)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    results["settings"] = dataclasses.asdict(config)
+    if folder is not None:
+        write_json(folder / "results.json", results)
+    return results
+
+
+def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    """`evaluate_policy` of a checkpoint or of a run's newest one; its stored example is run first."""
+    policy = load_policy(find_checkpoint(checkpoint), num_steps=config.num_steps, verify=True)
+    return evaluate_policy(policy, config, folder)
+
+
+def swap_instructions(prompts: Sequence[str]) -> Alter:
+    """Gives each episode another instruction, drawn by its seed: what a policy does that listens to the wrong one."""
+    unique = sorted(set(prompts))
+    if len(unique) < 2:
+        raise UserError("swapping instructions needs at least two different ones")
+
+    def alter(observation: RobotDict, spec: EpisodeSpec) -> RobotDict:
+        others = [prompt for prompt in unique if prompt != observation["prompt"]]
+        return {**observation, "prompt": others[np.random.default_rng(spec.seed).integers(len(others))]}
+
+    return alter
+
+
+def blank_images(observation: RobotDict, spec: EpisodeSpec) -> RobotDict:
+    """Grey images: what a policy does without sight."""
+    return {**observation, "images": {name: np.full_like(image, 128) for name, image in observation["images"].items()}}
+
+
+def write_json(path: Path, values: Any) -> None:
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())

@@ -1,0 +1,41 @@
+"""The architecture of a preset, a released model or a checkpoint."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from rich.console import Console
+
+from pizero.checkpoints.native import read_config
+from pizero.configs.presets import PRESETS, get_preset
+from pizero.files import write_bytes
+from pizero.model.config import Pi0Config
+from pizero.report.architecture import describe, print_architecture
+from pizero.report.pictures import mask_picture
+from pizero.workflows.evaluate import find_checkpoint
+
+FULL_SIZE = {"pi0": Pi0Config.pi0, "pi05": Pi0Config.pi05}
+
+
+def model_config(name: str) -> Pi0Config:
+    """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path."""
+    if name in FULL_SIZE:
+        return FULL_SIZE[name]()
+    return get_preset(name).model if name in PRESETS else read_config(find_checkpoint(Path(name)))
+
+
+def inspect(
+    name: str, console: Console, *, cameras: int | None, prompt_tokens: int | None, num_steps: int,
+    json: Path | None, mask: Path | None,
+) -> None:  # fmt: skip
+    """Prints the table; writes the same as JSON and the picture of the attention mask where asked."""
+    config = model_config(name)
+    architecture = describe(config, num_cameras=cameras, prompt_tokens=prompt_tokens, num_steps=num_steps)
+    print_architecture(architecture, console)
+    if json is not None:
+        write_bytes(json, (json_module.dumps(architecture.to_json(), indent=1) + "\n").encode())
+        console.print(f"JSON: {json}")
+    if mask is not None:
+        mask_picture(config, mask)
+        console.print(f"attention mask: {mask}")

@@ -1,0 +1,39 @@
+"""Statistics of a dataset, written to a file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.embodiments import EMBODIMENTS, Embodiment
+from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
+
+
+def norm_stats(
+    root: Path, embodiment: str | None, mode: Mode, horizon: int, output: Path | None
+) -> tuple[NormStats, Path, int, float]:
+    """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are."""
+    started = time.perf_counter()
+    dataset = LeRobotDataset(root)
+    stats = dataset_norm_stats(dataset, None if embodiment is None else EMBODIMENTS[embodiment](), mode, horizon)
+    path = output or root / "meta" / "norm_stats.json"
+    stats.save(path)
+    return stats, path, dataset.num_frames, time.perf_counter() - started
+
+
+def dataset_norm_stats(
+    dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int
+) -> NormStats:
+    """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
+    state_key, action_key = ("observation.state", "action")
+    if embodiment is not None:
+        state_key, action_key = embodiment.state_key, embodiment.action_key
+    return compute_norm_stats(
+        dataset.column(state_key),
+        dataset.column(action_key),
+        mode,
+        relative=None if embodiment is None else embodiment.relative,
+        horizon=horizon,
+        episode_lengths=[int(length) for length in dataset.episode_lengths],
+    )

@@ -1,0 +1,180 @@
+"""A policy from a LeRobot dataset: statistics, tokenizer, frames into memory, training, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pizero.checkpoints.example import Example, make_example
+from pizero.checkpoints.load import load_model
+from pizero.configs.presets import Preset
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.embodiments import EMBODIMENTS
+from pizero.data.loader import FrameCache, Loader, split_episodes
+from pizero.data.norm_stats import NormStats, near_constant_dimensions
+from pizero.data.pipeline import Pipeline
+from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
+from pizero.files import write_bytes
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+from pizero.train.trainer import Progress, Trainer, list_checkpoints
+from pizero.types import RobotDict, UserError
+from pizero.workflows.norm_stats import dataset_norm_stats
+from pizero.workflows.progress import console, progress_bar
+
+PROMPT_FORMATS = {"token": "pi0", "prompt": "pi05", "none": "none"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    checkpoint: Path
+    parameters: int
+    loss: float
+    samples_per_second: float
+
+
+def build_pipeline(
+    dataset: LeRobotDataset, preset: Preset, folder: Path, tokenizer: Path | None = None, stats: Path | None = None
+) -> Pipeline:
+    """Statistics and tokenizer of this dataset, unless files are given; the vocabulary must fit the model."""
+    config = preset.model
+    norm_stats = (
+        NormStats.load(stats, preset.norm_mode)
+        if stats is not None
+        else dataset_norm_stats(dataset, EMBODIMENTS[preset.embodiment](), preset.norm_mode, config.action_horizon)
+    )
+    for warning in near_constant_dimensions(norm_stats):
+        console.print(f"[yellow]warning[/] {warning}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        vocabulary = PaligemmaTokenizer(tokenizer)
+    else:
+        vocabulary = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
+    if vocabulary.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary.vocab_size} pieces, the model's table {config.vocab_size}; "
+            "choose a smaller tokenizer or a larger vocab_size"
+        )
+    return Pipeline(
+        embodiment=EMBODIMENTS[preset.embodiment](),
+        norm_stats=norm_stats,
+        tokenizer=vocabulary,
+        cameras=config.cameras,
+        prompt_format=PROMPT_FORMATS[config.state_input],  # type: ignore[arg-type]
+        prompt_length=config.prompt_length,
+        image_size=(config.image_size, config.image_size),
+        state_dim=config.state_dim,
+        action_dim=config.action_dim,
+    )
+
+
+def train_policy(
+    dataset_root: Path,
+    folder: Path,
+    preset: Preset,
+    *,
+    resume: bool = False,
+    start: Path | None = None,
+    tokenizer: Path | None = None,
+    stats: Path | None = None,
+    device: str = "cpu",
+) -> TrainResult:
+    """Trains `preset` on the dataset into `folder`. `start`: a checkpoint whose weights are fine-tuned."""
+    torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
+    found = list_checkpoints(folder)
+    if found and not resume:
+        raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
+    dataset = LeRobotDataset(dataset_root)
+    if start is not None:
+        model = load_model(start, arch=None)
+        preset = dataclasses.replace(preset, model=model.config)
+    else:
+        torch.manual_seed(preset.train.seed)
+        model = Pi0(preset.model)
+    _check_run_settings(folder, preset, resume)
+    pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats)
+    config = preset.train
+    training, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
+    with progress_bar() as bars:
+        cache = _load_frames(dataset, pipeline, bars)
+        loaders = [
+            Loader(
+                dataset, pipeline, cache, frames,
+                horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
+            )
+            if len(frames) else None
+            for frames in (training, held_out)
+        ]  # fmt: skip
+        assert loaders[0] is not None
+        trainer = Trainer(
+            model, pipeline, config, loaders[0], loaders[1], folder,
+            make_example=_example_maker(dataset, pipeline, preset.model), device=device,
+        )  # fmt: skip
+        if resume and trainer.resume():
+            console.print(f"resuming from step {trainer.step} of {config.steps}")
+        last = _run(trainer, bars)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return TrainResult(list_checkpoints(folder)[-1], parameters, last.loss, last.samples_per_second)
+
+
+def _run(trainer: Trainer, bars: Any) -> Progress:
+    reached = Progress(trainer.step, float("nan"), 0.0, 0.0)
+    bar = bars.add_task("training", total=trainer.config.steps, completed=trainer.step, note="")
+
+    def show(progress: Progress) -> None:
+        nonlocal reached
+        reached = progress
+        data = f" · data {progress.data_share:.0%}" if progress.data_share > 0.1 else ""
+        note = f"loss {progress.loss:.4f} · {progress.samples_per_second:.0f} samples/s{data}"
+        bars.update(bar, completed=progress.step, note=note)
+
+    trainer.run(show)
+    return reached
+
+
+def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> FrameCache:
+    bar = bars.add_task("reading frames", total=None, note="")
+    report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
+    return FrameCache(dataset, list(pipeline.embodiment.cameras.values()), pipeline.image_size, report)
+
+
+def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, config: Pi0Config) -> Callable[[Pi0], Example]:
+    """The dataset's first frame, with fixed noise, for the checkpoint's stored example."""
+    embodiment, first = pipeline.embodiment, np.zeros(1, np.int64)
+    observation: RobotDict = {
+        "state": dataset.column(embodiment.state_key)[0],
+        "images": {camera: dataset.images(camera, first)[0] for camera in embodiment.cameras.values()},
+        "prompt": dataset.prompts(first)[0],
+    }
+    noise = np.random.default_rng(0).standard_normal((config.action_horizon, config.action_dim)).astype(np.float32)
+
+    def make(model: Pi0) -> Example:
+        training = model.training
+        example = make_example(model.eval(), pipeline, observation, noise)
+        model.train(training)
+        return example
+
+    return make
+
+
+def _check_run_settings(folder: Path, preset: Preset, resume: bool) -> None:
+    """Writes run.json into the folder of a new run; a resumed run must have the same settings."""
+    path = folder / "run.json"
+    settings = json.loads(json.dumps({"model": preset.model.to_json(), "train": preset.train.to_json()}))
+    if resume and path.is_file():
+        stored = json.loads(path.read_text())
+        changed = [
+            f"{part}.{name}" for part in stored for name in stored[part]
+            if stored[part][name] != settings.get(part, {}).get(name)
+        ]  # fmt: skip
+        if changed:
+            raise UserError(f"{folder} was started with other settings ({', '.join(changed)}); give them again")
+    write_bytes(path, json.dumps(settings, indent=1).encode())

@@ -1,0 +1,70 @@
+"""`load_model` and `save_model`: formats are told by content, everything else is one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pizero.checkpoints.load import load_model, save_model
+from pizero.checkpoints.openpi_torch import config_from_arch
+from pizero.model.config import small_config
+from pizero.model.pi0 import Pi0
+from pizero.types import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "openpi" / "pi0_d32"
+
+
+def test_native(tmp_path: Path) -> None:
+    model = Pi0(small_config("nano"))
+    save_model(model, tmp_path / "m")
+    loaded = load_model(tmp_path / "m", dtype="bfloat16")
+    assert torch.equal(loaded.token_embedding.weight, model.token_embedding.weight.bfloat16())
+    assert torch.equal(loaded.action_in_proj.weight, model.action_in_proj.weight)
+    assert torch.equal(load_model(str(tmp_path / "m")).token_embedding.weight, model.token_embedding.weight)
+    with pytest.raises(UserError, match="differ from arch"):
+        load_model(tmp_path / "m", arch=dataclasses.replace(model.config, action_horizon=3))
+
+
+def test_openpi_torch_with_arch_in_three_ways_and_back_as_native(tmp_path: Path) -> None:
+    path = GOLDEN / "tiny_config.json"
+    values = json.loads(path.read_text())
+    models = [load_model(GOLDEN / "torch", arch=arch) for arch in (path, values, config_from_arch(values))]
+    save_model(models[0], tmp_path / "native")
+    models.append(load_model(tmp_path / "native"))
+    for model in models[1:]:
+        assert model.config == models[0].config
+        for ours, theirs in zip(models[0].state_dict().values(), model.state_dict().values(), strict=True):
+            assert np.array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_one_line_says_what_was_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights.bin").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"short")
+    for name, text in (
+        ("none", "nothing at this path"),
+        ("empty", "folder is empty"),
+        ("file", "it is a file; give the folder"),
+        ("other", "found weights.bin"),
+        ("broken", "copy the checkpoint again"),
+    ):
+        with pytest.raises(UserError, match=text) as caught:
+            load_model(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_supported_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'onnx' is not supported yet"):
+        save_model(Pi0(small_config("nano")), tmp_path / "m", format="onnx")
+    with pytest.raises(UserError, match="unknown dtype"):
+        load_model(tmp_path, dtype="int3")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_model(GOLDEN / "torch", arch=tmp_path / "missing.json")

@@ -1,0 +1,340 @@
+"""The LeRobot reader against what the LeRobot library itself returned for the same folders."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pizero.data.datasets import parquet, video
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.types import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
+PNG, H264, AV1 = (GOLDEN / name for name in ("v30_png", "v30_h264_multifile", "v30_av1"))
+LENGTHS = [40, 38, 42, 41]
+
+
+@pytest.fixture
+def png_copy(tmp_path: Path) -> Path:
+    return shutil.copytree(PNG, tmp_path / "png")
+
+
+@pytest.fixture
+def h264_copy(tmp_path: Path) -> Path:
+    return shutil.copytree(H264, tmp_path / "h264")
+
+
+@pytest.mark.parametrize("root", [PNG, H264, AV1], ids=lambda root: root.name)
+def test_equals_what_lerobot_returned(root: Path) -> None:
+    dataset = LeRobotDataset(root)
+    expected = np.load(root / "expected.npz")
+    frames = expected["query_index"]
+    for camera in ("top", "wrist"):
+        images = dataset.images(camera, frames)
+        np.testing.assert_array_equal(images.transpose(0, 3, 1, 2), expected[f"observation.images.{camera}__uint8_chw"])
+    actions, is_pad = dataset.window("action", frames, 10)
+    np.testing.assert_array_equal(actions, expected["action"])
+    np.testing.assert_array_equal(is_pad, expected["action_is_pad"])
+    np.testing.assert_array_equal(dataset.column("observation.state")[frames], expected["observation.state"])
+    assert dataset.prompts(frames) == expected["task"].tolist()
+    for key in ("episode_index", "frame_index", "task_index", "timestamp"):
+        np.testing.assert_array_equal(getattr(dataset, key)[frames], expected[key])
+
+
+def test_png_frames_are_those_given_to_the_writer() -> None:
+    expected = np.load(PNG / "expected.npz")
+    images = LeRobotDataset(PNG).images("top", expected["query_index"])
+    np.testing.assert_array_equal(images, expected["source.top_hwc"])
+
+
+def test_description() -> None:
+    dataset = LeRobotDataset(H264)
+    assert (dataset.fps, dataset.robot_type, dataset.cameras) == (10.0, "toy", ("top", "wrist"))
+    assert (dataset.num_frames, dataset.num_episodes) == (161, 4)
+    assert dataset.image_shape("top") == (96, 96)
+    assert dataset.image_shape("wrist") == (64, 80)
+    assert dataset.tasks == ["push the red square to the right", "push the blue square to the left"]
+    assert dataset.episodes.tolist() == [0, 1, 2, 3]
+    assert dataset.episode_lengths.tolist() == LENGTHS
+    assert dataset.episode_starts.tolist() == [0, 40, 78, 120]
+    assert dataset.column("action").shape == (161, 3)
+    assert dataset.column("action").dtype == np.float32
+    assert dataset.column("timestamp").shape == (161, 1)
+    assert dataset.stats["action"]["count"] == [161]
+
+
+@pytest.mark.parametrize("root", [PNG, H264, AV1], ids=lambda root: root.name)
+def test_images_in_any_order_with_repeats(root: Path) -> None:
+    dataset = LeRobotDataset(root)
+    in_order = np.concatenate([images for _, images in dataset.iter_images("top", chunk=50)])
+    assert len(in_order) == 161
+    frames = np.random.default_rng(0).integers(0, 161, 40)
+    np.testing.assert_array_equal(dataset.images("top", frames), in_order[frames])
+    assert dataset.images("top", []).shape == (0, 96, 96, 3)
+
+
+def test_iter_images_covers_all_frames_in_order() -> None:
+    ranges = [positions for positions, _ in LeRobotDataset(H264).iter_images("wrist", chunk=64)]
+    assert [frame for positions in ranges for frame in positions] == list(range(161))
+
+
+@pytest.mark.parametrize("root", [PNG, H264], ids=lambda root: root.name)
+def test_chosen_episodes(root: Path) -> None:
+    everything, chosen = LeRobotDataset(root), LeRobotDataset(root, episodes=[3, 1])
+    assert chosen.episodes.tolist() == [3, 1]
+    assert chosen.episode_starts.tolist() == [0, 41]
+    assert chosen.num_frames == 79
+    same = np.concatenate([np.arange(120, 161), np.arange(40, 78)])
+    for key in ("action", "observation.state"):
+        np.testing.assert_array_equal(chosen.column(key), everything.column(key)[same])
+    frames = np.array([78, 0, 40, 41])
+    np.testing.assert_array_equal(chosen.images("wrist", frames), everything.images("wrist", same[frames]))
+    assert chosen.prompts(frames) == everything.prompts(same[frames])
+    for ours, full in zip(
+        chosen.window("action", frames, 5), everything.window("action", same[frames], 5), strict=True
+    ):
+        np.testing.assert_array_equal(ours, full)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 160), min_size=1, max_size=8), st.integers(1, 60))
+def test_window_repeats_the_last_value_of_the_episode(frames: list[int], horizon: int) -> None:
+    dataset = _PNG_DATASET
+    values, is_pad = dataset.window("action", frames, horizon)
+    assert values.shape == (len(frames), horizon, 3)
+    column, ends = dataset.column("action"), np.cumsum(LENGTHS)
+    for row, frame in enumerate(frames):
+        end = next(end for end in ends if frame < end)
+        for step in range(horizon):
+            assert is_pad[row, step] == (frame + step >= end)
+            np.testing.assert_array_equal(values[row, step], column[min(frame + step, end - 1)])
+
+
+_PNG_DATASET = LeRobotDataset(PNG)
+
+
+def test_numbers_never_touch_video(h264_copy: Path) -> None:
+    shutil.rmtree(h264_copy / "videos")
+    dataset = LeRobotDataset(h264_copy)
+    assert dataset.window("action", [0, 160], 4)[0].shape == (2, 4, 3)
+    with pytest.raises(UserError, match=r"observation\.images\.top.*file-001\.mp4, episode 3: the file is missing"):
+        dataset.images("top", [160])
+
+
+@pytest.mark.parametrize("root", [PNG, H264], ids=lambda root: root.name)
+def test_shared_by_threads_and_pickled(root: Path) -> None:
+    dataset = LeRobotDataset(root)
+    frames = np.random.default_rng(1).permutation(161)[:48].reshape(4, 12)
+    expected = [dataset.images("top", chunk) for chunk in frames]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda chunk: dataset.images("top", chunk), frames))
+    np.testing.assert_array_equal(threaded, expected)
+    copied = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copied.images("top", frames[0]), expected[0])
+
+
+def test_used_after_fork() -> None:
+    dataset = LeRobotDataset(H264)
+    frames = np.arange(0, 161, 20)
+    expected = dataset.images("top", frames)  # the parent's decoder is open, and part of the way through
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(dataset.images("top", frames)))
+    child.start()
+    np.testing.assert_array_equal(queue.get(), expected)
+    child.join()
+    np.testing.assert_array_equal(dataset.images("top", frames), expected)
+
+
+def test_few_keyframes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random access is right, and costs no more than a pass from the keyframe, when keyframes are far apart."""
+    name, options = video.ENCODERS["h264"]
+    monkeypatch.setitem(video.ENCODERS, "h264", (name, {**options, "g": "60", "crf": "0"}))
+    _write(tmp_path / "d", image_format="h264", lengths=[120], fps=30)
+    dataset = LeRobotDataset(tmp_path / "d")
+    in_order = np.concatenate([images for _, images in dataset.iter_images("top")])
+    assert np.all(np.abs(in_order[:, 8, 8, 0].astype(int) - np.arange(120) * 2) <= 2)
+    frames = np.array([110, 3, 59, 60, 61, 100, 0])
+    np.testing.assert_array_equal(dataset.images("top", frames), in_order[frames])
+    decoder = dataset._decoders.get(dataset._episodes[0].videos["observation.images.top"].path)
+    decoded = 0
+    advance = decoder._advance
+
+    def count() -> bool:
+        nonlocal decoded
+        decoded += 1
+        return advance()
+
+    monkeypatch.setattr(decoder, "_advance", count)
+    dataset.images("top", np.arange(0, 120, 12))
+    assert decoded < 240
+
+
+def test_unnamed_task_index(png_copy: Path) -> None:
+    """Some writers leave the pandas index that holds the texts without a name."""
+    path = png_copy / "meta/tasks.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns(["task_index", "__index_level_0__"]), path)
+    assert LeRobotDataset(png_copy).tasks == _PNG_DATASET.tasks
+
+
+def test_row_groups_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet.EncodedImages, "BUDGET", 30_000)
+    dataset = LeRobotDataset(PNG)
+    frames = [0, 50, 100, 160, 0]
+    np.testing.assert_array_equal(dataset.images("top", frames), _PNG_DATASET.images("top", frames))
+    assert dataset._encoded_images._size <= 30_000
+    assert len(dataset._encoded_images._groups) == 1
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        LeRobotDataset(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"has no meta/info\.json"):
+        LeRobotDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebase_version": "v2.1"}, r"LeRobot v2\.1 dataset, which is not supported yet; convert it with `python"),
+        ({"codebase_version": "v4.0"}, r"LeRobot v4\.0 dataset, which is not supported yet; expected v3\.0"),
+        ({"total_frames": 200}, r"total_frames 200, but meta/episodes lists 161"),
+        ({"total_episodes": 5}, r"total_episodes 5, but meta/episodes lists 4"),
+        ({"fps": None}, "lacks fps"),
+    ],
+)
+def test_info_contradicts(png_copy: Path, change: dict[str, object], message: str) -> None:
+    info = json.loads((png_copy / "meta/info.json").read_text()) | change
+    (png_copy / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
+    _assert_one_line(png_copy, message)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("meta/info.json", "is no readable JSON file"),
+        ("meta/tasks.parquet", "cannot be read as a parquet file"),
+        ("meta/episodes/chunk-000/file-000.parquet", "cannot be read as a parquet file"),
+        ("data/chunk-000/file-000.parquet", "cannot be read as a parquet file"),
+    ],
+)
+def test_damaged_file(png_copy: Path, file: str, message: str) -> None:
+    (png_copy / file).write_bytes(b"PAR1 not what it should be")
+    _assert_one_line(png_copy, f"{Path(file).name} {message}")
+
+
+def test_missing_data_file(h264_copy: Path) -> None:
+    (h264_copy / "data/chunk-000/file-001.parquet").unlink()
+    _assert_one_line(h264_copy, r"file-001\.parquet is missing")
+    assert LeRobotDataset(h264_copy, episodes=[0, 1]).num_frames == 78  # those in the other file still work
+
+
+def test_episode_with_too_few_frames(png_copy: Path) -> None:
+    path = png_copy / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 150), path)
+    _assert_one_line(png_copy, r"file-000\.parquet, episode 3: 30 frames, but meta/episodes says 41")
+
+
+def test_unknown_task(png_copy: Path) -> None:
+    path = png_copy / "meta/tasks.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    _assert_one_line(png_copy, r"episode 1: task_index 1 is not in meta/tasks\.parquet, which has 1 tasks")
+
+
+def test_damaged_video(h264_copy: Path) -> None:
+    path = h264_copy / "videos/observation.images.top/chunk-000/file-000.mp4"
+    whole = path.read_bytes()
+    path.write_bytes(b"\0" * 3000)
+    with pytest.raises(UserError, match=r"file-000\.mp4, episode 1: no video can be read"):
+        LeRobotDataset(h264_copy).images("top", [50])
+    start = whole.index(b"mdat") + 8
+    path.write_bytes(whole[:start] + b"\xff" * 12000 + whole[start + 12000 :])
+    with pytest.raises(UserError, match=r"file-000\.mp4, episode 1: the video"):
+        LeRobotDataset(h264_copy).images("top", [50])
+
+
+def test_frame_off_time() -> None:
+    dataset = LeRobotDataset(H264)
+    dataset.timestamp = dataset.timestamp.copy()
+    dataset.timestamp[41] += 0.0004
+    with pytest.raises(UserError, match=r"episode 1: no frame at 4\.1004 s; the nearest is at 4\.1000 s"):
+        dataset.images("top", [41])
+    dataset.timestamp[41] -= 0.00035  # within the tolerance
+    assert dataset.images("top", [41]).shape == (1, 96, 96, 3)
+    dataset.timestamp[160] += 5
+    with pytest.raises(UserError, match=r"episode 3: the video ends at 8\.2000 s, but a frame at 13\.2000 s"):
+        dataset.images("top", [160])
+    np.testing.assert_array_equal(dataset.images("top", [40]), LeRobotDataset(H264).images("top", [40]))
+
+
+def test_damaged_image(png_copy: Path) -> None:
+    path = png_copy / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    cells = table["observation.images.top"].to_pylist()
+    cells[45]["bytes"] = cells[45]["bytes"][:60]
+    cells[46]["bytes"] = None
+    column = pa.array(cells, table["observation.images.top"].type)
+    pq.write_table(table.set_column(0, table.schema.field(0), column), path)
+    dataset = LeRobotDataset(png_copy)
+    with pytest.raises(UserError, match=r"file-000\.parquet, episode 1: frame 5 .* cannot be decoded"):
+        dataset.images("top", [45])
+    with pytest.raises(UserError, match=r"frame 6 .* the file holds a path instead of the image"):
+        dataset.images("top", [46])
+
+
+def test_wrong_image_size(png_copy: Path) -> None:
+    info = json.loads((png_copy / "meta/info.json").read_text())
+    info["features"]["observation.images.top"]["shape"] = [96, 80, 3]
+    (png_copy / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"episode 0 has 96x96 frames of camera 'top', but .* says 96x80"):
+        LeRobotDataset(png_copy).images("top", [0])
+
+
+def test_wrong_requests() -> None:
+    with pytest.raises(UserError, match="has no episode 7; it has 4, from 0 to 3"):
+        LeRobotDataset(PNG, episodes=[0, 7])
+    with pytest.raises(UserError, match="asked for twice"):
+        LeRobotDataset(PNG, episodes=[1, 1])
+    with pytest.raises(UserError, match="no episodes to read"):
+        LeRobotDataset(PNG, episodes=[])
+    with pytest.raises(UserError, match="no camera 'front'; it has top, wrist"):
+        _PNG_DATASET.images("front", [0])
+    with pytest.raises(UserError, match="no numeric column 'observation.images.top'; it has observation.state, action"):
+        _PNG_DATASET.column("observation.images.top")
+    for frame in (-1, 161):
+        with pytest.raises(IndexError, match=r"0 \.\.\. 160"):
+            _PNG_DATASET.window("action", [frame], 2)
+
+
+def _assert_one_line(root: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        LeRobotDataset(root)
+    assert "\n" not in str(caught.value)
+
+
+def _write(root: Path, *, image_format: str, lengths: list[int], fps: float) -> None:
+    """One grey camera, twice as bright as the frame's number."""
+    with LeRobotWriter(
+        root, fps=fps, robot_type="toy", state_names=["x"], action_names=["dx"], cameras={"top": (64, 64)},
+        image_format=image_format,
+    ) as writer:  # fmt: skip
+        for length in lengths:
+            for frame in range(length):
+                writer.add_frame([frame], [0], {"top": np.full((64, 64, 3), 2 * frame, np.uint8)})
+            writer.save_episode("brighten")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pizero.data.tokenizer import PaligemmaTokenizer, state_bins, train_tokenizer
+from pizero.types import UserError
+
+SENTENCES = [f"{verb} the {colour} block" for verb in ("reach", "lift") for colour in ("red", "green", "blue")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> PaligemmaTokenizer:
+    return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+
+
+def text_of(tokens: object, mask: object) -> str:
+    return bytes(int(t) - 3 for t in np.asarray(tokens)[np.asarray(mask)] if t > 2).decode()
+
+
+def test_the_two_forms() -> None:
+    tokenizer = PaligemmaTokenizer.bytes()
+    tokens, mask = tokenizer.encode(" Lift_the\ncup ", None, 48)
+    assert tokens[0] == 2
+    assert (tokens.dtype, mask.dtype, tokens.shape) == (np.int32, np.bool_, (48,))
+    assert text_of(tokens, mask) == "Lift the cup\n"
+    assert not tokens[~mask].any()
+    tokens, mask = tokenizer.encode("Lift_the cup", np.array([-2.0, 0.0, 1.0]), 200)
+    assert text_of(tokens, mask) == "Task: Lift the cup, State: -1 128 255;\nAction: "
+
+
+def test_batch_equals_singles(trained: PaligemmaTokenizer) -> None:
+    states = np.random.default_rng(0).uniform(-1.2, 1.2, (6, 3))
+    for state in (None, states):
+        tokens, mask = trained.encode_batch(SENTENCES, state, 60)
+        for row, sentence in enumerate(SENTENCES):
+            one, one_mask = trained.encode(sentence, None if state is None else state[row], 60)
+            assert tokens[row].tolist() == one.tolist()
+            assert mask[row].tolist() == one_mask.tolist()
+
+
+def test_the_newline_is_encoded_by_itself(trained: PaligemmaTokenizer) -> None:
+    tokens, mask = trained.encode("reach the red block", None, 40)
+    newline = trained.encoder.encode("\n", add_bos=False)
+    assert len(newline) == 1
+    assert tokens[mask][-1] == newline[0]
+
+
+def test_too_long_a_prompt_is_cut_with_one_warning() -> None:
+    tokenizer = PaligemmaTokenizer.bytes()
+    whole, _ = tokenizer.encode("a long prompt", None, 40)
+    with pytest.warns(UserWarning, match="15 tokens and was cut to the model's 8"):
+        tokens, mask = tokenizer.encode("a long prompt", None, 8)
+    assert tokens.tolist() == whole[:8].tolist()
+    assert mask.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer.encode("another long prompt", None, 8)
+
+
+@given(st.integers(0, 255), st.floats(0.001, 0.999))
+def test_bins_tile_the_range(index: int, part: float) -> None:
+    value = -1 + (index + part) / 128
+    assert state_bins(np.array([value]))[0] == index
+
+
+def test_training_is_repeatable_quiet_and_complete(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = train_tokenizer(SENTENCES, tmp_path / "a.model")
+    train_tokenizer(SENTENCES, tmp_path / "b.model")
+    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.model", "b.model"]
+    assert tokenizer.vocab_size <= 512
+    tokens, mask = tokenizer.encode("Öffne 🚪 reach", None, 40)
+    assert 3 not in tokens[mask]  # no unknown token: any text is spelled in bytes
+    assert tokens.max() < tokenizer.vocab_size
+    red, green = (tokenizer.encode(f"lift the {colour} block", None, 40)[1].sum() for colour in ("red", "green"))
+    assert red == green == 6  # begin, four words, newline: a word of the corpus is one token
+
+
+def test_digits_are_split(trained: PaligemmaTokenizer) -> None:
+    short = trained.encode("x", np.array([-1.0]), 60)[1].sum()
+    long = trained.encode("x", np.array([0.999]), 60)[1].sum()
+    assert long - short == 2  # "255" against "0"
+
+
+def test_save_and_load(trained: PaligemmaTokenizer, tmp_path: Path) -> None:
+    trained.save(tmp_path / "copy.model")
+    copy = PaligemmaTokenizer(tmp_path / "copy.model")
+    assert copy.vocab_size == trained.vocab_size
+    assert copy.encode("lift the cup", None, 30)[0].tolist() == trained.encode("lift the cup", None, 30)[0].tolist()
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"bad\.model"):
+        PaligemmaTokenizer(tmp_path / "bad.model")
+    with pytest.raises(UserError, match=r"absent\.model"):
+        PaligemmaTokenizer(tmp_path / "absent.model")
+    with pytest.raises(UserError, match="no SentencePiece model to save"):
+        PaligemmaTokenizer.bytes().save(tmp_path / "x.model")
+    with pytest.raises(UserError, match="expected some"):
+        train_tokenizer([], tmp_path / "x.model")
+
+
+def test_speed(trained: PaligemmaTokenizer) -> None:
+    """A generous bound (measured: below 20 microseconds a sample) that a slow path would break."""
+    states = np.random.default_rng(0).uniform(-1, 1, (256, 7))
+    prompts = [SENTENCES[0]] * 256
+    best = min(_seconds(lambda: trained.encode_batch(prompts, states, 200)) for _ in range(5))
+    assert best / 256 < 300e-6
+    best = min(_seconds(lambda: trained.encode_batch(prompts, None, 48)) for _ in range(5))
+    assert best / 256 < 100e-6
+
+
+def _seconds(function: object) -> float:
+    start = time.perf_counter()
+    function()  # type: ignore[operator]
+    return time.perf_counter() - start

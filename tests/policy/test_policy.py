@@ -1,0 +1,190 @@
+"""The policy: order of work, its noise, batches, and messages for bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pizero.checkpoints.example import make_example
+from pizero.checkpoints.native import save_checkpoint
+from pizero.data.embodiments import generic
+from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.data.pipeline import Pipeline
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import small_config
+from pizero.model.pi0 import Pi0
+from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.types import Observation, Policy, RobotDict, UserError
+
+CONFIG = small_config("nano", vocab_size=259, prompt_length=14, cameras=("base_0_rgb", "left_wrist_0_rgb"))
+SHAPE = (CONFIG.action_horizon, CONFIG.action_dim)
+STATE_MEAN, ACTION_MEAN, ACTION_STD = np.array([0.5, -1.0, 0.0]), np.array([10.0, -0.2]), np.array([4.0, 0.5])
+
+
+def make_pipeline(relative: tuple[bool, ...] = (False, True)) -> Pipeline:
+    return Pipeline(
+        generic({"base_0_rgb": "top", "left_wrist_0_rgb": "hand"}, relative_mask=relative),
+        NormStats("zscore", FieldStats(STATE_MEAN, np.ones(3)), FieldStats(ACTION_MEAN, ACTION_STD), epsilon=0.0),
+        PaligemmaTokenizer.bytes(),
+        cameras=CONFIG.cameras,
+        prompt_format="pi0",
+        prompt_length=CONFIG.prompt_length,
+        image_size=(28, 28),
+        state_dim=CONFIG.state_dim,
+        action_dim=CONFIG.action_dim,
+    )
+
+
+def observation(seed: int = 0) -> RobotDict:
+    rng = np.random.default_rng(seed)
+    return {
+        "state": rng.standard_normal(3).astype(np.float32),
+        "images": {name: rng.integers(0, 256, (20, 28, 3), dtype=np.uint8) for name in ("top", "hand")},
+        "prompt": f"pick {seed}",
+    }
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> Pi0:
+    torch.manual_seed(0)
+    return Pi0(CONFIG).eval()
+
+
+class EchoModel:
+    """Gives the noise back as actions, and remembers its calls."""
+
+    config = CONFIG
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Observation, int]] = []
+
+    def loss(self, observation: Observation, actions: Tensor, **options: Any) -> Tensor:
+        raise AssertionError("a policy does not train")
+
+    def sample_actions(
+        self, observation: Observation, *, num_steps: int = 10, noise: Tensor | None = None, generator: Any = None
+    ) -> Tensor:
+        assert noise is not None
+        self.calls.append((observation, num_steps))
+        return noise
+
+
+def test_order_of_work_on_the_way_out() -> None:
+    """Crop, unnormalise, then relative actions become absolute by the raw state."""
+    raw = observation()
+    actions = ModelPolicy(EchoModel(), make_pipeline()).infer({**raw, "noise": noise(1)})["actions"]
+    expected = noise(1)[:, :2] * ACTION_STD + ACTION_MEAN
+    expected[:, 1] += raw["state"][1]
+    assert actions.dtype == np.float32
+    assert actions.shape == (CONFIG.action_horizon, 2)
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_is_one_model_call_and_the_state_is_normalised() -> None:
+    model, raws = EchoModel(), [observation(seed) for seed in range(3)]
+    ModelPolicy(model, make_pipeline(), num_steps=7).infer_batch(raws)
+    ((seen, num_steps),) = model.calls
+    assert num_steps == 7
+    assert seen.images["base_0_rgb"].shape == (3, 28, 28, 3)
+    assert seen.state is not None
+    expected = np.stack([raw["state"] for raw in raws]) - STATE_MEAN
+    np.testing.assert_allclose(seen.state[:, :3].numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert not seen.state[:, 3:].any()
+
+
+def test_a_batch_gives_what_single_calls_give(model: Pi0) -> None:
+    raws = [observation(seed) for seed in range(3)]
+    one = ModelPolicy(model, make_pipeline(), num_steps=3, seed=5)
+    single = [one.infer(raw)["actions"] for raw in raws]
+    batch = ModelPolicy(model, make_pipeline(), num_steps=3, seed=5).infer_batch(raws)
+    for ours, theirs in zip(single, batch, strict=True):
+        np.testing.assert_allclose(ours, theirs["actions"], rtol=1e-4, atol=1e-4)
+    assert isinstance(one, Policy)
+    assert one.infer_batch([]) == []
+
+
+def test_noise_follows_from_the_seed_or_is_given(model: Pi0) -> None:
+    def first_two(seed: int) -> list[np.ndarray]:
+        policy = ModelPolicy(EchoModel(), make_pipeline(), seed=seed)
+        return [policy.infer(observation())["actions"] for _ in range(2)]
+
+    torch.manual_seed(1)
+    before = first_two(0)
+    torch.manual_seed(2)
+    assert all(np.array_equal(a, b) for a, b in zip(before, first_two(0), strict=True))
+    assert not np.array_equal(before[0], before[1])
+    assert not np.array_equal(before[0], first_two(1)[0])
+    # a given noise neither depends on the draws nor uses one up
+    policy = ModelPolicy(EchoModel(), make_pipeline())
+    given = [policy.infer({**observation(), "noise": noise(4)})["actions"] for _ in range(2)]
+    assert np.array_equal(given[0], given[1])
+    assert np.array_equal(policy.infer(observation())["actions"], before[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"state": np.zeros(4, np.float32)}, r"state: got shape \(4,\), expected \(3,\)"),
+        ({"state": np.array([0, np.nan, 0], np.float32)}, r"state: dimensions \[1\] are NaN"),
+        ({"prompt": 3}, "prompt: got int"),
+        ({"images": {"top": observation()["images"]["top"]}}, "no camera 'hand'"),
+        ({"images": {**observation()["images"], "hand": np.zeros((8, 8, 3))}}, "images/hand: got .*float64"),
+        ({"images": {**observation()["images"], "hand": np.zeros((8, 3), np.uint8)}}, "images/hand: got shape"),
+        ({"noise": np.zeros((2, 4), np.float32)}, r"noise: got shape \(2, 4\), expected \(6, 4\)"),
+        ({"noise": np.full(SHAPE, np.inf, np.float32)}, "all finite"),
+    ],
+)
+def test_bad_input_is_named(change: RobotDict, text: str) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        ModelPolicy(EchoModel(), make_pipeline()).infer({**observation(), **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    raw = observation()
+    del raw["prompt"]
+    with pytest.raises(UserError, match="no 'prompt'"):
+        ModelPolicy(EchoModel(), make_pipeline()).infer(raw)
+
+
+def test_actions_that_are_not_finite_never_reach_a_robot() -> None:
+    model = EchoModel()
+    model.sample_actions = lambda observation, *, num_steps, noise: noise.index_fill(0, torch.tensor([1]), torch.nan)
+    with pytest.raises(RuntimeError, match=r"NaN or Inf actions for observations \[1\] of a batch of 2"):
+        ModelPolicy(model, make_pipeline()).infer_batch([observation(), observation()])
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UserError, match="num_steps"):
+        ModelPolicy(EchoModel(), make_pipeline(), num_steps=0)
+    with pytest.raises(UserError, match="model has action_dim 4, its pipeline 9"):
+        ModelPolicy(EchoModel(), dataclasses.replace(make_pipeline(), action_dim=9))
+
+
+def test_load_policy(model: Pi0, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    save_checkpoint(tmp_path / "run", model, pipeline, make_example(model, pipeline, observation(), noise(0)))
+    policy = load_policy(tmp_path / "run", num_steps=3, seed=2, verify=True)
+    ours = policy.infer(observation(1))["actions"]
+    theirs = ModelPolicy(model, pipeline, num_steps=3, seed=2).infer(observation(1))["actions"]
+    np.testing.assert_array_equal(ours, theirs)
+
+    example = make_example(model, pipeline, observation(), noise(0))
+    wrong = dataclasses.replace(example, actions=example.actions * 1.1)
+    save_checkpoint(tmp_path / "run", model, pipeline, wrong)
+    load_policy(tmp_path / "run")
+    with pytest.raises(UserError, match="no longer reproduces"):
+        load_policy(tmp_path / "run", verify=True)
+    save_checkpoint(tmp_path / "run", model)
+    with pytest.raises(UserError, match="without a pipeline"):
+        load_policy(tmp_path / "run")
