@@ -21,7 +21,7 @@ RobotDict: TypeAlias = dict[str, Any]
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line that says what to do; the command line prints it without a traceback."""
+    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,12 @@ class Env(Protocol):
     task_names: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    demonstration_noise: float
+    """Standard deviation of the noise on executed actions that a demonstrator easily corrects."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[RobotDict, dict[str, Any]]: ...
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[RobotDict, dict[str, Any]]: ...
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]: ...
     def observe(self) -> RobotDict: ...
     def render(self) -> NDArray[np.uint8]: ...

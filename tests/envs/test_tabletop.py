@@ -24,11 +24,11 @@ def make_world(*places: tuple[float, float], x: float = 0.0, y: float = 0.0, **p
 
 
 def play(env: TabletopEnv, demonstrator: TabletopDemonstrator, noise: np.random.Generator | None = None) -> bool:
-    """Whether the demonstrator succeeds from here, with noise of 0.2 on its actions if asked for."""
+    """Whether the demonstrator succeeds from here, with the usual noise on its actions if asked for."""
     while True:
         action = demonstrator.act()
         if noise is not None:
-            action = action + noise.normal(0.0, 0.2, 5).astype(np.float32)
+            action = action + noise.normal(0.0, env.demonstration_noise, 5).astype(np.float32)
         _, _, terminated, truncated, info = env.step(action)
         assert info["success"] == terminated
         if terminated or truncated:
@@ -355,7 +355,7 @@ def test_the_pictures_show_objects_where_they_are() -> None:
     top, ego = draw_top(world, 64), draw_ego(world, 64)
     red = [214, 62, 54]
     np.testing.assert_array_equal(top[32 - round(0.55 / 2.2 * 64), 32 + round(0.55 / 2.2 * 64)], red)
-    # The hand looks along +y: what is to the right of and above the tip is seen above and to the right turned back.
+    # The hand is turned by a quarter: what is right of and above the tip is right of and below it in its picture.
     offset = round(0.25 / 1.2 * 64)
     np.testing.assert_array_equal(ego[32 + offset, 32 + offset], red)
 

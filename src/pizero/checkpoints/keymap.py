@@ -32,7 +32,7 @@ def expand(entries: Iterable[Entry], depth: int) -> list[Entry]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], entries: Iterable[Entry], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Renames and converts; raises with the list when a tensor is missing or left over. `ignored` names may be there."""
+    """Renames and converts; raises with the list when one is missing or left over. `ignored` names may be there."""
     left = dict(tensors)
     result: dict[str, Tensor] = {}
     missing: list[str] = []

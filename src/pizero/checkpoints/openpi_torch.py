@@ -50,7 +50,9 @@ def load_openpi_torch(folder: Path, arch: Pi0Config | Mapping[str, Any] | None =
         arch = config_from_arch(_standard_arch(folder, tensors) if arch is None else arch)
     adaptive = _EXPERT + "norm.dense.weight" in tensors
     if adaptive != arch.adaptive:
-        raise UserError(f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise")
+        raise UserError(
+            f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise"
+        )
     with torch.device("meta"):
         model = Pi0(arch)
     load_strictly(model, to_ours(tensors, key_table(arch), _UNUSED))
@@ -100,7 +102,9 @@ def key_table(config: Pi0Config) -> list[Entry]:
         *_norm("transformer.layers.{}.prefix.attention_norm", _PREFIX + "layers.{}.input_layernorm", False),
         *_norm("transformer.layers.{}.prefix.mlp_norm", _PREFIX + "layers.{}.post_attention_layernorm", False),
         *_norm("transformer.layers.{}.expert.attention_norm", _EXPERT + "layers.{}.input_layernorm", config.adaptive),
-        *_norm("transformer.layers.{}.expert.mlp_norm", _EXPERT + "layers.{}.post_attention_layernorm", config.adaptive),
+        *_norm(
+            "transformer.layers.{}.expert.mlp_norm", _EXPERT + "layers.{}.post_attention_layernorm", config.adaptive
+        ),
         *_norm("transformer.prefix_norm", _PREFIX + "norm", False),
         *_norm("transformer.expert_norm", _EXPERT + "norm", config.adaptive),
     ]
@@ -121,7 +125,9 @@ def key_table(config: Pi0Config) -> list[Entry]:
         Entry(
             "vision_tower.patch_embedding.weight",
             _VISION + "embeddings.patch_embedding.weight",
-            to_ours=lambda w: w.permute(0, 2, 3, 1).flatten(1),  # [out, channel, row, column] -> [out, row column channel]
+            to_ours=lambda w: w.permute(0, 2, 3, 1).flatten(
+                1
+            ),  # [out, channel, row, column] -> [out, row column channel]
             to_theirs=lambda w: w.unflatten(1, (patch, patch, 3)).permute(0, 3, 1, 2).contiguous(),
         ),
         Entry("vision_tower.patch_embedding.bias", _VISION + "embeddings.patch_embedding.bias"),

@@ -26,8 +26,9 @@ class Arguments:
     """Tasks by name; all of the simulator's default tasks when none is given."""
     seed: int = 0
     """Attempt k runs with seed + k."""
-    noise: float = 0.2
-    """Standard deviation of the noise on the executed action; the recorded action stays clean."""
+    noise: float | None = None
+    """Standard deviation of the noise on the executed action, instead of the simulator's own; the recorded action stays
+    clean."""
     image_size: int = 64
     """Pixels per side of every camera."""
     image_format: Literal["h264", "av1", "png"] = "h264"
@@ -41,7 +42,7 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.collect import CollectConfig, collect
     from pizero.workflows.progress import console, progress_bar
 
-    if arguments.episodes < 1 or arguments.workers < 1 or arguments.noise < 0:
+    if arguments.episodes < 1 or arguments.workers < 1 or (arguments.noise or 0) < 0:
         raise UserError("episodes and workers must be at least 1, noise at least 0")
     values = vars(arguments).copy()
     output = values.pop("output")

@@ -52,7 +52,17 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.train import train_policy
 
     preset = get_preset(arguments.preset, arguments.model)
-    names = ("steps", "batch_size", "learning_rate", "draws", "augmentation", "precision", "save_every", "seed", "threads")
+    names = (
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "draws",
+        "augmentation",
+        "precision",
+        "save_every",
+        "seed",
+        "threads",
+    )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
     result = train_policy(

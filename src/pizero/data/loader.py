@@ -62,7 +62,7 @@ class FrameCache:
 
 
 class Loader:
-    """Batches over the chosen frames of a dataset, reshuffled each epoch; the last, smaller batch of an epoch is left out.
+    """Batches over the chosen frames of a dataset, reshuffled each epoch; an epoch's last, smaller batch is left out.
 
     `batch(step)` depends on the seed and the step alone, so a resumed training reads what the uninterrupted one reads.
     """

@@ -68,7 +68,9 @@ class Pipeline:
             raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
         unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
         if unknown:
-            raise UserError(f"the {self.embodiment.name} embodiment names the camera {unknown[0]}, the model has {self.cameras}")
+            raise UserError(
+                f"the {self.embodiment.name} embodiment names the camera {unknown[0]}, the model has {self.cameras}"
+            )
         for what, stats, own in (
             ("state", self.norm_stats.state, self.robot_state_dim),
             ("action", self.norm_stats.actions, self.robot_action_dim),

@@ -28,6 +28,7 @@ PROMPTS = {
 }
 SHAPES = ("block", "disc")
 MAX_OBJECTS = 3
+ROWS, COLUMNS, SCATTER = (-0.75, -0.25, 0.25, 0.75), (-0.28, 0.28), 0.1  # where objects stand, in table units
 REACH_HEIGHT = 0.15
 REACH_STEPS = 2  # staying is asked for, so that passing over the object is not success
 REACH_OPENING = 0.8
@@ -42,7 +43,8 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
 
     Observation: "state" float32 [7]: x, y, z, cos yaw, sin yaw, gripper opening, touch (1 while the tip touches or
     holds an object); "images" uint8 [image_size, image_size, 3]: "top" (the table), "ego" (on the hand); "prompt".
-    Action [5] in [-1, 1]: dx, dy, dz (times 0.12 table units), dyaw (times 0.25 rad), gripper (above 0 closes).
+    Action [5] in [-1, 1]: the pose to go to, x, y, z and yaw / pi, and the gripper (above 0 closes). In one step the
+    hand gets at most 0.12 table units along each axis and 0.25 rad nearer to it.
     An episode ends on success, with reward 1, or is truncated after `max_steps`.
     """
 
@@ -50,7 +52,8 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     fps = 10.0
     max_steps = 50
     state_names: tuple[str, ...] = ("x", "y", "z", "cos_yaw", "sin_yaw", "opening", "touch")
-    action_names: tuple[str, ...] = ("dx", "dy", "dz", "dyaw", "gripper")
+    action_names: tuple[str, ...] = ("x", "y", "z", "yaw", "gripper")
+    demonstration_noise = 0.03
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
         """tasks: kinds that `reset` draws from (None: all). Raises UserError for an unknown kind."""
@@ -97,7 +100,10 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
         """Applies an action [5] in [-1, 1] (clipped). Raises UserError for another shape or a value not finite."""
         world = self._world()
-        world.step(_checked_action(action))
+        x, y, z, turn, gripper = _checked_action(action)
+        yaw = math.remainder(math.pi * turn - world.yaw, math.tau) / MAX_TURN
+        moves = ((x - world.x) / MAX_STEP, (y - world.y) / MAX_STEP, (z - world.z) / MAX_STEP, yaw)
+        world.step([*(min(max(move, -1.0), 1.0) for move in moves), gripper])
         self._steps += 1
         success = self._success(world)
         observation = self.observe() if self.render_in_step else {"state": self._state(), "prompt": self.prompt}
@@ -145,7 +151,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         elif self.task == "lift":
             done = world.held == self.target and world.z > LIFT_HEIGHT
         else:
-            done = world.held == self.target and abs(target.yaw - yaw) >= TURN_ANGLE
+            done = abs(target.yaw - yaw) >= TURN_ANGLE  # only a held object turns
         return done and not self._failed
 
 
@@ -168,10 +174,18 @@ class TabletopDemonstrator:
             return self._go(thing.x, thing.y, height=0.03, close=False)
         if world.held == self.target:
             if self.task == "lift":
-                return _action(0.0, 0.0, 1.0, -world.yaw / MAX_TURN, close=True)
-            return _action(0.0, 0.0, 0.0, 1.0, close=True)
+                return self._action(0.0, 0.0, 1.0, -world.yaw / MAX_TURN, close=True)
+            return self._action(0.0, 0.0, 0.0, 1.0, close=True)
         around = world.z < 0.8 * LOW and world.distance(self.target) < 0.8 * OBJECT_RADIUS
         return self._go(thing.x, thing.y, height=self.WORK_HEIGHT, close=around)
+
+    def _action(self, dx: float, dy: float, dz: float, dyaw: float, close: bool) -> NDArray[np.float32]:
+        """The action for a move given in full steps along x, y, z and of the yaw."""
+        world = self.world
+        moves = np.clip([dx, dy, dz, dyaw], -1.0, 1.0) * [MAX_STEP, MAX_STEP, MAX_STEP, MAX_TURN]
+        x, y, z, yaw = np.add(moves, (world.x, world.y, world.z, world.yaw)).tolist()
+        turn = math.remainder(yaw, math.tau) / math.pi
+        return np.array([x, y, z, turn, 1.0 if close else -1.0], np.float32).clip(-1.0, 1.0)
 
     def _go(self, x: float, y: float, height: float, close: bool) -> NDArray[np.float32]:
         """Travels high to above (x, y), then down to `height`, the wrist straightened on the way."""
@@ -181,7 +195,7 @@ class TabletopDemonstrator:
         shorten = 1.0 / max(far, 1.0)  # a straight line at full speed, exact at the end
         away = min(max((far * MAX_STEP - 0.06) / 0.1, 0.0), 1.0)
         wanted = height + away * (self.TRAVEL_HEIGHT - height)
-        return _action(dx * shorten, dy * shorten, (wanted - world.z) / MAX_STEP, -world.yaw / MAX_TURN, close)
+        return self._action(dx * shorten, dy * shorten, (wanted - world.z) / MAX_STEP, -world.yaw / MAX_TURN, close)
 
     def _push(self, side: float) -> NDArray[np.float32]:
         """From behind the object (`side` is the sign of the way it shall go), closed, along x."""
@@ -190,13 +204,9 @@ class TabletopDemonstrator:
         if world.z >= LOW:
             return self._go(thing.x - side * self.BEHIND, thing.y, height=self.WORK_HEIGHT, close=True)
         if behind < 0.12 or abs(aside) > 0.14:  # not behind it any more: up, and once more
-            return _action(0.0, 0.0, 1.0, 0.0, close=True)
+            return self._action(0.0, 0.0, 1.0, 0.0, close=True)
         lower = (self.WORK_HEIGHT - world.z) / MAX_STEP
-        return _action(side, 0.7 * aside / MAX_STEP, lower, -world.yaw / MAX_TURN, close=True)
-
-
-def _action(dx: float, dy: float, dz: float, dyaw: float, close: bool) -> NDArray[np.float32]:
-    return np.array([dx, dy, dz, dyaw, 1.0 if close else -1.0], np.float32).clip(-1.0, 1.0)
+        return self._action(side, 0.7 * aside / MAX_STEP, lower, -world.yaw / MAX_TURN, close=True)
 
 
 def _side(task: str) -> float:
@@ -204,15 +214,20 @@ def _side(task: str) -> float:
 
 
 def _draw_world(rng: np.random.Generator, num_objects: int) -> World:
-    """Objects of different colours in rows: each has free space to both sides, whichever the task names."""
-    while True:
-        rows = rng.uniform(-0.68, 0.68, num_objects)
-        if num_objects == 1 or np.diff(np.sort(rows)).min() >= 0.45:
-            break
+    """Objects of different colours, each near one of two places of a row of its own: free space to both sides,
+    whichever the task names.
+    """
+    rows = rng.permutation(ROWS)[:num_objects]
     colours = rng.permutation(list(COLOURS))[:num_objects]
     things = [
-        Thing(str(colour), str(rng.choice(SHAPES)), x=rng.uniform(-0.5, 0.5), y=float(y), yaw=rng.uniform(-0.8, 0.8))
-        for colour, y in zip(colours, rows, strict=True)
+        Thing(
+            str(colour),
+            str(rng.choice(SHAPES)),
+            x=float(rng.choice(COLUMNS) + rng.uniform(-SCATTER, SCATTER)),
+            y=float(row + rng.uniform(-SCATTER, SCATTER)),
+            yaw=rng.uniform(-0.8, 0.8),
+        )
+        for colour, row in zip(colours, rows, strict=True)
     ]
     x, y = rng.uniform(-0.8, 0.8, 2).tolist()
     return World(things, x, y, rng.uniform(0.45, 0.9), yaw=rng.uniform(-1.0, 1.0), opening=rng.uniform(0.0, 1.0))
@@ -234,5 +249,5 @@ def _checked_action(action: NDArray[np.float32]) -> list[float]:
     values = np.asarray(action, np.float64)
     if values.shape != (5,) or not np.isfinite(values).all():
         came = values.tolist() if values.shape == (5,) else f"of shape {list(values.shape)}"
-        raise UserError(f"action is {came}, expected 5 finite numbers: dx, dy, dz, dyaw, gripper")
+        raise UserError(f"action is {came}, expected 5 finite numbers: x, y, z, yaw / pi, gripper")
     return values.clip(-1.0, 1.0).tolist()

@@ -25,15 +25,16 @@ def _colour(red: int, green: int, blue: int) -> Field:
 
 
 COLOURS: dict[str, Field] = {
-    "red": _colour(214, 62, 54),
-    "green": _colour(66, 158, 82),
-    "blue": _colour(52, 104, 204),
-    "yellow": _colour(242, 190, 48),
+    "red": _colour(230, 40, 40),
+    "green": _colour(40, 196, 70),
+    "blue": _colour(40, 84, 240),
+    "yellow": _colour(250, 216, 40),
 }
 TOP_HALF_WIDTH = 1.1  # a little more than the table
 EGO_HALF_WIDTH = 0.6
-_TABLE, _EDGE, _FLOOR = _colour(232, 225, 213), _colour(196, 184, 166), _colour(148, 143, 138)
-_SHADOW, _JAW, _PALM = _colour(70, 62, 56), _colour(44, 48, 56), _colour(116, 124, 136)
+# The table is mid grey, zero for the model: a bright one makes a network learn much more slowly where things are.
+_TABLE, _EDGE, _FLOOR = _colour(128, 130, 134), _colour(108, 110, 116), _colour(92, 94, 100)
+_SHADOW, _JAW, _PALM = _colour(60, 62, 68), _colour(22, 25, 32), _colour(70, 76, 86)
 _BLOCK_HALF = 0.15  # a square of the same area as the disc
 _FRAME = 0.03
 

@@ -42,7 +42,7 @@ def token_positions(padding_mask: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Grouped-query attention; the one place that chooses how it is computed.
 
-    query [B, S, heads, head_dim], key and value [B, T, kv_heads, head_dim], mask [B or 1, S, T] bool (None: all see all).
+    query [B, S, heads, head_dim], key and value [B, T, kv_heads, head_dim], mask [B or 1, S, T] bool or None.
     The query is already scaled. Softmax in float32. Returns [B, S, heads * head_dim].
 
     On a CPU two plain products, with the query heads that share a key head folded into the rows, are 3 to 4 times

@@ -151,7 +151,7 @@ class Pi0Config:
 
 
 def small_config(size: str, *, pi05: bool = False, **changes: Any) -> Pi0Config:
-    """Named sizes for training from scratch: "tiny" (about 1 M parameters), "small" (about 3 M), "nano" (for tests)."""
+    """Named sizes for training from scratch: "tiny" (1.2 M parameters), "small" (larger images), "nano" (tests)."""
     if size not in SMALL_SIZES:
         raise UserError(f"unknown size {size!r}; expected one of {', '.join(SMALL_SIZES)}")
     base = Pi0Config.pi05() if pi05 else Pi0Config.pi0()
@@ -175,8 +175,8 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
     },
     "small": {
         "vision": SiglipConfig(width=128, depth=2, mlp_dim=256, num_heads=4, patch_size=16),
-        "prefix": GemmaConfig(width=192, depth=4, mlp_dim=512, num_heads=4, num_kv_heads=1, head_dim=48),
-        "expert": GemmaConfig(width=128, depth=4, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=48),
+        "prefix": GemmaConfig(width=128, depth=4, mlp_dim=320, num_heads=4, num_kv_heads=1, head_dim=32),
+        "expert": GemmaConfig(width=96, depth=4, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
         "vocab_size": 384, "image_size": 64, "prompt_length": 16, "state_dim": 8, "action_dim": 8,
         "action_horizon": 16, "cameras": _TWO_CAMERAS,
     },

@@ -15,7 +15,7 @@ def make_norm(width: int, adaptive: bool) -> RMSNorm | AdaptiveRMSNorm:
 
 
 class GemmaBlock(nn.Module):
-    """Attention and MLP of one expert in one layer; `TwoExpertLayer` puts the attention between `project` and `finish`."""
+    """Attention and MLP of one expert in one layer; `TwoExpertLayer` attends between `project` and `finish`."""
 
     def __init__(self, config: GemmaConfig, adaptive: bool) -> None:
         super().__init__()
@@ -28,10 +28,14 @@ class GemmaBlock(nn.Module):
         self.mlp_norm = make_norm(width, adaptive)
         self.mlp = GatedMLP(width, config.mlp_dim)
 
-    def project(self, x: Tensor, rotary: Rotary, conditioning: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """x [B, T, W] -> query, key, value [B, T, heads, head_dim], rotated, the query scaled; and the residual's gate."""
+    def project(
+        self, x: Tensor, rotary: Rotary, conditioning: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x [B, T, W] -> query (scaled), key, value [B, T, heads, head_dim], rotated; and the residual's gate."""
         y, gate = self.attention_norm(x, conditioning)
-        query, key, value = (layer(y).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value))
+        query, key, value = (
+            layer(y).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value)
+        )
         return apply_rotary(query, rotary) * self.head_dim**-0.5, apply_rotary(key, rotary), value, gate
 
     def finish(self, x: Tensor, attended: Tensor, gate: Tensor | None, conditioning: Tensor | None) -> Tensor:

@@ -43,7 +43,7 @@ class Pi0(nn.Module):
     # ---------------------------------------------------------------- embeddings
 
     def embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Images and prompt -> tokens [B, P, W] and padding mask [B, P]: the cameras in the config's order, then the prompt.
+        """Images and prompt -> tokens [B, P, W] and padding mask [B, P]: the cameras in order, then the prompt.
 
         A camera whose image is left out has no tokens; one that only some samples have has masked tokens. Only present
         images go through the vision tower.
@@ -55,7 +55,7 @@ class Pi0(nn.Module):
         return tokens, torch.cat([*masks, observation.prompt_mask.to(tokens.device)], dim=1)
 
     def embed_suffix(self, state: Tensor | None, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """state [B, state_dim], x_t [B, H, D], flow time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
+        """state [B, state_dim], x_t [B, H, D], time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
 
         The conditioning is None where the time is concatenated with the actions.
         """
@@ -73,7 +73,7 @@ class Pi0(nn.Module):
         return tokens, self.suffix_block_starts(tokens.device), conditioning
 
     def suffix_block_starts(self, device: torch.device | None = None) -> Tensor:
-        """[S] bool: the state token and the first action start a block; with causal action attention every action does."""
+        """[S] bool: the state token and the first action start a block; with causal attention every action."""
         starts = torch.zeros(self.config.suffix_length, dtype=torch.bool, device=device)
         starts[: 2 if self.config.has_state_token else 1] = True
         if self.config.action_attention == "causal":
@@ -161,7 +161,7 @@ class Pi0(nn.Module):
     # ---------------------------------------------------------------- inside
 
     def _embed_images(self, observation: Observation) -> tuple[list[Tensor], list[Tensor]]:
-        """Per camera that is given: tokens [B, S_img, W] and their mask [B, S_img]. Images of one size form one batch."""
+        """Per camera that is given: tokens [B, S_img, W] and mask [B, S_img]. Images of one size form one batch."""
         cameras = [name for name in self.config.cameras if name in observation.images]
         tokens: dict[str, Tensor] = {}
         for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
@@ -186,7 +186,9 @@ class Pi0(nn.Module):
     def _check_actions(self, actions: Tensor, batch: int, name: str = "actions") -> None:
         expected = (batch, self.config.action_horizon, self.config.action_dim)
         if tuple(actions.shape) != expected:
-            raise ValueError(f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)")
+            raise ValueError(
+                f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)"
+            )
 
 
 def check_observation(config: Pi0Config, observation: Observation) -> None:
@@ -210,9 +212,13 @@ def check_observation(config: Pi0Config, observation: Observation) -> None:
             continue
         patch = config.vision.patch_size
         if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
-            raise ValueError(f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)")
+            raise ValueError(
+                f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)"
+            )
         if image.shape[1] % patch or image.shape[2] % patch or not image.shape[1] * image.shape[2]:
-            raise ValueError(f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}")
+            raise ValueError(
+                f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}"
+            )
     if observation.prompt_mask.dtype != torch.bool or observation.prompt_tokens.is_floating_point():
         raise ValueError(
             f"prompt: got tokens {observation.prompt_tokens.dtype} and mask {observation.prompt_mask.dtype}, "
@@ -225,7 +231,7 @@ def check_observation(config: Pi0Config, observation: Observation) -> None:
 
 
 def _initialize(module: nn.Module) -> None:
-    """Fresh weights: normal with variance 1 / fan_in, zero biases, and a modulation of zero (closed gates) as in the reference.
+    """Fresh weights: variance 1 / fan_in, zero biases, a modulation of zero (closed gates) as in the reference.
 
     Positions get a scale of 0.3: a small tower binds colour to place much sooner than with 1 / sqrt(width).
     """

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pizero.model.attention import block_mask
 from pizero.files import write_bytes
+from pizero.model.attention import block_mask
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError

@@ -23,7 +23,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up from peak / (warmup_steps + 1), then a cosine to the final rate. `step` counts from 0."""
-    peak, final, warmup = config.learning_rate, min(config.final_learning_rate, config.learning_rate), config.warmup_steps
+    peak, final, warmup = (
+        config.learning_rate,
+        min(config.final_learning_rate, config.learning_rate),
+        config.warmup_steps,
+    )
     if step < warmup:
         start = peak / (warmup + 1)
         return start + (peak - start) * step / warmup

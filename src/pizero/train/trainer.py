@@ -1,4 +1,4 @@
-"""The training loop: read, step, validate, save. It resumes exactly: every random number depends on seed and step alone."""
+"""The training loop: read, step, validate, save. Every random number depends on seed and step alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from pizero.checkpoints.native import Example, load_model_weights, save_checkpoint
 from pizero.data.augment import Augmentation
 from pizero.data.loader import Batch, Loader
-from pizero.data.pipeline import Pipeline
+from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
@@ -90,7 +90,9 @@ class Trainer:
                     if on_step is not None:
                         on_step(progress)
                     losses, waited, since = [], 0.0, time.perf_counter()
-                if self.validation is not None and (self.step % config.validate_every == 0 or self.step == config.steps):
+                if self.validation is not None and (
+                    self.step % config.validate_every == 0 or self.step == config.steps
+                ):
                     metrics.write(self.step, validation_loss=self.validate())
                     since = time.perf_counter()
                 if self.step % config.save_every == 0 or self.step == config.steps:
@@ -169,7 +171,9 @@ class Trainer:
         state = torch.load(found[-1] / "training_state" / "state.pt", map_location=self.device, weights_only=True)
         # the checkpoint's own weights are the average
         load_model_weights(self.model, found[-1])
-        self.average.load_state([parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad])
+        self.average.load_state(
+            [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        )
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
@@ -178,7 +182,7 @@ class Trainer:
     # ---------------------------------------------------------------- inside
 
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
-        observation = self.pipeline.observation(batch.inputs, self.device)
+        observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
         if generator is not None:
             images = {name: self.augmentation(name, image, generator) for name, image in observation.images.items()}
             observation = Observation(
@@ -203,6 +207,13 @@ class Trainer:
                 f"the checkpoints in {self.folder} are intact"
             )
         return Progress(self.step, loss, len(losses) * self.loader.batch_size / elapsed, waited / elapsed)
+
+
+def trimmed(inputs: ModelInputs) -> ModelInputs:
+    """Without the prompt slots that no sample of the batch uses: padding changes nothing but the cost."""
+    used = max(int(inputs["prompt_mask"].sum(axis=1).max()), 1)
+    tokens, mask = inputs["prompt_tokens"][:, :used], inputs["prompt_mask"][:, :used]
+    return {**inputs, "prompt_tokens": tokens, "prompt_mask": mask}
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:

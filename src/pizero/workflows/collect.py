@@ -22,9 +22,9 @@ from pizero.types import Env, UserError
 class CollectConfig:
     """What is recorded.
 
-    noise: standard deviation of Gaussian noise on the executed action, in units of the action range's half width. The
-    recorded action stays the demonstrator's own, so the dataset shows how to come back (DART, arXiv 1703.09327).
-    Every third episode is without noise.
+    noise: standard deviation of Gaussian noise on the executed action; None takes the environment's own. The recorded
+    action stays the demonstrator's, so the dataset shows how to come back (DART, arXiv 1703.09327). A third of the
+    episodes, drawn by the seed, is without noise.
     """
 
     env: str = "tabletop"
@@ -33,7 +33,7 @@ class CollectConfig:
     tasks: tuple[str, ...] = ()
     """None given: all tasks of the environment."""
     seed: int = 0
-    noise: float = 0.2
+    noise: float | None = None
     image_size: int | None = None
     image_format: str = "h264"
     workers: int = 1
@@ -95,7 +95,7 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
     return CollectResult(saved, frames, attempts, time.perf_counter() - started)
 
 
-def record_episode(env: Env, task: str, seed: int, noise: float) -> Demonstration:
+def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -> Demonstration:
     """One attempt of the scripted demonstrator, from reset to success or to the step limit."""
     rng = np.random.default_rng([seed, 1])
     observation, info = env.reset(seed=seed, options={"task": task})
@@ -103,7 +103,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float) -> Demonstratio
     states: list[NDArray[np.float32]] = []
     actions: list[NDArray[np.float32]] = []
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in observation["images"]}
-    scale = noise if rng.random() > 1 / 3 else 0.0
+    scale = (env.demonstration_noise if noise is None else noise) if rng.random() > 1 / 3 else 0.0
     success = truncated = False
     while not (success or truncated):
         action = demonstrator.act()

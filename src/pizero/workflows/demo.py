@@ -159,5 +159,3 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
         console.print(f"[red]{results['errors']} episodes ended by an error[/]: {'; '.join(results['error_texts'])}")
     found = [name for name in ("results.json", "report.html", "videos") if (folder / name).exists()]
     console.print(f"{results['seconds']:.0f} s · {folder}: {', '.join(found)}")
-
-

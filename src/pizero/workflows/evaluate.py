@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pizero.files import write_bytes
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
+from pizero.files import write_bytes
 from pizero.policy.policy import load_policy
 from pizero.types import Policy, RobotDict, UserError
 from pizero.workflows.progress import progress_bar
@@ -51,7 +51,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def evaluate_policy(
-    policy: Policy, config: EvaluateConfig, folder: Path | None, *, label: str = "evaluating", alter: Alter | None = None
+    policy: Policy,
+    config: EvaluateConfig,
+    folder: Path | None,
+    *,
+    label: str = "evaluating",
+    alter: Alter | None = None,
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
     torch.set_num_threads(os.cpu_count() or 1)

@@ -10,7 +10,14 @@ from pizero.workflows.collect import CollectConfig
 from pizero.workflows.demo import DemoConfig, run_demo
 from pizero.workflows.evaluate import EvaluateConfig
 
-TASKS = ("button-press-topdown-v3", "drawer-open-v3", "drawer-close-v3", "door-open-v3", "window-open-v3", "window-close-v3")
+TASKS = (
+    "button-press-topdown-v3",
+    "drawer-open-v3",
+    "drawer-close-v3",
+    "door-open-v3",
+    "window-open-v3",
+    "window-close-v3",
+)
 
 
 def metaworld_demo(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
@@ -19,7 +26,7 @@ def metaworld_demo(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
     size = preset.model.image_size
     config = DemoConfig(
         command="make demo-metaworld",
-        collect=CollectConfig(env="metaworld", tasks=TASKS, episodes=300, image_size=size, image_format="h264", workers=2),
+        collect=CollectConfig("metaworld", tasks=TASKS, episodes=300, image_size=size, image_format="h264", workers=2),
         evaluate=EvaluateConfig(
             env="metaworld", tasks=TASKS, episodes=50, image_size=size, num_envs=4, num_videos=6,
             execution_horizon=preset.execution_horizon,

@@ -22,9 +22,7 @@ def norm_stats(
     return stats, path, dataset.num_frames, time.perf_counter() - started
 
 
-def dataset_norm_stats(
-    dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int
-) -> NormStats:
+def dataset_norm_stats(dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int) -> NormStats:
     """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
     state_key, action_key = ("observation.state", "action")
     if embodiment is not None:

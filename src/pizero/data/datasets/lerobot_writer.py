@@ -19,7 +19,7 @@ from pizero.data.datasets.lerobot_files import CameraVideo, DataFiles, EpisodeTa
 from pizero.data.datasets.lerobot_meta import INDEX_TYPES, Recording, write_meta
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.png import encode_png
-from pizero.data.datasets.video import ENCODERS, check_frame_size
+from pizero.data.datasets.video import ENCODERS, check_encoding
 from pizero.types import UserError
 
 ImageFormat: TypeAlias = Literal["png", "h264", "av1"]
@@ -198,7 +198,7 @@ class LeRobotWriter:
             if not camera or "/" in camera:
                 raise UserError(f"camera name {camera!r} cannot be part of a column name; it must not contain /")
             if recording.codec is not None:
-                check_frame_size(recording.codec, camera, height, width)
+                check_encoding(recording.codec, camera, height, width)
 
     def _check_vector(self, key: str, values: ArrayLike) -> NDArray[np.float32]:
         vector = np.array(values, dtype=np.float32)  # a copy: the caller may reuse its array

@@ -26,6 +26,8 @@ class OpenFiles(Generic[T]):
 
     def get(self, path: Path) -> T:
         if getattr(self._local, "pid", None) != os.getpid():
+            # Files inherited over a fork are kept, unused: closing them could wait for threads of the parent for ever.
+            self._local.inherited = getattr(self._local, "files", None)
             self._local.pid = os.getpid()
             self._local.files = OrderedDict[Path, T]()
         files: OrderedDict[Path, T] = self._local.files

@@ -20,6 +20,7 @@ from pizero.types import UserError
 
 _pa: Any = pyarrow
 _pq: Any = pyarrow.parquet
+_IS_LIST = (_pa.types.is_list, _pa.types.is_large_list, _pa.types.is_fixed_size_list)
 
 ColumnType: TypeAlias = str | int
 """int64, float32, string, strings (a list), int64s, float64s, float64s3 (three times nested), image, or n: n floats."""
@@ -69,9 +70,7 @@ def read_numbers(path: Path, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
 def _to_array(path: Path, name: str, column: Any) -> NDArray[Any]:
     rows = len(column)
     flat = column
-    while _pa.types.is_nested(flat.type):
-        if _pa.types.is_struct(flat.type):
-            raise UserError(f"{path}: column {name!r} holds no numbers but {column.type}")
+    while any(is_kind(flat.type) for is_kind in _IS_LIST):
         flat = flat.flatten()
     values: NDArray[Any] = flat.to_numpy(zero_copy_only=False)
     if flat is column:

@@ -22,9 +22,10 @@ TOLERANCE = 1e-4
 VideoCodec = Literal["h264", "av1"]
 # A keyframe every second frame makes random access cheap. Without B-frames, packets come out in the order of the
 # frames, so that an episode's packets are simply appended. One thread: frames are small, and workers are many.
+# AV1 presets above 10 store a slow motion's in-between frames as copies of the frame before: a delay of one step.
 ENCODERS: dict[VideoCodec, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "20", "g": "2", "bf": "0", "preset": "veryfast"}),
-    "av1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "12", "svtav1-params": "lp=1"}),
+    "av1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "10", "svtav1-params": "lp=1"}),
 }
 _GLOBAL_HEADER = 1 << 22  # FFmpeg's flag: codec parameters go to the file's header, as mp4 needs
 
@@ -59,8 +60,7 @@ class VideoDecoder:
         try:
             self._move_to(timestamp)
             assert self._frame is not None
-            rgb = self._reformatter.reformat(self._frame, format="rgb24")
-            return cast("NDArray[np.uint8]", rgb.to_ndarray())
+            return cast("NDArray[np.uint8]", _convert(self._reformatter, self._frame, "rgb24").to_ndarray())
         except (av.error.FFmpegError, OSError) as error:
             self._frame = None  # what the decoder holds after an error is of no use
             raise VideoError(f"the video is damaged near {timestamp:.4f} s ({_reason(error)})") from None
@@ -117,11 +117,13 @@ class EpisodeEncoder:
         context.options, context.thread_count = dict(options), 1
         context.flags |= _GLOBAL_HEADER
         self._context = context
+        self._reformatter = VideoReformatter()
         self._packets: list[Any] = []
         self.num_frames = 0
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = _convert(self._reformatter, rgb, "yuv420p")
         frame.pts, frame.time_base = self.num_frames, self._time_base
         self._packets += self._context.encode(frame)
         self.num_frames += 1
@@ -160,8 +162,11 @@ class VideoFileWriter:
         self._container.close()
 
 
-def check_frame_size(codec: VideoCodec, camera: str, height: int, width: int) -> None:
-    """UserError where the codec cannot store frames of this size."""
+def check_encoding(codec: VideoCodec, camera: str, height: int, width: int) -> None:
+    """UserError where frames of this size cannot be stored with the codec, or not with the installed PyAV."""
+    encoder = ENCODERS[codec][0]
+    if encoder not in av.codecs_available:
+        raise UserError(f"PyAV {av.__version__} comes without {encoder}; upgrade it, or choose another image_format")
     if height % 2 or width % 2:
         raise UserError(
             f"camera {camera!r} is {height}x{width}, but video needs an even height and width; "
@@ -171,6 +176,14 @@ def check_frame_size(codec: VideoCodec, camera: str, height: int, width: int) ->
         raise UserError(
             f'camera {camera!r} is {height}x{width}, but av1 needs 64 pixels a side; choose "h264" or "png"'
         )
+
+
+def _convert(reformatter: VideoReformatter, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
+    """In this thread alone: threads of its own would outnumber the cores, and hang a process that was forked."""
+    try:
+        return reformatter.reformat(frame, format=pixel_format, threads=1)
+    except TypeError:  # an older PyAV, which never starts threads here
+        return reformatter.reformat(frame, format=pixel_format)
 
 
 def _rate(fps: float) -> Fraction:

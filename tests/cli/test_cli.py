@@ -1,0 +1,77 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pizero.cli.main import COMMANDS, main, run
+
+
+def pizero(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from pizero.cli.main import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_quickly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pizero", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(command, ["--help"])
+    assert stopped.value.code == 0
+    assert f"pizero {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown command 'fly'"),
+        (["collect", "tabletop", "--output", "{tmp}/d", "--tasks", "dance"], "dance"),
+        (["collect", "tabletop", "--output", "{tmp}/d", "--episodes", "0"], "must be at least 1"),
+        (["norm-stats", "{tmp}/none"], "none"),
+        (["train", "{tmp}/none", "--preset", "tabletop", "--output", "{tmp}/r"], "none"),
+        (["evaluate", "{tmp}/none", "--env", "tabletop"], "neither a checkpoint nor the folder of a training run"),
+        (["inspect", "{tmp}/none"], "neither a checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run(arguments[0], [argument.format(tmp=tmp_path) for argument in arguments[1:]])
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert message in shown[-1]
+    assert shown[-1].startswith("pizero")
+    assert not (tmp_path / "d").exists()
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    wrong = pizero("evaluate", str(tmp_path), "--env", "tabletop")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    assert pizero("--version").stdout.startswith("pizero ")
+
+
+def test_interrupt_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pizero.workflows import collect as module
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "record_episode", interrupted)
+    assert run("collect", ["tabletop", "--output", str(tmp_path / "d")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,159 @@
+"""Training resumes to the same losses, is never half-written, and says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_helpers import nano_model, nano_preset
+
+from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.model.pi0 import Pi0
+from pizero.train.activations import checkpoint_activations
+from pizero.train.metrics import MetricsFile, read_metrics
+from pizero.train.trainer import Trainer, list_checkpoints
+from pizero.types import UserError
+from pizero.workflows.train import build_pipeline, train_policy
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    train_policy(dataset, whole, nano_preset())
+    original = Trainer.train_step
+
+    def stop_after_six(self: Trainer, batch: object) -> torch.Tensor:
+        if self.step == 6:
+            raise KeyboardInterrupt
+        return original(self, batch)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop_after_six)
+        with pytest.raises(KeyboardInterrupt):
+            train_policy(dataset, parted, nano_preset())
+    assert [path.name for path in list_checkpoints(parted)] == ["0000004"]
+    train_policy(dataset, parted, nano_preset(), resume=True)
+    assert losses(parted) == losses(whole)
+    assert sorted(losses(whole)) == list(range(1, 9))
+    one, other = (load_file(folder / "checkpoints" / "0000008" / "model.safetensors") for folder in (whole, parted))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(UserError, match=r"started with other settings \(train.validate_every\)"):
+        train_policy(dataset, parted, nano_preset(validate_every=8), resume=True)
+    with pytest.raises(UserError, match="holds checkpoints up to step 8; give --resume or another folder"):
+        train_policy(dataset, parted, nano_preset())
+
+
+def test_checkpoint_is_the_average_and_reproduces_its_example(dataset: Path, tmp_path: Path) -> None:
+    result = train_policy(dataset, tmp_path / "run", nano_preset())
+    checkpoint = load_checkpoint(result.checkpoint)
+    verify_example(checkpoint)
+    state = torch.load(result.checkpoint / "training_state" / "state.pt", weights_only=True)
+    average = checkpoint.model.state_dict()
+    assert any(not torch.equal(average[name], state["weights"][name]) for name in average)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation_loss" in line] == [
+        4,
+        8,
+    ]
+
+
+def test_training_learns(dataset: Path, tmp_path: Path) -> None:
+    train_policy(
+        dataset, tmp_path / "run", nano_preset(steps=60, augmentation="none", save_every=60, validate_every=60)
+    )
+    curve = losses(tmp_path / "run")
+    first, last = (sum(curve[step] for step in steps) / 5 for steps in (range(1, 6), range(56, 61)))
+    assert last < 0.8 * first
+
+
+def test_killed_process_leaves_only_whole_checkpoints(dataset: Path, tmp_path: Path) -> None:
+    """kill -9 during a run that saves after every step: what is left loads, and the run goes on from it."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path\n"
+        "from train_helpers import nano_preset; from pizero.workflows.train import train_policy\n"
+        "preset = nano_preset(steps=400, save_every=1, validate_every=400)\n"
+        "train_policy(Path(sys.argv[1]), Path(sys.argv[2]), preset)\n"
+    )
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-c", code, str(dataset), str(run), str(Path(__file__).parent)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list_checkpoints(run)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    last = list_checkpoints(run)[-1]
+    verify_example(load_checkpoint(last))
+    step = int(last.name)
+    trainer_steps = []
+
+    def stop(self: Trainer, batch: object) -> torch.Tensor:
+        trainer_steps.append(self.step)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_policy(dataset, run, nano_preset(steps=400, save_every=1, validate_every=400), resume=True)
+    assert trainer_steps == [step]
+
+
+def test_not_a_number_stops_with_one_line(dataset: Path, tmp_path: Path) -> None:
+    wild = nano_preset(learning_rate=1e30, final_learning_rate=1e30, clip_norm=1e30, warmup_steps=0)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
+        train_policy(dataset, tmp_path / "run", wild)
+
+
+def test_activation_checkpointing_gives_the_same_losses(dataset: Path, tmp_path: Path) -> None:
+    original = Pi0.__init__
+    train_policy(dataset, tmp_path / "plain", nano_preset())
+
+    def checkpointed(self: Pi0, *arguments: object) -> None:
+        original(self, *arguments)  # type: ignore[arg-type]
+        checkpoint_activations(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pi0, "__init__", checkpointed)
+        train_policy(dataset, tmp_path / "checkpointed", nano_preset())
+    assert losses(tmp_path / "checkpointed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+def test_metrics_survive_a_cut_off_line_and_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    metrics = MetricsFile(path, resume_step=1)
+    metrics.write(2, loss=0.25)
+    metrics.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.25},
+    ]  # fmt: skip
+
+
+def test_vocabulary_larger_than_the_table(dataset: Path, tmp_path: Path) -> None:
+    small = dataclasses.replace(nano_preset(), model=nano_model(vocab_size=64))
+    with pytest.raises(UserError, match="the model's table 64; choose a smaller tokenizer"):
+        build_pipeline(LeRobotDataset(dataset), small, tmp_path)
+
+
+@pytest.mark.parametrize("pi05", [False, True])
+def test_both_models_train_through_one_path(dataset: Path, tmp_path: Path, pi05: bool) -> None:
+    preset = dataclasses.replace(
+        nano_preset(steps=2, save_every=2, validate_every=2),
+        model=nano_model(pi05, prompt_length=64),
+        norm_mode="quantile" if pi05 else "zscore",
+    )
+    verify_example(load_checkpoint(train_policy(dataset, tmp_path, preset).checkpoint))

@@ -1,0 +1,26 @@
+"""A preset that trains in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pizero.configs.presets import Preset
+from pizero.model.config import Pi0Config, small_config
+from pizero.train.config import TrainConfig
+
+
+def nano_model(pi05: bool = False, **changes: Any) -> Pi0Config:
+    sizes: dict[str, Any] = {
+        "vocab_size": 384, "prompt_length": 16, "state_dim": 8, "action_dim": 5,
+        "cameras": ("base_0_rgb", "left_wrist_0_rgb"),
+    }  # fmt: skip
+    return small_config("nano", pi05=pi05, **{**sizes, **changes})
+
+
+def nano_preset(**changes: Any) -> Preset:
+    """8 steps; `changes` are fields of TrainConfig."""
+    settings: dict[str, Any] = {
+        "steps": 8, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "draws": 2, "augmentation": "openpi",
+        "log_every": 1, "validate_every": 4, "save_every": 4, "validation_fraction": 0.2, "seed": 3, "threads": 2,
+    }  # fmt: skip
+    return Preset("tabletop", nano_model(), TrainConfig(**{**settings, **changes}), "zscore", 384, execution_horizon=4)

@@ -1,0 +1,162 @@
+"""Collect, evaluate and the whole demo at the smallest size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pizero.configs.presets import PRESETS, Preset, get_preset
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.evaluation.rollout import EpisodeSpec
+from pizero.model.config import small_config
+from pizero.report.architecture import Architecture
+from pizero.train.config import TrainConfig
+from pizero.types import UserError
+from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.demo import DemoConfig, print_results, run_demo
+from pizero.workflows.evaluate import (
+    EvaluateConfig,
+    blank_images,
+    evaluate_checkpoint,
+    find_checkpoint,
+    swap_instructions,
+)
+from pizero.workflows.inspect import inspect
+from pizero.workflows.norm_stats import norm_stats
+
+
+def small_collect(**changes: object) -> CollectConfig:
+    return CollectConfig(**{"env": "tabletop", "episodes": 6, "image_size": 28, "image_format": "png", **changes})  # type: ignore[arg-type]
+
+
+def test_collect_is_the_same_with_one_and_with_two_processes(tmp_path: Path) -> None:
+    one = collect(small_collect(), tmp_path / "one")
+    two = collect(small_collect(workers=2), tmp_path / "two")
+    assert (one.episodes, one.frames) == (two.episodes, two.frames) == (6, LeRobotDataset(tmp_path / "one").num_frames)
+    first, second = LeRobotDataset(tmp_path / "one"), LeRobotDataset(tmp_path / "two")
+    frames = np.arange(first.num_frames)
+    for key in ("observation.state", "action"):
+        np.testing.assert_array_equal(first.column(key), second.column(key))
+    np.testing.assert_array_equal(first.images("top", frames), second.images("top", frames))
+    assert first.prompts(frames) == second.prompts(frames)
+    assert len(set(first.prompts(frames))) >= 4  # the tasks take turns
+
+
+def test_collect_executes_noise_and_records_clean_actions(tmp_path: Path) -> None:
+    collect(small_collect(noise=0.0), tmp_path / "clean")
+    collect(small_collect(noise=0.3), tmp_path / "noisy")
+    clean, noisy = (LeRobotDataset(tmp_path / name) for name in ("clean", "noisy"))
+    starts = [0] * 2
+    np.testing.assert_array_equal(  # the first action is the demonstrator's for the same scene
+        clean.column("action")[starts], noisy.column("action")[starts]
+    )
+    assert not np.array_equal(clean.column("observation.state")[:10], noisy.column("observation.state")[:10])
+
+
+def test_interrupted_collect_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(small_collect(), tmp_path / "d", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_norm_stats_without_and_with_an_embodiment(tmp_path: Path) -> None:
+    collect(small_collect(), tmp_path / "d")
+    stats, path, frames, _ = norm_stats(tmp_path / "d", None, "quantile", 10, None)
+    other, *_ = norm_stats(tmp_path / "d", "tabletop", "quantile", 10, tmp_path / "stats.json")
+    values = LeRobotDataset(tmp_path / "d").column("action")
+    assert frames == len(values)
+    assert json.loads(path.read_text())["mode"] == "quantile"
+    np.testing.assert_allclose(stats.actions.mean, values.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(other.actions.q99, np.quantile(values, 0.99, axis=0), atol=1e-6)
+
+
+def test_swapped_and_blank_observations() -> None:
+    observation = {"state": np.zeros(2), "images": {"top": np.zeros((2, 2, 3), np.uint8)}, "prompt": "a"}
+    alter = swap_instructions(["a", "b", "c"])
+    swapped = [alter(observation, EpisodeSpec("t", seed))["prompt"] for seed in range(20)]
+    assert set(swapped) == {"b", "c"}
+    assert swapped == [alter(observation, EpisodeSpec("t", seed))["prompt"] for seed in range(20)]
+    assert (blank_images(observation, EpisodeSpec("t", 0))["images"]["top"] == 128).all()
+    assert (observation["images"]["top"] == 0).all()
+    with pytest.raises(UserError, match="at least two"):
+        swap_instructions(["a", "a"])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], DemoConfig, Preset]:
+    """A policy that learns nothing in 4 steps: the whole path all the same."""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = {"vocab_size": 384, "prompt_length": 16, "state_dim": 8, "action_dim": 5}
+    model = small_config("nano", cameras=("base_0_rgb", "left_wrist_0_rgb"), **sizes)
+    train = TrainConfig(
+        steps=4, batch_size=8, save_every=4, validate_every=4, log_every=1, augmentation="shift", threads=2
+    )
+    preset = Preset("tabletop", model, train, "zscore", 384, execution_horizon=4)
+    config = DemoConfig(
+        "pizero quickstart",
+        small_collect(),
+        EvaluateConfig(
+            "tabletop", episodes=1, execution_horizon=4, num_envs=5, image_size=28, num_videos=1, num_steps=2
+        ),
+        baseline_episodes=1,
+    )
+    return folder, run_demo(config, preset, folder), config, preset
+
+
+def test_demo_leaves_everything(
+    demo: tuple[Path, dict, DemoConfig, Preset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, results, config, preset = demo
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored["episodes"] == 5
+    assert stored["errors"] == 0
+    assert stored["baselines"]["demonstrator"]["success_rate"] == 1.0
+    assert set(stored["baselines"]) == {"demonstrator", "random", "swapped instructions", "blank images"}
+    assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
+    assert len(list((folder / "videos").glob("*.mp4"))) == 1
+    print_results(results, folder)
+    shown = capsys.readouterr().err
+    assert "demonstrator" in shown
+    assert "report.html" in shown
+    again = run_demo(config, preset, folder)  # nothing is collected or trained twice
+    assert again["success_rate"] == results["success_rate"]
+
+
+def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:
+    folder, results, config, _ = demo
+    other = evaluate_checkpoint(folder / "train", config.evaluate, tmp_path)
+    assert other["per_task"].keys() == results["per_task"].keys()
+    assert (tmp_path / "results.json").is_file()
+    with pytest.raises(UserError, match="neither a checkpoint nor the folder of a training run"):
+        find_checkpoint(tmp_path / "nothing")
+
+
+def test_inspect_a_checkpoint(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:
+    from rich.console import Console
+
+    folder, *_ = demo
+    with (tmp_path / "out.txt").open("w") as out:
+        inspect(
+            str(folder / "train"), Console(file=out, width=110),
+            cameras=1, prompt_tokens=5, num_steps=3, json=tmp_path / "a.json", mask=tmp_path / "m.png",
+        )  # fmt: skip
+    architecture = Architecture.from_json(json.loads((tmp_path / "a.json").read_text()))
+    assert f"{architecture.parameters:,}" in (tmp_path / "out.txt").read_text()
+    assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_presets() -> None:
+    for name in PRESETS:
+        pi0, pi05 = get_preset(name), get_preset(name, "pi05")
+        assert (pi0.model.state_input, pi05.model.state_input) == ("token", "prompt")
+        assert (pi0.norm_mode, pi05.norm_mode) == ("zscore", "quantile")
+        assert pi0.execution_horizon <= pi0.model.action_horizon
+    with pytest.raises(UserError, match="unknown preset 'aloha'"):
+        get_preset("aloha")
