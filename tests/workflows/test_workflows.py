@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_collect_is_the_same_with_one_and_with_two_processes(tmp_path: Path) -> 
 
 def test_collect_executes_noise_and_records_clean_actions(tmp_path: Path) -> None:
     collect(small_collect(noise=0.0), tmp_path / "clean")
-    collect(small_collect(noise=0.3), tmp_path / "noisy")
+    collect(small_collect(noise=0.02), tmp_path / "noisy")
     clean, noisy = (LeRobotDataset(tmp_path / name) for name in ("clean", "noisy"))
     starts = [0] * 2
     np.testing.assert_array_equal(  # the first action is the demonstrator's for the same scene
@@ -119,7 +120,7 @@ def test_demo_leaves_everything(
     assert stored["errors"] == 0
     assert stored["baselines"]["demonstrator"]["success_rate"] == 1.0
     assert set(stored["baselines"]) == {"demonstrator", "random", "swapped instructions", "blank images"}
-    assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
+    assert not re.search(r"https?://", (folder / "report.html").read_text())
     assert len(list((folder / "videos").glob("*.mp4"))) == 1
     print_results(results, folder)
     shown = capsys.readouterr().err

@@ -224,7 +224,7 @@ def _draw_world(rng: np.random.Generator, num_objects: int) -> World:
             str(colour),
             str(rng.choice(SHAPES)),
             x=float(rng.choice(COLUMNS) + rng.uniform(-SCATTER, SCATTER)),
-            y=float(row + rng.uniform(-SCATTER, SCATTER)),
+            y=float(row + rng.uniform(-SCATTER, SCATTER) / 2),  # rows must stay apart
             yaw=rng.uniform(-0.8, 0.8),
         )
         for colour, row in zip(colours, rows, strict=True)
