@@ -41,8 +41,8 @@ def tabletop(model: ModelName = "pi0") -> Preset:
     """
     config = small_config("tiny", pi05=model == "pi05", action_horizon=10, **_prompt(model, 16, 72))
     train = TrainConfig(
-        steps=1_750, batch_size=32, learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=50, ema_decay=0.99,
-        draws=4, augmentation="none", log_every=20, validate_every=1_750, save_every=875,
+        steps=2_000, batch_size=32, learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=50, ema_decay=0.99,
+        draws=2, augmentation="none", log_every=20, validate_every=2_000, save_every=1_000,
         validation_fraction=0.02, seed=0,
     )  # fmt: skip
     return Preset("tabletop", config, train, _mode(model), 384, execution_horizon=5)
@@ -58,8 +58,8 @@ def metaworld(model: ModelName = "pi0") -> Preset:
     """
     config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
     train = TrainConfig(
-        steps=6_500, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
-        draws=4, augmentation="shift", log_every=50, validate_every=1_300, save_every=1_300, seed=0,
+        steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
+        draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
     )  # fmt: skip
     return Preset("metaworld", config, train, _mode(model), 384, execution_horizon=8)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import Solver, integrate, interpolate, sample_time, velocity_target
+from pizero.model.gemma import GemmaBlock
 from pizero.model.kv_cache import KVCache
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
 from pizero.model.siglip import VisionTower
@@ -231,17 +232,21 @@ def check_observation(config: Pi0Config, observation: Observation) -> None:
 
 
 def _initialize(module: nn.Module) -> None:
-    """Fresh weights: variance 1 / fan_in, zero biases, a modulation of zero (closed gates) as in the reference.
+    """Fresh weights, for training from scratch: variance 1 / fan_in, zero biases, closed gates as in the reference.
 
-    Positions get a scale of 0.3: a small tower binds colour to place much sooner than with 1 / sqrt(width).
+    Three scales make a small model find out much sooner which word means which place in the image: positions 0.3, words
+    twice and queries and keys 1.6 times as large as usual, so that the first attention already prefers some tokens.
     """
     if isinstance(module, VisionTower):
         nn.init.normal_(module.position_embedding, std=0.3)
     if isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        nn.init.normal_(module.weight, std=2.0 * module.embedding_dim**-0.5)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    if isinstance(module, AdaptiveRMSNorm):  # visited after its linear layer
+    if isinstance(module, GemmaBlock):  # visited after its linear layers
+        for layer in (module.query, module.key):
+            nn.init.normal_(layer.weight, std=1.6 * layer.in_features**-0.5)
+    if isinstance(module, AdaptiveRMSNorm):
         nn.init.zeros_(module.modulation.weight)
