@@ -17,7 +17,8 @@ from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import summarize
-from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, run_demonstrator, run_random
+from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_demonstrator, run_random
+from pizero.evaluation.video import write_mp4
 from pizero.model.flow_matching import integrate
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.quickstart import quickstart_report
@@ -116,13 +117,14 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
         trajectory = _trajectory(policy, env.observe(), config.evaluate.num_steps)
         names = env.action_names
         specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
-        frames = np.stack(run_demonstrator(env, specs, record_first=1)[0].frames)
+        played = rollout(policy, [env], specs, config.evaluate.execution_horizon, record_first=1)
+        frames = np.stack(played[0].frames)
+        write_mp4(folder / "episode.mp4", played[0].frames, env.fps)
     finally:
         env.close()
-    videos = sorted((folder / "videos").glob("*.mp4"))
     quickstart_report(
         folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
-        config=preset.model, frames=frames, fps=env.fps, video=videos[0] if videos else None,
+        config=preset.model, frames=frames, fps=env.fps, video=folder / "episode.mp4",
         trajectory=trajectory, action_names=names,
     )  # fmt: skip
 
