@@ -45,14 +45,15 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self._average, [weight.detach() for weight in self._weights], 1 - self._decay)
+        weights = [weight.detach() for weight in self._weights]
+        torch._foreach_lerp_(self._average, weights, 1 - self._decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state(self) -> list[Tensor]:
         return self._average
 
     @torch.no_grad()
     def load_state(self, average: list[Tensor]) -> None:
-        torch._foreach_copy_(self._average, average)
+        torch._foreach_copy_(self._average, average)  # pyright: ignore[reportPrivateImportUsage]
 
     def applied(self) -> AbstractContextManager[None]:
         """Within it the model has the average as its weights."""
