@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pizero.configs.presets import ModelName, metaworld
+from pizero.envs.metaworld import DEFAULT_TASKS
 from pizero.workflows.collect import CollectConfig
 from pizero.workflows.demo import DemoConfig, run_demo
 from pizero.workflows.evaluate import EvaluateConfig
-
-TASKS = (
-    "button-press-topdown-v3",
-    "drawer-open-v3",
-    "drawer-close-v3",
-    "door-open-v3",
-    "window-open-v3",
-    "window-close-v3",
-)
 
 
 def metaworld_demo(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
@@ -26,9 +18,9 @@ def metaworld_demo(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
     size = preset.model.image_size
     config = DemoConfig(
         command="make demo-metaworld",
-        collect=CollectConfig("metaworld", tasks=TASKS, episodes=300, image_size=size, image_format="h264", workers=2),
+        collect=CollectConfig("metaworld", tasks=DEFAULT_TASKS, episodes=300, image_size=size, workers=2),
         evaluate=EvaluateConfig(
-            env="metaworld", tasks=TASKS, episodes=50, image_size=size, num_envs=4, num_videos=6,
+            env="metaworld", tasks=DEFAULT_TASKS, episodes=50, image_size=size, num_envs=4, num_videos=6,
             execution_horizon=preset.execution_horizon,
         ),
         baseline_episodes=10,
