@@ -45,8 +45,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     query [B, S, heads, head_dim], key and value [B, T, kv_heads, head_dim], mask [B or 1, S, T] bool or None.
     The query is already scaled. Softmax in float32. Returns [B, S, heads * head_dim].
 
-    On a CPU two plain products, with the query heads that share a key head folded into the rows: 3 to 4 times faster than
-    `scaled_dot_product_attention` where there are bfloat16 units, no slower or faster at small sizes on an AVX2 machine
+    On a CPU two plain products, the query heads that share a key head folded into rows: 3 to 4 times faster than
+    `scaled_dot_product_attention` where there are bfloat16 units, about equal at small sizes on an AVX2 machine
     (benchmarks/training.py tells for yours). On a GPU the fused kernel saves the logits.
     """
     return (_attend_folded if query.device.type == "cpu" else _attend_fused)(query, key, value, mask)
