@@ -91,7 +91,7 @@ class StillPolicy:
 def test_evaluate_in_the_tabletop(tmp_path: Path) -> None:
     policy, seen = StillPolicy(), list[EpisodeResult]()
     summary = evaluate(
-        policy, "tabletop", tasks=["push_left", "lift"], episodes=2, seed=7, execution_horizon=25, num_envs=3,
+        policy, "tabletop", tasks=["push_left", "lift"], episodes=2, seed=7, execution_horizon=13, num_envs=3,
         image_size=24, videos=tmp_path, num_videos=2, on_episode=seen.append,
     )  # fmt: skip
     assert (summary["success_rate"], summary["episodes"], summary["errors"]) == (0.0, 4, 0)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from pizero.model.config import small_config
+from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
-from pizero.train.optim import WeightAverage, has_bfloat16, learning_rate, make_optimizer, product_context
+from pizero.train.muon import Muon, orthogonalize
+from pizero.train.optim import WeightAverage, has_bfloat16, learning_rate, make_optimizers, product_context
 from pizero.types import UserError
 
 
@@ -26,9 +29,48 @@ def test_schedule_of_the_reference() -> None:
 def test_optimizer_has_the_reference_constants_and_leaves_frozen_weights_out() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    group = make_optimizer(model, TrainConfig()).param_groups[0]
+    group = make_optimizers(model, TrainConfig())[0].param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-8, 1e-10)
     assert len(group["params"]) == 2
+
+
+def test_muon_takes_the_matrices_inside_the_transformers() -> None:
+    model = Pi0(small_config("nano", pi05=True))
+    adamw, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices = {names[id(parameter)] for parameter in muon.param_groups[0]["params"]}
+    others = {names[id(parameter)] for parameter in adamw.param_groups[0]["params"]}
+    assert matrices | others == set(names.values())
+    assert not matrices & others
+    assert {"transformer.layers.0.prefix.query.weight", "vision_tower.blocks.0.mlp_in.weight"} <= matrices
+    assert {"token_embedding.weight", "action_out_proj.weight", "vision_tower.patch_embedding.weight"} <= others
+    assert {"transformer.layers.0.expert.mlp_norm.modulation.weight", "vision_tower.blocks.0.query.bias"} <= others
+
+
+def test_orthogonalize_keeps_the_singular_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 8, 8), (2, 4, 12), (2, 12, 4)):
+        matrices = torch.randn(shape, generator=generator)
+        result = orthogonalize(matrices)
+        values = torch.linalg.svdvals(result)
+        assert 0.6 < values.min() <= values.max() < 1.3
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        inner = left.mT @ result @ right.mT  # diagonal, if the singular vectors are the same
+        torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=1, dim2=2)), atol=1e-4, rtol=0)
+
+
+def test_muon_agrees_with_the_step_of_torch() -> None:
+    one, other = (nn.Parameter(torch.eye(6, 4)) for _ in range(2))
+    ours = Muon([one], lr=0.1)
+    theirs = torch.optim.Muon([other], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        gradient = torch.randn(6, 4, generator=generator)
+        one.grad, other.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(one, other, atol=2e-2, rtol=0)  # theirs iterates in bfloat16
+    assert (one - torch.eye(6, 4)).abs().max() > 0.05
 
 
 def test_weight_average() -> None:

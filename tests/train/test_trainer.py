@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from train_helpers import nano_model, nano_preset
 
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.loader import Batch, Loader
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import checkpoint_activations
 from pizero.train.metrics import MetricsFile, read_metrics
@@ -30,9 +34,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
 
-def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "early_frames": 1.5}])
+def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    train_policy(dataset, whole, nano_preset())
+    train_policy(dataset, whole, nano_preset(**changes))
     original = Trainer.train_step
 
     def stop_after_six(self: Trainer, batch: object) -> torch.Tensor:
@@ -43,17 +48,17 @@ def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", stop_after_six)
         with pytest.raises(KeyboardInterrupt):
-            train_policy(dataset, parted, nano_preset())
+            train_policy(dataset, parted, nano_preset(**changes))
     assert [path.name for path in list_checkpoints(parted)] == ["0000004"]
-    train_policy(dataset, parted, nano_preset(), resume=True)
+    train_policy(dataset, parted, nano_preset(**changes), resume=True)
     assert losses(parted) == losses(whole)
     assert sorted(losses(whole)) == list(range(1, 9))
     one, other = (load_file(folder / "checkpoints" / "0000008" / "model.safetensors") for folder in (whole, parted))
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(UserError, match=r"started with other settings \(train.validate_every\)"):
-        train_policy(dataset, parted, nano_preset(validate_every=8), resume=True)
+        train_policy(dataset, parted, nano_preset(**changes, validate_every=8), resume=True)
     with pytest.raises(UserError, match="holds checkpoints up to step 8; give --resume or another folder"):
-        train_policy(dataset, parted, nano_preset())
+        train_policy(dataset, parted, nano_preset(**changes))
 
 
 def test_checkpoint_is_the_average_and_reproduces_its_example(dataset: Path, tmp_path: Path) -> None:
@@ -67,6 +72,26 @@ def test_checkpoint_is_the_average_and_reproduces_its_example(dataset: Path, tmp
         4,
         8,
     ]
+
+
+def test_early_frames_are_drawn_more_often(dataset: Path) -> None:
+    data = LeRobotDataset(dataset)
+    frames = np.flatnonzero(np.arange(data.num_frames) != data.episode_starts[1])  # positions need not be contiguous
+    drawn: list[int] = []
+
+    class Recorder(Loader):
+        def read(self, frames: NDArray[np.int64]) -> Batch:
+            drawn.extend(frames.tolist())
+            return Batch({}, np.zeros((1, 1, 1), np.float32))  # type: ignore[typeddict-item]
+
+    loader = Recorder(data, None, None, frames, horizon=1, batch_size=10, seed=0, early_frames=2.0)  # type: ignore[arg-type]
+    for step in range(2_000):
+        loader.batch(step)
+    index = np.arange(data.num_frames) - np.repeat(data.episode_starts, data.episode_lengths)
+    expected = np.bincount(index[frames], weights=(1.0 + index[frames]) ** -2.0)
+    share = np.bincount(index[drawn], minlength=len(expected)) / len(drawn)
+    np.testing.assert_allclose(share, expected / expected.sum(), atol=0.015)
+    assert data.episode_starts[1] not in drawn
 
 
 def test_training_learns(dataset: Path, tmp_path: Path) -> None:

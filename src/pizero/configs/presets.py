@@ -39,13 +39,15 @@ def tabletop(model: ModelName = "pi0") -> Preset:
     time      4 to 5 minutes
     result    33 % over 200 episodes (docs/results/quickstart.md); the goal, 95 %, is not reached yet
     """
-    config = small_config("tiny", pi05=model == "pi05", action_horizon=10, **_prompt(model, 16, 72))
+    config = small_config(
+        "tiny", pi05=model == "pi05", state_dim=7, action_dim=5, action_horizon=4, **_prompt(model, 16, 72)
+    )
     train = TrainConfig(
-        steps=2_000, batch_size=32, learning_rate=2e-3, final_learning_rate=2e-5, warmup_steps=50, ema_decay=0.99,
-        draws=2, augmentation="none", log_every=20, validate_every=2_000, save_every=1_000,
-        validation_fraction=0.02, seed=0,
+        steps=1_600, batch_size=32, learning_rate=3e-3, final_learning_rate=2e-5, warmup_steps=50, ema_decay=0.99,
+        optimizer="muon", early_frames=1.5, draws=4, augmentation="none", log_every=20, validate_every=800,
+        save_every=800, validation_fraction=0.02, seed=0,
     )  # fmt: skip
-    return Preset("tabletop", config, train, _mode(model), 384, execution_horizon=5)
+    return Preset("tabletop", config, train, _mode(model), 384, execution_horizon=2)
 
 
 def metaworld(model: ModelName = "pi0") -> Preset:

@@ -77,20 +77,32 @@ class Loader:
         horizon: int,
         batch_size: int,
         seed: int,
+        early_frames: float = 0.0,
     ) -> None:
+        """early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement."""
         self._dataset, self._pipeline, self._cache = dataset, pipeline, cache
         self._frames, self._horizon, self._seed = frames, horizon, seed
         self.batch_size = min(batch_size, len(frames))
         self.batches_per_epoch = len(frames) // self.batch_size
         self._order: tuple[int, NDArray[np.int64]] = (-1, frames)
+        self._shares: NDArray[np.float64] | None = None
+        if early_frames > 0:
+            starts = np.repeat(dataset.episode_starts, dataset.episode_lengths)
+            weights = (1.0 + frames - starts[frames]) ** -early_frames
+            self._shares = weights / weights.sum()
 
     def batch(self, step: int) -> Batch:
         """The batch of training step `step`, counted from 0."""
         epoch, position = divmod(step, self.batches_per_epoch)
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._frames)
+            self._order = epoch, self._draw_order(np.random.default_rng([self._seed, epoch]))
         start = position * self.batch_size
         return self.read(self._order[1][start : start + self.batch_size])
+
+    def _draw_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self._shares is None:
+            return rng.permutation(self._frames)
+        return rng.choice(self._frames, len(self._frames), p=self._shares)
 
     def epoch(self) -> Iterator[Batch]:
         """All frames once, in order, for validation."""

@@ -21,8 +21,8 @@ from pizero.types import RobotDict, UserError
 
 PROMPTS = {
     "reach": "reach the {}",
-    "push_left": "push the {} to the left",
-    "push_right": "push the {} to the right",
+    "push_left": "push the {} left",
+    "push_right": "push the {} right",
     "lift": "lift the {}",
     "turn": "turn the {}",
 }
@@ -44,16 +44,16 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     Observation: "state" float32 [7]: x, y, z, cos yaw, sin yaw, gripper opening, touch (1 while the tip touches or
     holds an object); "images" uint8 [image_size, image_size, 3]: "top" (the table), "ego" (on the hand); "prompt".
     Action [5] in [-1, 1]: the pose to go to, x, y, z and yaw / pi, and the gripper (above 0 closes). In one step the
-    hand gets at most 0.12 table units along each axis and 0.25 rad nearer to it.
+    hand gets at most 0.25 table units along each axis and 0.5 rad nearer to it.
     An episode ends on success, with reward 1, or is truncated after `max_steps`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-    fps = 10.0
-    max_steps = 50
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
+    fps = 5.0
+    max_steps = 25
     state_names: tuple[str, ...] = ("x", "y", "z", "cos_yaw", "sin_yaw", "opening", "touch")
     action_names: tuple[str, ...] = ("x", "y", "z", "yaw", "gripper")
-    demonstration_noise = 0.03
+    demonstration_noise = 0.05
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
         """tasks: kinds that `reset` draws from (None: all). Raises UserError for an unknown kind."""
@@ -160,6 +160,7 @@ class TabletopDemonstrator:
 
     TRAVEL_HEIGHT = 0.42  # clear of every object
     WORK_HEIGHT = 0.12
+    LIFTED_HEIGHT = 0.6
     BEHIND = OBJECT_RADIUS + 0.14  # where a push starts, seen from the object's centre
 
     def __init__(self, world: World, task: str, target: int) -> None:
@@ -174,28 +175,21 @@ class TabletopDemonstrator:
             return self._go(thing.x, thing.y, height=0.03, close=False)
         if world.held == self.target:
             if self.task == "lift":
-                return self._action(0.0, 0.0, 1.0, -world.yaw / MAX_TURN, close=True)
-            return self._action(0.0, 0.0, 0.0, 1.0, close=True)
+                return self._action(world.x, world.y, self.LIFTED_HEIGHT, 0.0, close=True)
+            return self._action(world.x, world.y, world.z, world.yaw + 2 * MAX_TURN, close=True)
         around = world.z < 0.8 * LOW and world.distance(self.target) < 0.8 * OBJECT_RADIUS
         return self._go(thing.x, thing.y, height=self.WORK_HEIGHT, close=around)
 
-    def _action(self, dx: float, dy: float, dz: float, dyaw: float, close: bool) -> NDArray[np.float32]:
-        """The action for a move given in full steps along x, y, z and of the yaw."""
-        world = self.world
-        moves = np.clip([dx, dy, dz, dyaw], -1.0, 1.0) * [MAX_STEP, MAX_STEP, MAX_STEP, MAX_TURN]
-        x, y, z, yaw = np.add(moves, (world.x, world.y, world.z, world.yaw)).tolist()
+    def _action(self, x: float, y: float, z: float, yaw: float, close: bool) -> NDArray[np.float32]:
+        """The action that sends the hand to a pose; how far it gets in one step is the hand's business."""
         turn = math.remainder(yaw, math.tau) / math.pi
         return np.array([x, y, z, turn, 1.0 if close else -1.0], np.float32).clip(-1.0, 1.0)
 
     def _go(self, x: float, y: float, height: float, close: bool) -> NDArray[np.float32]:
-        """Travels high to above (x, y), then down to `height`, the wrist straightened on the way."""
-        world = self.world
-        dx, dy = (x - world.x) / MAX_STEP, (y - world.y) / MAX_STEP
-        far = math.hypot(dx, dy)
-        shorten = 1.0 / max(far, 1.0)  # a straight line at full speed, exact at the end
-        away = min(max((far * MAX_STEP - 0.06) / 0.1, 0.0), 1.0)
-        wanted = height + away * (self.TRAVEL_HEIGHT - height)
-        return self._action(dx * shorten, dy * shorten, (wanted - world.z) / MAX_STEP, -world.yaw / MAX_TURN, close)
+        """Travels high to above (x, y), then down to `height`, the wrist straight."""
+        far = math.hypot(x - self.world.x, y - self.world.y)
+        away = min(max((far - 0.06) / 0.1, 0.0), 1.0)
+        return self._action(x, y, height + away * (self.TRAVEL_HEIGHT - height), 0.0, close)
 
     def _push(self, side: float) -> NDArray[np.float32]:
         """From behind the object (`side` is the sign of the way it shall go), closed, along x."""
@@ -204,9 +198,8 @@ class TabletopDemonstrator:
         if world.z >= LOW:
             return self._go(thing.x - side * self.BEHIND, thing.y, height=self.WORK_HEIGHT, close=True)
         if behind < 0.12 or abs(aside) > 0.14:  # not behind it any more: up, and once more
-            return self._action(0.0, 0.0, 1.0, 0.0, close=True)
-        lower = (self.WORK_HEIGHT - world.z) / MAX_STEP
-        return self._action(side, 0.7 * aside / MAX_STEP, lower, -world.yaw / MAX_TURN, close=True)
+            return self._action(world.x, world.y, self.TRAVEL_HEIGHT, 0.0, close=True)
+        return self._action(thing.x, thing.y, self.WORK_HEIGHT, 0.0, close=True)
 
 
 def _side(task: str) -> float:

@@ -11,16 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MAX_STEP = 0.12  # table units per control step of a full action, along x, y and z
-MAX_TURN = 0.25  # radians per control step
-GRIP_RATE = 0.25  # gripper opening per control step
+MAX_STEP = 0.25  # table units per control step of a full action, along x, y and z
+MAX_TURN = 0.5  # radians per control step
+GRIP_RATE = 0.5  # gripper opening per control step
 OBJECT_RADIUS = 0.17
 TIP_RADIUS = 0.06
 CONTACT = OBJECT_RADIUS + TIP_RADIUS  # distance between tip and object centre while pushing
+STICKING = 0.6  # cosine of the friction cone's half angle: pushed within it, an object does not slip off the tip
 LOW = 0.3  # height of an object: below it the tip can touch one
 HELD_OPENING = 0.6  # opening of a gripper that is closed around an object
 LIMIT = 1.0 - OBJECT_RADIUS  # an object on the table stays on it
-SUBSTEPS = 4  # a quarter of a full step is far less than a radius, so nothing is jumped over
+SUBSTEPS = 6  # a quarter of a full step is far less than a radius, so nothing is jumped over
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ class World:
             self.z = max(self.z, LOW)  # jaws too narrow to go around the object land on top of it
         if self.z < LOW:
             for index, between in enumerate(under):
-                self._touch(index, between)
+                self._touch(index, between, self.x - old_x, self.y - old_y)
 
     def _carry(self, thing: Thing, old_x: float, old_y: float, dyaw: float) -> None:
         """The held object is fixed to the hand: it moves, lifts and turns with it."""
@@ -98,16 +99,22 @@ class World:
         if self.z < LOW:
             self._push_others(thing)
 
-    def _touch(self, index: int, between: bool) -> None:
-        """Resolves the contact of a low tip with one object; an object at the table's border blocks the tip."""
+    def _touch(self, index: int, between: bool, moved_x: float, moved_y: float) -> None:
+        """Resolves the contact of a low tip, just moved, with one object; one at the table's border blocks the tip."""
         thing = self.things[index]
         apart_x, apart_y = thing.x - self.x, thing.y - self.y
         distance = math.hypot(apart_x, apart_y)
-        # Between the jaws it is dragged along; otherwise the tip pushes it along the contact normal.
+        # Between the jaws it is dragged along; otherwise the tip pushes it.
         wanted = min(distance, 0.99 * OBJECT_RADIUS) if between else max(distance, CONTACT)
         if wanted == distance:
             return
-        _place(thing, self.x + apart_x * wanted / distance, self.y + apart_y * wanted / distance)
+        step = math.hypot(moved_x, moved_y)
+        ahead = (apart_x * moved_x + apart_y * moved_y) / max(step, 1e-9)  # how far the object is along the motion
+        if not between and step > 0 and ahead > STICKING * distance:  # friction: it goes where the tip goes
+            way = (math.sqrt(ahead**2 + wanted**2 - distance**2) - ahead) / step
+            _place(thing, thing.x + way * moved_x, thing.y + way * moved_y)
+        else:  # it slips along the contact normal
+            _place(thing, self.x + apart_x * wanted / distance, self.y + apart_y * wanted / distance)
         back_x, back_y = self.x - thing.x, self.y - thing.y
         scale = wanted / max(math.hypot(back_x, back_y), 1e-9)
         self.x = min(max(thing.x + back_x * scale, -1.0), 1.0)

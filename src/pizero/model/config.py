@@ -167,9 +167,9 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 64, "image_size": 28, "prompt_length": 8, "state_dim": 5, "action_dim": 4, "action_horizon": 6,
     },
     "tiny": {
-        "vision": SiglipConfig(width=96, depth=2, mlp_dim=192, num_heads=4, patch_size=8),
-        "prefix": GemmaConfig(width=128, depth=4, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
-        "expert": GemmaConfig(width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=1, head_dim=32),
+        "vision": SiglipConfig(width=96, depth=1, mlp_dim=192, num_heads=4, patch_size=8),
+        "prefix": GemmaConfig(width=128, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
+        "expert": GemmaConfig(width=96, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=1, head_dim=32),
         "vocab_size": 384, "image_size": 32, "prompt_length": 16, "state_dim": 8, "action_dim": 8,
         "action_horizon": 16, "cameras": _TWO_CAMERAS,
     },

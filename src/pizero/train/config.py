@@ -11,6 +11,7 @@ from pizero.data.augment import AugmentationKind
 from pizero.types import UserError
 
 Precision = Literal["auto", "float32", "mixed"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,16 @@ class TrainConfig:
     """Global gradient norm."""
     ema_decay: float = 0.99
     """Average of the weights, the one that is evaluated; 0 keeps the last weights."""
+    optimizer: OptimizerName = "adamw"
+    """muon: for the matrices inside the transformers, AdamW for the rest; for small models from scratch."""
     draws: int = 1
     """(noise, time) draws per sample that share one pass over the prefix."""
     augmentation: AugmentationKind = "openpi"
+    early_frames: float = 0.0
+    """Frame i of an episode is drawn in proportion to (1 + i) ** -early_frames; 0 draws each frame once per epoch.
+
+    At the start of an episode only image and instruction tell where to go; later the robot's own position tells it too.
+    """
     precision: Precision = "auto"
     """mixed: float32 weights, bfloat16 products; auto: mixed where the hardware computes in bfloat16, else float32."""
     validation_fraction: float = 0.05
@@ -54,8 +62,11 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        if self.precision not in get_args(Precision):
-            raise UserError(f"precision is {self.precision!r}; expected one of {', '.join(get_args(Precision))}")
+        if self.early_frames < 0:
+            raise UserError(f"early_frames must not be negative, got {self.early_frames}")
+        for name, kind in (("precision", Precision), ("optimizer", OptimizerName)):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,4 +1,4 @@
-"""AdamW with openpi's constants, learning-rate schedule, average of the weights, precision of the products."""
+"""Optimizers with openpi's constants, learning-rate schedule, average of the weights, precision of the products."""
 
 from __future__ import annotations
 
@@ -11,14 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from pizero.train.config import Precision, TrainConfig
+from pizero.train.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py); with optimizer="muon" Muon takes
+    the matrices inside the transformers, and AdamW the rest.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = {
+        name: trained[name] for name in trained if config.optimizer == "muon" and _is_hidden_matrix(model, name)
+    }
+    others = [parameter for name, parameter in trained.items() if name not in matrices]
+    adamw = torch.optim.AdamW(
+        others, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True
     )
+    return [adamw, Muon(matrices.values(), config.learning_rate)] if matrices else [adamw]
+
+
+def _is_hidden_matrix(model: nn.Module, name: str) -> bool:
+    """Weights of the linear layers in a stack of layers; neither embeddings, nor heads, nor the norms' modulation."""
+    stacked = ".blocks." in name or ".layers." in name
+    return stacked and "norm" not in name and model.get_parameter(name).ndim == 2
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

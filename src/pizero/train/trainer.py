@@ -21,7 +21,7 @@ from pizero.model.flow_matching import sample_time
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
 from pizero.train.metrics import MetricsFile
-from pizero.train.optim import WeightAverage, learning_rate, make_optimizer, product_context
+from pizero.train.optim import WeightAverage, learning_rate, make_optimizers, product_context
 from pizero.types import Observation, UserError
 
 VALIDATION_SEED = 1_000_003
@@ -60,7 +60,8 @@ class Trainer:
         self.loader, self.validation, self._make_example = loader, validation, make_example
         self.device = torch.device(device)
         self.model.to(self.device).train()
-        self.optimizer = make_optimizer(model, config)
+        self.optimizers = make_optimizers(model, config)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = WeightAverage(model, config.ema_decay)
         self.augmentation = Augmentation(config.augmentation)
         self.step = 0
@@ -105,18 +106,19 @@ class Trainer:
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the loss as a tensor, so that the device is not waited for."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, self.step)
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
         noise, flow_time = self._draw(actions, generator)
         with product_context(config.precision, self.device):
             loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = self.optimizer.param_groups[0]["params"]
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self._trained, config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         if config.ema_decay > 0:
             self.average.update()
         self.step += 1
@@ -148,7 +150,7 @@ class Trainer:
         state = {
             "step": self.step,
             "weights": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
         def write_state(folder: Path) -> None:
@@ -171,11 +173,10 @@ class Trainer:
         state = torch.load(found[-1] / "training_state" / "state.pt", map_location=self.device, weights_only=True)
         # the checkpoint's own weights are the average
         load_model_weights(self.model, found[-1])
-        self.average.load_state(
-            [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
-        )
+        self.average.load_state([parameter.detach() for parameter in self._trained])
         self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = int(state["step"])
         return True
 

@@ -12,11 +12,11 @@ from pizero.workflows.evaluate import EvaluateConfig
 
 
 def quickstart_config(preset: Preset) -> DemoConfig:
-    """4,000 demonstrations, 200 episodes of evaluation: 40 of each of five kinds of task."""
+    """5,000 demonstrations, 200 episodes of evaluation: 40 of each of five kinds of task."""
     size = preset.model.image_size
     return DemoConfig(
         command="pizero quickstart",
-        collect=CollectConfig(env="tabletop", episodes=4_000, image_size=size, image_format="png", workers=2),
+        collect=CollectConfig(env="tabletop", episodes=5_000, image_size=size, image_format="png", workers=2),
         evaluate=EvaluateConfig(
             env="tabletop", episodes=40, image_size=size, num_videos=10, execution_horizon=preset.execution_horizon
         ),

@@ -109,6 +109,7 @@ def train_policy(
             Loader(
                 dataset, pipeline, cache, frames,
                 horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
+                early_frames=config.early_frames,
             )
             if len(frames) else None
             for frames in (training, held_out)

@@ -1,0 +1,216 @@
+"""The diffusion policy: a history of images in, a chunk of actions out (arXiv 2303.04137).
+
+    images (T frames) --> encoder, spatial softmax --+
+    state (T frames), instruction -------------------+--> FiLM --> UNet --> noise or velocity --> actions
+    noisy actions, diffusion step -------------------+
+
+Shapes: B batch, N draws, T observations of the history, H action horizon, D action dimensions, C observation width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pizero.baseline.config import BaselineConfig
+from pizero.baseline.encoder import ImageEncoder
+from pizero.baseline.schedule import NoiseSchedule, step_at_flow_time, step_from_drawn_time
+from pizero.baseline.unet import StepEncoder, UNet1d
+from pizero.model.flow_matching import Solver, integrate, interpolate, sample_time, velocity_target
+from pizero.types import Observation
+
+STACKED = "stacked"
+
+
+class DiffusionPolicy(nn.Module):
+    """Implements `ActionModel`. Its observations have a history: images [B, T, h, w, 3] and state [B, T, state_dim],
+    oldest first; with T = 1 images [B, h, w, 3] and state [B, state_dim] will do. Image masks stay [B].
+    """
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule: NoiseSchedule | None = None
+        if config.objective == "diffusion":
+            self.schedule = NoiseSchedule(config.diffusion_steps, config.clip_range, config.step_spacing)
+        stacked = config.image_fusion == "stacked"
+        channels = 3 * len(config.cameras) if stacked else 3
+        self.image_encoders = nn.ModuleDict(
+            {
+                name: ImageEncoder(channels, config.encoder_widths, config.stem_stride, config.keypoints)
+                for name in ((STACKED,) if stacked else config.cameras)
+            }
+        )
+        self.prompt_embedding = nn.Embedding(config.vocab_size, config.prompt_width) if config.instruction else None
+        step_encoder = StepEncoder(config.step_embedding, config.diffusion_steps, config.step_width)
+        self.unet = UNet1d(
+            config.action_dim, config.observation_width, config.down_dims, config.kernel_size, config.groups,
+            step_encoder,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------- observation
+
+    def encode(self, observation: Observation) -> Tensor:
+        """What the UNet knows of the observation, [B, C]: state and image features of every frame, instruction."""
+        check_observation(self.config, observation)
+        batch = observation.batch_size
+        frames = self._encode_images(observation).float()  # [B, T, features]
+        if self.config.state_input:
+            assert observation.state is not None  # check_observation saw to it
+            state = observation.state.reshape(batch, self.config.num_history, -1)
+            frames = torch.cat([state.float(), frames], dim=-1)
+        if self.prompt_embedding is None:
+            return frames.flatten(1)
+        prompt = masked_mean(self.prompt_embedding(observation.prompt_tokens), observation.prompt_mask)
+        return torch.cat([frames.flatten(1), prompt.float()], dim=-1)
+
+    def _encode_images(self, observation: Observation) -> Tensor:
+        """All frames in one pass per encoder: [B, T, features]. An absent camera is an image of zeros."""
+        size, batch, history = self.config.image_size, observation.batch_size, self.config.num_history
+        device = observation.prompt_tokens.device
+        images: dict[str, Tensor] = {}
+        for name in self.config.cameras:
+            image = observation.images.get(name)
+            if image is None:
+                images[name] = torch.zeros(batch * history, 3, size, size, device=device)
+                continue
+            image = image.reshape(batch * history, size, size, 3).permute(0, 3, 1, 2)
+            mask = observation.image_masks[name]
+            if mask.device.type != "cpu" or not bool(mask.all()):  # a mask on the host costs no wait for the device
+                present = mask.to(device).repeat_interleave(history)
+                image = image * present[:, None, None, None]
+            images[name] = image
+        if self.config.image_fusion == "stacked":
+            images = {STACKED: torch.cat(list(images.values()), dim=1)}
+        features = [encoder(images[name]) for name, encoder in self.image_encoders.items()]
+        return torch.cat(features, dim=-1).view(batch, history, -1)
+
+    # ---------------------------------------------------------------- training
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        *,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        draws: int = 1,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Squared error of the noise (diffusion) or velocity (flow), averaged over D: actions [B, H, D] -> [B, H].
+
+        With `draws=N` the observation is encoded once, and the result is the average over N draws of (noise, time).
+        Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do. A time is a draw of
+        `flow_matching.sample_time` for both objectives: the flow time itself, or `step_from_drawn_time` of it, which
+        then takes every diffusion step equally often.
+        """
+        self._check_actions(actions, observation.batch_size)
+        batch, device = actions.shape[0], actions.device
+        if noise is None:
+            noise = torch.randn((draws, *actions.shape), generator=generator, device=device)
+        if time is None:
+            time = sample_time((draws, batch), generator, device)
+        for name, value, expected in (("noise", noise, (draws, *actions.shape)), ("time", time, (draws, batch))):
+            if tuple(value.shape) != expected and (draws, *value.shape) != (1, *expected[1:]):
+                raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected} (draws, batch, ...)")
+        noise, time = noise.view(draws, *actions.shape), time.view(draws, batch)
+        repeated = actions.expand_as(noise)
+        if self.schedule is not None:
+            step = step_from_drawn_time(time, self.config.diffusion_steps)
+            x_t, target = self.schedule.add_noise(repeated, noise, step), noise
+        else:
+            step = step_at_flow_time(time, self.config.diffusion_steps)
+            x_t, target = interpolate(repeated, noise, time), velocity_target(repeated, noise)
+        encoded = self.encode(observation).repeat(draws, 1)  # [N * B, C], the draws on the outer axis
+        predicted = self.unet(x_t.flatten(0, 1), step.flatten(), encoded).view_as(target)
+        return (predicted.float() - target).square().mean(dim=-1).mean(dim=0)
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observation: Observation,
+        *,
+        num_steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: Generator | None = None,
+        solver: Solver = "euler",
+    ) -> Tensor:
+        """Noise becomes an action chunk [B, H, D] (float32, normalised); the observation is encoded once.
+
+        num_steps: None takes the config's, 20 of DDIM or 10 of flow; for DDIM a divisor of the training steps. noise:
+        [B, H, D], or drawn with `generator`. solver: of the flow; DDIM is its own, and takes the default alone.
+        """
+        config, device = self.config, observation.prompt_tokens.device
+        shape = (observation.batch_size, config.action_horizon, config.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device)
+        self._check_actions(noise, shape[0], "noise")
+        num_steps = config.default_num_steps if num_steps is None else num_steps
+        encoded = self.encode(observation)
+        if self.schedule is not None:
+            if solver != "euler":
+                raise ValueError(f"solver: got {solver!r}, but the diffusion objective is sampled by DDIM")
+            return self.schedule.sample(lambda x, step: self.unet(x, step, encoded), noise, num_steps)
+
+        def velocity(x: Tensor, time: Tensor) -> Tensor:
+            return self.unet(x, step_at_flow_time(time, config.diffusion_steps), encoded).float()
+
+        return integrate(velocity, noise, num_steps, solver)
+
+    def _check_actions(self, actions: Tensor, batch: int, name: str = "actions") -> None:
+        expected = (batch, self.config.action_horizon, self.config.action_dim)
+        if tuple(actions.shape) != expected:
+            raise ValueError(
+                f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)"
+            )
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x [B, L, W] over the positions where mask [B, L] is true -> [B, W]; zeros where none is."""
+    weights = mask[..., None].to(x.dtype)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def check_observation(config: BaselineConfig, observation: Observation) -> None:
+    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
+    batch, history, size = observation.batch_size, config.num_history, config.image_size
+    unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
+    if unknown:
+        raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
+    for name in config.cameras:
+        mask, image = observation.image_masks.get(name), observation.images.get(name)
+        if mask is None:
+            raise ValueError(f"image_masks[{name!r}] is missing; for an absent camera give a mask that is false")
+        if tuple(mask.shape) != (batch,) or mask.dtype != torch.bool:
+            raise ValueError(f"image_masks[{name!r}]: got {mask.dtype} {tuple(mask.shape)}, expected bool ({batch},)")
+        if image is None:
+            if mask.device.type == "cpu" and bool(mask.any()):
+                raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
+            continue
+        fits = _has_shape(image, (batch, history, size, size, 3))
+        if not fits or not image.is_floating_point():
+            raise ValueError(
+                f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, "
+                f"expected float {(batch, history, size, size, 3)} (batch, history, height, width, 3)"
+            )
+    if config.state_input:
+        expected = (batch, history, config.state_dim)
+        state = observation.state
+        if state is None or not _has_shape(state, expected):
+            got = None if state is None else tuple(state.shape)
+            raise ValueError(f"state: got {got}, expected {expected} (batch, history, state_dim)")
+    if config.instruction:
+        tokens, mask = observation.prompt_tokens, observation.prompt_mask
+        if tokens.ndim != 2 or mask.shape != tokens.shape or mask.dtype != torch.bool or tokens.is_floating_point():
+            raise ValueError(
+                f"prompt: got tokens {tokens.dtype} {tuple(tokens.shape)} and mask {mask.dtype} {tuple(mask.shape)}, "
+                "expected integer and bool, both (B, L)"
+            )
+
+
+def _has_shape(value: Tensor, expected: tuple[int, ...]) -> bool:
+    """The second axis, the history, may be left out where it is 1."""
+    shape = tuple(value.shape)
+    return shape == expected or (expected[1] == 1 and shape == (expected[0], *expected[2:]))
