@@ -26,8 +26,8 @@ class Arguments:
     """Tasks by name; all of the simulator's default tasks when none is given."""
     seed: int = 1_000_000
     """The first episode's; keep it away from the demonstrations' seeds."""
-    execution_horizon: int = 8
-    """Actions played before the next chunk is asked for; at most the model's action horizon."""
+    execution_horizon: int | None = None
+    """Actions played before the next chunk is asked for; half of the model's action horizon if left out."""
     num_steps: int = 10
     """Integration steps."""
     num_envs: int = 16

@@ -1,7 +1,7 @@
 """Muon: momentum whose steps are made orthogonal, for the matrices inside the transformers (Jordan et al. 2024,
 kellerjordan.github.io/posts/muon).
 
-A small model from scratch finds out two to three times sooner with it which word means which place in the image
+A small model from scratch finds out much sooner with it which word means which place in the image
 (docs/results/quickstart.md). Matrices of one shape are orthogonalised together, in float32: torch.optim.Muon takes them
 one by one in bfloat16, ten times slower on a CPU without bfloat16 units.
 """

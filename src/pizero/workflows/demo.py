@@ -104,7 +104,7 @@ def _facts(config: DemoConfig, preset: Preset, trained: TrainResult) -> dict[str
             "draws per sample": preset.train.draws,
             "learning rate": preset.train.learning_rate,
             "action horizon": preset.model.action_horizon,
-            "execution horizon": config.evaluate.execution_horizon,
+            "execution horizon": preset.execution_horizon,
             "threads": preset.train.threads or os.cpu_count(),
         },
     }
@@ -117,7 +117,7 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
         trajectory = _trajectory(policy, env.observe(), config.evaluate.num_steps)
         names = env.action_names
         specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
-        played = rollout(policy, [env], specs, config.evaluate.execution_horizon, record_first=1)
+        played = rollout(policy, [env], specs, preset.execution_horizon, record_first=1)
         frames = np.stack(played[0].frames)
         write_mp4(folder / "episode.mp4", played[0].frames, env.fps)
     finally:

@@ -17,8 +17,8 @@ import torch
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes
-from pizero.policy.policy import load_policy
-from pizero.types import Policy, RobotDict, UserError
+from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar
 
 EVALUATION_SEED = 1_000_000
@@ -27,13 +27,15 @@ EVALUATION_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """episodes: of each task. execution_horizon: actions played before the next chunk is asked for."""
+    """episodes: of each task. execution_horizon: actions played before the next chunk is asked for; None takes half of
+    the policy's action horizon.
+    """
 
     env: str
     episodes: int = 50
     tasks: tuple[str, ...] = ()
     seed: int = EVALUATION_SEED
-    execution_horizon: int = 8
+    execution_horizon: int | None = None
     num_steps: int = 10
     num_envs: int = 16
     image_size: int | None = None
@@ -51,7 +53,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def evaluate_policy(
-    policy: Policy,
+    policy: ModelPolicy,
     config: EvaluateConfig,
     folder: Path | None,
     *,
@@ -60,6 +62,9 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
     torch.set_num_threads(os.cpu_count() or 1)
+    if config.execution_horizon is None:
+        config = dataclasses.replace(config, execution_horizon=max(policy.noise_shape[0] // 2, 1))
+    assert config.execution_horizon is not None
     started, done, successes = time.perf_counter(), 0, 0
     with progress_bar() as bars:
         bar = bars.add_task(label, total=None, note="")
