@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld test test-parity test-slow check format bench clean
+.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -17,6 +17,9 @@ demo: setup
 
 demo-metaworld: setup
 	$(BIN)/pizero metaworld
+
+compare-smoke: setup
+	$(BIN)/pizero compare --smoke --output runs/compare-smoke
 
 test: setup
 	$(BIN)/python -m pytest

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
+    "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

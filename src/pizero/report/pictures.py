@@ -282,6 +282,28 @@ def _interval(axes: Axes, y: float, name: str, entry: Mapping[str, Any], colour:
                   fontweight=weight)  # fmt: skip
 
 
+# -------------------------------------------------------------------------------------------------- scatter
+
+
+def scatter_picture(
+    points: Sequence[tuple[float, float, str]], title: str, x_label: str, path: Path | None = None
+) -> bytes:
+    """Labelled points (x, success in percent, label)."""
+    if not points:
+        raise UserError("no points to draw")
+    figure = _figure(WIDTH, 3.4)
+    axes = figure.add_axes((0.08, 0.15, 0.88, 0.63))
+    for x, y, label in points:
+        axes.plot([x], [y], "o", color=GOOD, markersize=7, clip_on=False)
+        axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color=INK)
+    axes.set_xlim(0, 1.08 * max(x for x, _, _ in points))
+    axes.set_ylim(-3, 103)
+    _plain(axes)
+    axes.set_xlabel(x_label, fontsize=8, color=MUTED)
+    _title(figure, title, "Success in percent. The number is the rung.")
+    return _finish(figure, path)
+
+
 # -------------------------------------------------------------------------------------------------- film strip
 
 
