@@ -1,8 +1,8 @@
 """Containers and protocols shared by every part. Imports nothing heavy: torch is named in annotations only.
 
 Shape legend used in the whole package:
-    B batch · N draws of (noise, time) per sample · H action horizon · D action dimensions · L prompt tokens
-    P prefix tokens (images, prompt) · S suffix tokens (maybe state, actions) · W width of an expert
+    B batch · T observation history · N draws of (noise, time) per sample · H action horizon · D action dimensions
+    L prompt tokens · P prefix tokens (images, prompt) · S suffix tokens (maybe state, actions) · W width of an expert
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 RobotDict: TypeAlias = dict[str, Any]
-"""One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}."""
+"""One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}.
+
+For a policy with an observation history of T > 1: state [T, d] and images [T, h, w, 3], oldest first.
+"""
 
 
 class UserError(ValueError):
@@ -33,6 +36,9 @@ class Observation:
         choosing the present images never waits for the device.
     state: [B, state_dim] float, normalised and padded; None for a model that does not read it.
     prompt_tokens: [B, L] integer; prompt_mask: [B, L] bool, true where a token is real.
+
+    For a model with an observation history of T > 1, images are [B, T, h, w, 3] and state is [B, T, state_dim], oldest
+    first; the masks stay [B].
     """
 
     images: Mapping[str, Tensor]
@@ -67,13 +73,22 @@ class Observation:
         return Observation(**values)
 
 
-class ActionShape(Protocol):
-    """What a model's config says of its action chunk [action_horizon, action_dim]."""
+class ActionModelConfig(Protocol):
+    """What a model's config says of its action chunk [action_horizon, action_dim] and of how it is used."""
 
     @property
     def action_horizon(self) -> int: ...
     @property
     def action_dim(self) -> int: ...
+    @property
+    def num_history(self) -> int:
+        """Observations per sample T; 1 is the present one alone."""
+        ...
+
+    @property
+    def default_num_steps(self) -> int:
+        """Steps of `sample_actions` where nobody says how many."""
+        ...
 
 
 @runtime_checkable
@@ -81,7 +96,7 @@ class ActionModel(Protocol):
     """A network that maps an observation to an action chunk: π0, π0.5, the diffusion baseline."""
 
     @property
-    def config(self) -> ActionShape: ...
+    def config(self) -> ActionModelConfig: ...
 
     def loss(
         self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pizero.checkpoints.load import load_model, save_model
+from pizero.baseline.config import small_baseline
+from pizero.baseline.policy import DiffusionPolicy
+from pizero.checkpoints.load import load_model, load_network, save_model
 from pizero.checkpoints.openpi_torch import config_from_arch
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
@@ -28,6 +30,16 @@ def test_native(tmp_path: Path) -> None:
     assert torch.equal(load_model(str(tmp_path / "m")).token_embedding.weight, model.token_embedding.weight)
     with pytest.raises(UserError, match="differ from arch"):
         load_model(tmp_path / "m", arch=dataclasses.replace(model.config, action_horizon=3))
+
+
+def test_the_diffusion_policy_is_a_network_and_no_pi0(tmp_path: Path) -> None:
+    model = DiffusionPolicy(small_baseline("nano"))
+    save_model(model, tmp_path / "m")
+    loaded = load_network(tmp_path / "m")
+    assert isinstance(loaded, DiffusionPolicy)
+    assert torch.equal(loaded.unet.output.weight, model.unet.output.weight)
+    with pytest.raises(UserError, match="holds a DiffusionPolicy, not a π0; load_policy runs it"):
+        load_model(tmp_path / "m")
 
 
 def test_openpi_torch_with_arch_in_three_ways_and_back_as_native(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pizero.baseline.config import small_baseline
+from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.example import Example, make_example
 from pizero.checkpoints.native import (
     is_native,
@@ -218,7 +220,9 @@ def test_clear_errors(saved: Path, tmp_path: Path) -> None:
     expect("has no config.json", tmp_path)
     for changed, text in (
         ({**config, "version": 2}, "has version 2, this release reads 1"),
-        ({**config, "model": "other"}, "'other'"),
+        ({**config, "model": "other"}, "holds a model 'other', expected one of pi0, diffusion"),
+        ({**config, "model": ["pi0"]}, "expected one of pi0, diffusion"),
+        ({**config, "model": "diffusion"}, "unknown keys in config"),
         ({"type": "pi0"}, "does not say that its format"),
         ({**config, "config": {**config["config"], "colour": 1}}, "unknown keys in config: colour"),
         ({name: config[name] for name in ("format", "version", "model")}, "has no 'config'"),
@@ -248,3 +252,62 @@ def test_weights_are_copied_into_a_model_in_place(saved: Path) -> None:
     assert torch.equal(parameter, make_model().action_in_proj.weight)
     with pytest.raises(UserError, match="other sizes or switches"):
         load_model_weights(Pi0(dataclasses.replace(CONFIG, action_horizon=3)), saved)
+
+
+# -------------------------------------------------------------------- the diffusion policy
+
+DIFFUSION = small_baseline("nano", state_input=True, vocab_size=259, prompt_length=14)
+
+
+@pytest.fixture
+def saved_diffusion(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model, rng = DiffusionPolicy(DIFFUSION).eval(), np.random.default_rng(3)
+    pipeline = dataclasses.replace(
+        make_pipeline(), num_history=2, image_size=(16, 16), state_dim=DIFFUSION.state_dim,
+        action_dim=DIFFUSION.action_dim,
+    )  # fmt: skip
+    observation = {
+        "state": rng.standard_normal((2, 3)).astype(np.float32),
+        "images": {name: rng.integers(0, 256, (2, 28, 28, 3), dtype=np.uint8) for name in ("top", "hand")},
+        "prompt": "push",
+    }
+    noise = rng.standard_normal((DIFFUSION.action_horizon, DIFFUSION.action_dim), dtype=np.float32)
+    save_checkpoint(tmp_path / "run", model, pipeline, make_example(model, pipeline, observation, noise))
+    return tmp_path / "run"
+
+
+def test_round_trip_of_the_diffusion_policy(saved_diffusion: Path) -> None:
+    assert json.loads((saved_diffusion / "config.json").read_text())["model"] == "diffusion"
+    loaded = load_checkpoint(saved_diffusion)
+    assert isinstance(loaded.model, DiffusionPolicy)
+    assert loaded.model.config == DIFFUSION
+    torch.manual_seed(0)
+    for (name, ours), theirs in zip(
+        DiffusionPolicy(DIFFUSION).state_dict().items(), loaded.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    assert loaded.pipeline is not None
+    assert loaded.pipeline.num_history == 2
+    assert loaded.example is not None
+    assert loaded.example.num_steps == 20
+    assert loaded.example.observation["state"].shape == (2, 3)
+    assert loaded.example.observation["images"]["hand"].shape == (2, 28, 28, 3)
+    assert verify_example(loaded) < 1e-5
+
+
+def test_the_example_of_a_history_knows_its_order(saved_diffusion: Path) -> None:
+    loaded = load_checkpoint(saved_diffusion)
+    assert loaded.example is not None
+    seen = loaded.example.observation
+    turned = {**seen, "images": {name: image[::-1] for name, image in seen["images"].items()}}
+    with pytest.raises(UserError, match="no longer reproduces"):
+        verify_example(dataclasses.replace(loaded, example=dataclasses.replace(loaded.example, observation=turned)))
+    edit_weights(saved_diffusion, "unet.output.bias", 0.3)
+    with pytest.raises(UserError, match="no longer reproduces"):
+        verify_example(load_checkpoint(saved_diffusion))
+
+
+def test_the_diffusion_policy_is_cast_as_a_whole(saved_diffusion: Path) -> None:
+    model = load_checkpoint(saved_diffusion, dtype="bfloat16").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

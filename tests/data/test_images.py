@@ -48,8 +48,8 @@ def test_to_float_ends() -> None:
     assert tensor.tolist() == [-1, 1]
 
 
-def noise_images(batch: int = 4, height: int = 24, width: int = 32) -> torch.Tensor:
-    return torch.rand((batch, height, width, 3), generator=torch.Generator().manual_seed(0)) * 2 - 1
+def noise_images(batch: int = 4, height: int = 24, width: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand((batch, height, width, 3), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -108,6 +108,23 @@ def test_color_jitter_changes_colours_only() -> None:
     factors = (out[:, 0, 0, 0] + 1) / 2 / 0.5
     assert 0.7 <= factors.min() < 0.75
     assert 1.25 < factors.max() <= 1.3
+
+
+KINDS = [Augmentation("openpi"), Augmentation("shift", 3), Augmentation("shift", 3, color_jitter=True)]
+
+
+@pytest.mark.parametrize("camera", ["base_0_rgb", "left_wrist_0_rgb"])
+@pytest.mark.parametrize("augmentation", KINDS, ids=lambda a: f"{a.kind}-{a.color_jitter}")
+def test_the_frames_of_a_history_share_a_draw(augmentation: Augmentation, camera: str) -> None:
+    """Frame by frame the result is that of images without a history and the same draws."""
+    frames = [noise_images(seed=seed) for seed in range(3)]
+    out = augmentation(camera, torch.stack(frames, dim=1), seeded())
+    for index, frame in enumerate(frames):
+        torch.testing.assert_close(out[:, index], augmentation(camera, frame, seeded()), atol=1e-6, rtol=0)
+    same = noise_images(1).expand(4, -1, -1, -1)[:, None].expand(-1, 3, -1, -1, -1)
+    alike = augmentation(camera, same, seeded())
+    assert torch.equal(alike[:, 0], alike[:, 2])
+    assert not torch.equal(alike[0], alike[1])
 
 
 def test_kinds() -> None:

@@ -127,6 +127,16 @@ def test_window_repeats_the_last_value_of_the_episode(frames: list[int], horizon
 _PNG_DATASET = LeRobotDataset(PNG)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 160), min_size=1, max_size=8), st.integers(1, 60))
+def test_history_repeats_the_first_frame_of_the_episode(frames: list[int], length: int) -> None:
+    positions = _PNG_DATASET.history(frames, length)
+    assert positions.shape == (len(frames), length)
+    for row, frame in enumerate(frames):
+        start = max(start for start in _PNG_DATASET.episode_starts.tolist() if start <= frame)
+        assert positions[row].tolist() == [max(start, frame - back) for back in range(length)][::-1]
+
+
 def test_numbers_never_touch_video(h264_copy: Path) -> None:
     shutil.rmtree(h264_copy / "videos")
     dataset = LeRobotDataset(h264_copy)

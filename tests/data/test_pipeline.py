@@ -227,3 +227,113 @@ def test_padded_statistics_serve_a_narrow_robot() -> None:
     narrow = make(embodiment=generic(CAMERAS, state_dim=3, action_dim=2), norm_stats=stats(action_dim=5))
     assert narrow.robot_actions(np.zeros((2, 1, 6)), STATE).shape == (2, 1, 2)
     assert replace(narrow, embodiment=generic(CAMERAS)).robot_action_dim == 5
+
+
+# -------------------------------------------------------------------- observation history
+
+HISTORY = 3
+
+
+def with_history(**changes: Any) -> tuple[dict[str, Any], np.ndarray]:
+    """Images [B, T, h, w, 3] and state [B, T, d] of two samples."""
+    rng = np.random.default_rng(2)
+    both = {name: rng.integers(0, 256, (2, HISTORY, 20, 24, 3), dtype=np.uint8) for name in CAMERAS.values()}
+    return {**both, **changes}, rng.normal(size=(2, HISTORY, 3)).astype(np.float32)
+
+
+def robot_history(**changes: Any) -> dict[str, Any]:
+    several, state = with_history()
+    return {"state": state[0], "images": {n: image[0] for n, image in several.items()}, "prompt": "lift it", **changes}
+
+
+def test_a_history_is_processed_frame_by_frame() -> None:
+    pipeline, single = make(num_history=HISTORY), make()
+    several, state = with_history()
+    inputs = pipeline.model_inputs(several, state, ["lift it", "put it down"])
+    assert inputs["images"]["base_0_rgb"].shape == (2, HISTORY, 16, 12, 3)
+    assert inputs["state"].shape == (2, HISTORY, 8)
+    assert inputs["image_masks"]["base_0_rgb"].shape == (2,)
+    for index in range(HISTORY):
+        frame = {name: image[:, index] for name, image in several.items()}
+        one = single.model_inputs(frame, state[:, index], ["lift it", "put it down"])
+        for camera in CAMERAS:
+            assert_array_equal(inputs["images"][camera][:, index], one["images"][camera])
+        assert_array_equal(inputs["state"][:, index], one["state"])
+        assert_array_equal(inputs["prompt_tokens"], one["prompt_tokens"])
+    observation = pipeline.observation(inputs, "cpu")
+    assert observation.images["base_0_rgb"].shape == (2, HISTORY, 16, 12, 3)
+    assert observation.state is not None
+    assert observation.state.shape == (2, HISTORY, 8)
+
+
+def test_actions_are_relative_to_the_newest_state() -> None:
+    pipeline, single = make(num_history=HISTORY), make()
+    _, state = with_history()
+    actions = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
+    target = pipeline.model_actions(actions, state)
+    assert_array_equal(target, single.model_actions(actions, state[:, -1]))
+    assert_array_equal(pipeline.robot_actions(target, state), single.robot_actions(target, state[:, -1]))
+
+
+def test_robot_dictionaries_bring_a_history() -> None:
+    pipeline = make(num_history=HISTORY)
+    several, state = with_history(hand=None)
+    raws = [robot_history(state=state[i], images={"top": several["top"][i], "hand": None}) for i in range(2)]
+    one, other = pipeline.robot_inputs(raws), pipeline.model_inputs(several, state, ["lift it"] * 2)
+    assert list(one["images"]) == ["base_0_rgb"]
+    assert_array_equal(one["images"]["base_0_rgb"], other["images"]["base_0_rgb"])
+    assert_array_equal(one["state"], other["state"])
+    some = pipeline.robot_inputs([robot_history(), raws[1]])
+    assert some["image_masks"]["left_wrist_0_rgb"].tolist() == [True, False]
+    assert not some["images"]["left_wrist_0_rgb"][1].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"state": STATE[0]},
+            r"^state: got shape \(3,\), expected \(3, 3\): a history of 3 observations, oldest first$",
+        ),
+        ({"state": np.zeros((2, 3), np.float32)}, r"^state: got shape \(2, 3\), expected \(3, 3\): a history of 3"),
+        ({"state": np.full((3, 3), np.nan, np.float32)}, r"^state: dimensions \[0, 1, 2\] are NaN or infinite"),
+        (
+            {"images": {"top": IMAGE, "hand": IMAGE}},
+            r"^images/top: got shape \(20, 24, 3\), expected \(3, h, w, 3\): a history of 3 observations, oldest",
+        ),
+        (
+            {"images": {"top": np.stack([IMAGE] * 4), "hand": IMAGE}},
+            r"got shape \(4, 20, 24, 3\), expected \(3, h, w, 3\)",
+        ),
+    ],
+)
+def test_a_wrong_history_is_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        make(num_history=HISTORY).robot_inputs([robot_history(**changes)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_history_where_none_is_asked_for_is_told() -> None:
+    with pytest.raises(UserError, match=r"^state: got shape \(3, 3\), expected \(3,\)$"):
+        make().robot_inputs([robot_history()])
+    with pytest.raises(UserError, match=r"^images/top: got shape \(3, 20, 24, 3\), expected \(h, w, 3\)$"):
+        make().robot_inputs([robot_history(state=STATE[0])])
+
+
+def test_num_history_is_saved_and_older_folders_have_one(tmp_path: Path) -> None:
+    make(num_history=HISTORY).save(tmp_path)
+    assert Pipeline.load(tmp_path).num_history == HISTORY
+    pipeline = make()
+    data = pipeline.to_json()
+    assert data.pop("num_history") == 1
+    assert Pipeline.from_json(data, pipeline.norm_stats, pipeline.tokenizer).num_history == 1
+    del data["state_dim"]
+    with pytest.raises(UserError, match="pipeline: got keys"):
+        Pipeline.from_json(data, pipeline.norm_stats, pipeline.tokenizer)
+
+
+def test_a_history_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="num_history must be at least 1, got 0"):
+        make(num_history=0)
+    with pytest.raises(UserError, match="num_history 3: a prompt holds one state"):
+        make("pi05", num_history=HISTORY)

@@ -132,6 +132,86 @@ def test_the_execution_horizon_is_respected() -> None:
         play(1, specs(1), HORIZON + 1)
 
 
+class PictureEnv(WalkEnv):
+    """Images and state tell the control step; episodes never succeed."""
+
+    max_steps = 12
+
+    def step(self, action: np.ndarray) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
+        observation, *_ = super().step(np.zeros(1, np.float32))
+        return observation, 0.0, False, False, {"success": False}
+
+    def observe(self) -> RobotDict:
+        image = np.full((2, 2, 3), 10 * self.steps, np.uint8)
+        return {**super().observe(), "images": {"top": image}, "state": np.array([self.steps, self.seed], np.float32)}
+
+
+class HistoryPolicy(NoisyPolicy):
+    """Remembers which control steps it saw."""
+
+    noise_shape = (12, 1)
+
+    def __init__(self, num_history: int) -> None:
+        super().__init__()
+        self.num_history = num_history
+
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, np.ndarray]]:
+        self.batches.append(list(observations))
+        return [{"actions": np.zeros(self.noise_shape, np.float32)} for _ in observations]
+
+
+def clamped(newest: int, history: int) -> list[int]:
+    return [max(0, newest - back) for back in range(history)][::-1]
+
+
+@pytest.mark.parametrize(("history", "horizon"), [(3, 2), (5, 1), (3, 3), (2, 5), (3, 12), (1, 4)])
+def test_the_policy_gets_its_history(history: int, horizon: int) -> None:
+    env, policy = PictureEnv(), HistoryPolicy(history)
+    rollout(policy, [env], specs(2), horizon)
+    asked = [batch[0] for batch in policy.batches]
+    newest = [*range(0, env.max_steps, horizon)] * 2
+    assert len(asked) == len(newest)
+    for number, (observation, last) in enumerate(zip(asked, newest, strict=True)):
+        steps = [last] if history == 1 else clamped(last, history)
+        state, image = observation["state"], observation["images"]["top"]
+        assert image.shape == ((2, 2, 3) if history == 1 else (history, 2, 2, 3))
+        assert np.atleast_2d(state).tolist() == [[step, number >= len(newest) // 2] for step in steps]
+        assert image.reshape(len(steps), -1)[:, 0].tolist() == [10 * step for step in steps]
+        assert observation["prompt"] == f"walk {WalkEnv.task_names[number >= len(newest) // 2]}"
+        assert observation["noise"].shape == policy.noise_shape
+
+
+def test_images_are_drawn_for_the_history_alone() -> None:
+    for history, horizon, expected in ((3, 6, 1 + 3 + 2), (1, 6, 2), (3, 2, 12), (5, 5, 12)):
+        env = PictureEnv()
+        rollout(HistoryPolicy(history), [env], specs(1), horizon)
+        assert env.observed == expected, (history, horizon)
+
+
+def test_histories_of_several_environments_stay_apart() -> None:
+    def play_many(num_envs: int) -> dict[tuple[int, int], list[list[float]]]:
+        policy = HistoryPolicy(3)
+        rollout(policy, [PictureEnv() for _ in range(num_envs)], specs(5), 2)
+        seen = [observation["state"] for batch in policy.batches for observation in batch]
+        return {(int(state[-1, 1]), int(state[-1, 0])): state.tolist() for state in seen}
+
+    alone = play_many(1)
+    assert len(alone) == 5 * 6
+    assert play_many(3) == alone
+
+
+def test_every_frame_of_a_history_is_altered() -> None:
+    def alter(observation: RobotDict, spec: EpisodeSpec) -> RobotDict:
+        assert observation["images"]["top"].shape == (2, 2, 3)  # one control step
+        return {**observation, "images": {"top": np.full((2, 2, 3), 128, np.uint8)}, "prompt": "stay"}
+
+    policy = HistoryPolicy(3)
+    rollout(policy, [PictureEnv()], specs(1), 2, alter=alter)
+    for (observation,) in policy.batches:
+        assert (observation["images"]["top"] == 128).all()
+        assert observation["prompt"] == "stay"
+
+
 def test_an_error_of_the_environment_ends_its_episode_alone() -> None:
     results = play(2, specs(6, first=11))
     errors = {result.seed: result.error for result in results}

@@ -19,10 +19,11 @@ def chunk(start: int, length: int) -> np.ndarray:
 def test_plays_the_first_actions_of_each_chunk(horizon: int, data: st.DataObject, steps: int) -> None:
     execution_horizon = data.draw(st.integers(1, horizon))
     executor, played, chunks = ChunkExecutor(execution_horizon), [], 0
-    for _ in range(steps):
+    for step in range(steps):
         if executor.needs_chunk:
             executor.load(chunk(100 * chunks, horizon))
             chunks += 1
+        assert executor.remaining == execution_horizon - step % execution_horizon
         played.append(int(executor.next_action()[0]))
     assert played == [100 * (step // execution_horizon) + step % execution_horizon for step in range(steps)]
 

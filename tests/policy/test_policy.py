@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pizero.baseline.config import small_baseline
 from pizero.checkpoints.example import make_example
 from pizero.checkpoints.native import save_checkpoint
 from pizero.data.embodiments import generic
@@ -102,6 +103,37 @@ def test_a_batch_is_one_model_call_and_the_state_is_normalised() -> None:
     assert not seen.state[:, 3:].any()
 
 
+class EchoHistory(EchoModel):
+    config = small_baseline("nano", num_history=3, objective="flow")
+
+
+def test_a_history_reaches_the_model_and_the_newest_state_counts() -> None:
+    model, config = EchoHistory(), EchoHistory.config
+    pipeline = dataclasses.replace(make_pipeline(), num_history=3, action_dim=config.action_dim)
+    raws = [observation(seed) for seed in range(3)]
+    joined = {
+        "state": np.stack([raw["state"] for raw in raws]), "prompt": "pick",
+        "images": {name: np.stack([raw["images"][name] for raw in raws]) for name in ("top", "hand")},
+        "noise": np.zeros((config.action_horizon, config.action_dim), np.float32),
+    }  # fmt: skip
+    policy = ModelPolicy(model, pipeline)
+    assert policy.num_history == 3
+    actions = policy.infer(joined)["actions"]
+    ((seen, num_steps),) = model.calls
+    assert num_steps == 10
+    assert seen.images["left_wrist_0_rgb"].shape == (1, 3, 28, 28, 3)
+    assert seen.state is not None
+    assert seen.state.shape == (1, 3, pipeline.state_dim)
+    np.testing.assert_allclose(actions[:, 1], ACTION_MEAN[1] + raws[-1]["state"][1], rtol=1e-5)
+
+
+def test_without_num_steps_the_model_says_how_many() -> None:
+    model = EchoModel()
+    assert ModelPolicy(model, make_pipeline()).num_steps == 10
+    model.config = small_baseline("nano", num_history=1)  # type: ignore[assignment]
+    assert ModelPolicy(model, dataclasses.replace(make_pipeline(), action_dim=3)).num_steps == 20
+
+
 def test_a_batch_gives_what_single_calls_give(model: Pi0) -> None:
     raws = [observation(seed) for seed in range(3)]
     one = ModelPolicy(model, make_pipeline(), num_steps=3, seed=5)
@@ -169,6 +201,8 @@ def test_settings_that_cannot_work_are_refused() -> None:
         ModelPolicy(EchoModel(), make_pipeline(), num_steps=0)
     with pytest.raises(UserError, match="model has action_dim 4, its pipeline 9"):
         ModelPolicy(EchoModel(), dataclasses.replace(make_pipeline(), action_dim=9))
+    with pytest.raises(UserError, match="model reads a history of 1 observations, its pipeline 3"):
+        ModelPolicy(EchoModel(), dataclasses.replace(make_pipeline(), num_history=3))
 
 
 def test_load_policy(model: Pi0, tmp_path: Path) -> None:

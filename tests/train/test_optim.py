@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from pizero.baseline.config import small_baseline
+from pizero.baseline.policy import DiffusionPolicy
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
@@ -79,7 +81,7 @@ def test_weight_average() -> None:
     average = WeightAverage(model, decay=0.9)
     for value in (1.0, 2.0):
         model.weight.data.fill_(value)
-        average.update()
+        average.update(step=7)
     expected = 0.9 * (0.1 * 1.0) + 0.1 * 2.0
     with average.applied():
         assert model.weight.item() == pytest.approx(expected)
@@ -87,6 +89,37 @@ def test_weight_average() -> None:
     with pytest.raises(RuntimeError, match="inside"), average.applied():
         raise RuntimeError("inside")
     assert model.weight.item() == 2.0
+
+
+def test_the_decay_rises_with_a_power() -> None:
+    """The reference's values: 0 at first, 0.999 after about 10,000 steps, never above the limit."""
+    average = WeightAverage(nn.Linear(1, 1), decay=0.9995, power=0.75)
+    assert average.decay(0) == 0.0
+    assert average.decay(1) == pytest.approx(1 - 2**-0.75)
+    assert average.decay(15) == pytest.approx(0.875)
+    assert average.decay(9_999) == pytest.approx(0.999)
+    assert average.decay(1_000_000) == 0.9995
+    assert WeightAverage(nn.Linear(1, 1), decay=0.9).decay(0) == 0.9
+
+
+def test_the_first_weights_leave_an_average_with_a_power() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(100.0)
+    average = WeightAverage(model, decay=0.99, power=0.75)
+    for step, value in enumerate((1.0, 2.0)):
+        model.weight.data.fill_(value)
+        average.update(step)
+    decay = 1 - 2**-0.75
+    with average.applied():
+        assert model.weight.item() == pytest.approx(decay * 1.0 + (1 - decay) * 2.0)
+
+
+def test_muon_needs_transformers() -> None:
+    model = DiffusionPolicy(small_baseline("nano"))
+    with pytest.raises(UserError, match="DiffusionPolicy has none; use adamw") as error:
+        make_optimizers(model, TrainConfig(optimizer="muon"))
+    assert "\n" not in str(error.value)
+    assert len(make_optimizers(model, TrainConfig())) == 1
 
 
 def test_mixed_precision_keeps_the_weights_in_float32() -> None:
@@ -105,6 +138,7 @@ def test_mixed_precision_keeps_the_weights_in_float32() -> None:
     [
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
+        ({"ema_power": -0.5}, "ema_power must not be negative, got -0.5"),
         ({"validation_fraction": 1.5}, "validation_fraction must be in"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
     ],

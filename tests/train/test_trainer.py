@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from train_helpers import nano_model, nano_preset
+from train_helpers import nano_baseline, nano_model, nano_preset
 
+from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import Batch, Loader
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import checkpoint_activations
 from pizero.train.metrics import MetricsFile, read_metrics
+from pizero.train.optim import WeightAverage
 from pizero.train.trainer import Trainer, list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.train import build_pipeline, train_policy
@@ -34,10 +38,23 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "early_frames": 1.5}])
-def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
+    (nano_model(), {}),
+    (nano_model(), {"optimizer": "muon", "early_frames": 1.5}),
+    (nano_baseline(), {"ema_power": 0.75, "ema_decay": 0.9999, "threads": 1}),
+    (nano_baseline(num_history=3, state_input=True, objective="flow"), {"augmentation": "shift", "threads": 1}),
+]
+
+
+@pytest.mark.parametrize(("model", "changes"), RESUMED, ids=["pi0", "muon", "diffusion", "flow"])
+def test_resumed_run_equals_the_uninterrupted_one(
+    dataset: Path, tmp_path: Path, model: NetworkConfig, changes: dict[str, Any]
+) -> None:
+    def preset(**more: Any) -> Preset:
+        return dataclasses.replace(nano_preset(**changes, **more), model=model)
+
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    train_policy(dataset, whole, nano_preset(**changes))
+    train_policy(dataset, whole, preset())
     original = Trainer.train_step
 
     def stop_after_six(self: Trainer, batch: object) -> torch.Tensor:
@@ -48,17 +65,17 @@ def test_resumed_run_equals_the_uninterrupted_one(dataset: Path, tmp_path: Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", stop_after_six)
         with pytest.raises(KeyboardInterrupt):
-            train_policy(dataset, parted, nano_preset(**changes))
+            train_policy(dataset, parted, preset())
     assert [path.name for path in list_checkpoints(parted)] == ["0000004"]
-    train_policy(dataset, parted, nano_preset(**changes), resume=True)
+    train_policy(dataset, parted, preset(), resume=True)
     assert losses(parted) == losses(whole)
     assert sorted(losses(whole)) == list(range(1, 9))
     one, other = (load_file(folder / "checkpoints" / "0000008" / "model.safetensors") for folder in (whole, parted))
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(UserError, match=r"started with other settings \(train.validate_every\)"):
-        train_policy(dataset, parted, nano_preset(**changes, validate_every=8), resume=True)
+        train_policy(dataset, parted, preset(validate_every=8), resume=True)
     with pytest.raises(UserError, match="holds checkpoints up to step 8; give --resume or another folder"):
-        train_policy(dataset, parted, nano_preset(**changes))
+        train_policy(dataset, parted, preset())
 
 
 def test_checkpoint_is_the_average_and_reproduces_its_example(dataset: Path, tmp_path: Path) -> None:
@@ -72,6 +89,16 @@ def test_checkpoint_is_the_average_and_reproduces_its_example(dataset: Path, tmp
         4,
         8,
     ]
+
+
+def test_the_average_is_told_the_step_after_a_resume_too(dataset: Path, tmp_path: Path) -> None:
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightAverage, "update", lambda self, step: steps.append(step))
+        train_policy(dataset, tmp_path / "run", nano_preset(ema_power=0.75))
+        shutil.rmtree(list_checkpoints(tmp_path / "run")[-1])
+        train_policy(dataset, tmp_path / "run", nano_preset(ema_power=0.75), resume=True)
+    assert steps == [*range(8), *range(4, 8)]
 
 
 def test_early_frames_are_drawn_more_often(dataset: Path) -> None:
@@ -182,3 +209,26 @@ def test_both_models_train_through_one_path(dataset: Path, tmp_path: Path, pi05:
         norm_mode="quantile" if pi05 else "zscore",
     )
     verify_example(load_checkpoint(train_policy(dataset, tmp_path, preset).checkpoint))
+
+
+def test_a_diffusion_policy_is_fine_tuned(dataset: Path, tmp_path: Path) -> None:
+    preset = dataclasses.replace(nano_preset(steps=2, save_every=2, validate_every=2, threads=1), model=nano_baseline())
+    first = train_policy(dataset, tmp_path / "first", preset)
+    verify_example(load_checkpoint(first.checkpoint))
+    still = dataclasses.replace(
+        preset, train=dataclasses.replace(preset.train, steps=1, learning_rate=1e-12, ema_decay=0.0)
+    )
+    second = train_policy(dataset, tmp_path / "second", still, start=first.checkpoint)
+    before, after = (load_checkpoint(result.checkpoint).model.state_dict() for result in (first, second))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+    with pytest.raises(
+        UserError, match="holds a model 'diffusion', but 'pi0' is to be trained; give --model diffusion"
+    ):
+        train_policy(dataset, tmp_path / "third", nano_preset(), start=first.checkpoint)
+
+
+def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:
+    preset = dataclasses.replace(nano_preset(optimizer="muon"), model=nano_baseline())
+    with pytest.raises(UserError, match="DiffusionPolicy has none; use adamw"):
+        train_policy(dataset, tmp_path / "run", preset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config, small_config
 from pizero.train.config import TrainConfig
@@ -15,6 +16,11 @@ def nano_model(pi05: bool = False, **changes: Any) -> Pi0Config:
         "cameras": ("base_0_rgb", "left_wrist_0_rgb"),
     }  # fmt: skip
     return small_config("nano", pi05=pi05, **{**sizes, **changes})
+
+
+def nano_baseline(**changes: Any) -> BaselineConfig:
+    sizes: dict[str, Any] = {"vocab_size": 384, "prompt_length": 16, "state_dim": 8, "action_dim": 5}
+    return small_baseline("nano", **{**sizes, **changes})
 
 
 def nano_preset(**changes: Any) -> Preset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.configs.presets import PRESETS, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.evaluation.rollout import EpisodeSpec
@@ -25,8 +27,9 @@ from pizero.workflows.evaluate import (
     find_checkpoint,
     swap_instructions,
 )
-from pizero.workflows.inspect import inspect
+from pizero.workflows.inspect import inspect, model_config
 from pizero.workflows.norm_stats import norm_stats
+from pizero.workflows.train import train_policy
 
 
 def small_collect(**changes: object) -> CollectConfig:
@@ -159,5 +162,36 @@ def test_presets() -> None:
         assert (pi0.model.state_input, pi05.model.state_input) == ("token", "prompt")
         assert (pi0.norm_mode, pi05.norm_mode) == ("zscore", "quantile")
         assert pi0.execution_horizon <= pi0.model.action_horizon
+    for name, size in (("tabletop", 32), ("metaworld", 64)):
+        pi0, diffusion = get_preset(name), get_preset(name, "diffusion")
+        model = diffusion.model
+        assert isinstance(model, BaselineConfig)
+        assert (model.image_size, model.num_history, model.action_horizon, model.state_input) == (size, 5, 16, False)
+        assert model.image_size // model.encoder_stride == 8
+        assert (diffusion.norm_mode, diffusion.train.ema_power) == ("zscore", 0.75)
+        assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
     with pytest.raises(UserError, match="unknown preset 'aloha'"):
         get_preset("aloha")
+
+
+def test_a_diffusion_policy_from_training_to_evaluation(
+    demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path
+) -> None:
+    """Two steps on the demonstrations of the demo, then rollouts with a horizon below and above its history."""
+    folder, _, config, preset = demo
+    sizes = {"vocab_size": 384, "prompt_length": 16, "state_dim": 8, "action_dim": 5, "num_history": 3}
+    train = dataclasses.replace(preset.train, steps=2, save_every=2, validate_every=2, ema_power=0.75, threads=1)
+    preset = dataclasses.replace(preset, model=small_baseline("nano", **sizes), train=train)
+    train_policy(folder / "dataset", tmp_path / "run", preset)
+    for horizon in (2, 8):
+        evaluate = dataclasses.replace(
+            config.evaluate, episodes=1, execution_horizon=horizon, num_videos=0, tasks=("reach", "lift")
+        )
+        results = evaluate_checkpoint(tmp_path / "run", evaluate, tmp_path / f"evaluation{horizon}")
+        assert (results["episodes"], results["errors"]) == (2, 0)
+    default = dataclasses.replace(evaluate, num_steps=None, tasks=("reach",))
+    assert evaluate_checkpoint(tmp_path / "run", default, tmp_path / "default")["settings"]["num_steps"] == 20
+    with pytest.raises(UserError, match="num_steps: got 7, expected a divisor of the 100 training steps"):
+        evaluate_checkpoint(tmp_path / "run", dataclasses.replace(default, num_steps=7), tmp_path / "seven")
+    with pytest.raises(UserError, match="holds a diffusion policy; inspect shows π0"):
+        model_config(str(tmp_path / "run"))

@@ -39,7 +39,7 @@ class NoiseSchedule:
         predict_noise takes x [B, H, D] and the diffusion step [B]; it is called `num_steps` times.
         """
         if num_steps < 1 or self.num_steps % num_steps:
-            raise ValueError(f"num_steps: got {num_steps}, expected a divisor of the {self.num_steps} training steps")
+            raise UserError(f"num_steps: got {num_steps}, expected a divisor of the {self.num_steps} training steps")
         scheduler, x = self._scheduler(), noise.float()
         scheduler.set_timesteps(num_steps)
         for step in scheduler.timesteps.tolist():

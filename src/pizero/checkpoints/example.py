@@ -23,12 +23,15 @@ _IMAGE = "image/"
 
 @dataclass(frozen=True)
 class Example:
-    """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` integration steps."""
+    """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` steps of sampling.
+
+    The observation has the history that the pipeline asks for.
+    """
 
     observation: RobotDict
     noise: NDArray[np.float32]
     actions: NDArray[np.float32]
-    num_steps: int = 10
+    num_steps: int
 
     def save(self, path: Path) -> None:
         """An .npz without pickled parts."""
@@ -53,9 +56,14 @@ class Example:
 
 
 def make_example(
-    model: ActionModel, pipeline: Pipeline, observation: RobotDict, noise: NDArray[np.float32], num_steps: int = 10
+    model: ActionModel,
+    pipeline: Pipeline,
+    observation: RobotDict,
+    noise: NDArray[np.float32],
+    num_steps: int | None = None,
 ) -> Example:
-    """Runs the model once: what `save_checkpoint` stores."""
+    """Runs the model once: what `save_checkpoint` stores. num_steps: None takes the model's own number."""
+    num_steps = model.config.default_num_steps if num_steps is None else num_steps
     actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps)[0]
     return Example(observation, noise, actions, num_steps)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi_torch import config_from_arch, is_openpi_torch, load_openpi_torch
 from pizero.model.config import Pi0Config
@@ -23,11 +24,21 @@ Arch = Pi0Config | Mapping[str, Any] | str | Path
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", arch: Arch | None = None
 ) -> Pi0:
-    """The model of a native or openpi-torch checkpoint folder, strictly; the format is told by the content.
+    """The π0 of a native or openpi-torch checkpoint folder, strictly; the format is told by the content.
 
     dtype: "float32", "bfloat16" or "float16", for the large matrices. arch: sizes for a checkpoint whose own config
     does not tell them, as a Pi0Config, a dictionary, or the path of a JSON file; the weights' shapes must agree.
     """
+    model = load_network(path, device, dtype, arch)
+    if not isinstance(model, Pi0):
+        raise UserError(f"{path} holds a {type(model).__name__}, not a π0; load_policy runs it")
+    return model
+
+
+def load_network(
+    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", arch: Arch | None = None
+) -> Network:
+    """The same for a checkpoint of any model; arch is for a π0 alone."""
     folder, kind = Path(path), torch_dtype(dtype)
     config = None if arch is None else _config(arch)
     if is_native(folder):
@@ -41,7 +52,7 @@ def load_model(
     return cast_weights(model, kind).to(device).eval()
 
 
-def save_model(model: Pi0, folder: str | Path, format: str = "native") -> None:
+def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
     """Writes the model alone, without transforms or an example; an older checkpoint in `folder` is replaced."""
     if format != "native":
         raise UserError(f"saving as {format!r} is not supported yet; expected 'native'")

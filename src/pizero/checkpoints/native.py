@@ -23,13 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from pizero.checkpoints.example import Example, reproduce
 from pizero.checkpoints.keymap import load_strictly
+from pizero.checkpoints.models import MODELS, Network, NetworkConfig, make_model, model_name
 from pizero.data.pipeline import Pipeline
-from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.model.precision import cast_weights
 from pizero.types import UserError
 
-FORMAT, VERSION, MODEL = "pizero", 1, "pi0"
+FORMAT, VERSION = "pizero", 1
 CONFIG, WEIGHTS, EXAMPLE, PIPELINE = "config.json", "model.safetensors", "example.npz", "pipeline.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Checkpoint:
     """The parts of a native checkpoint; those that it was saved without are None."""
 
-    model: Pi0
+    model: Network
     pipeline: Pipeline | None
     example: Example | None
 
@@ -54,7 +53,7 @@ def is_native(folder: Path) -> bool:
 
 def save_checkpoint(
     folder: Path,
-    model: Pi0,
+    model: Network,
     pipeline: Pipeline | None = None,
     example: Example | None = None,
     extra: Callable[[Path], None] | None = None,
@@ -99,7 +98,7 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str
     except SafetensorError as error:
         raise UserError(f"{weights} cannot be read ({error}); copy the checkpoint again") from error
     with torch.device("meta"):
-        model = Pi0(config)
+        model = make_model(config)
     load_strictly(model, tensors)
     if kind is not None:
         cast_weights(model, kind)
@@ -110,7 +109,7 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str
     )
 
 
-def load_model_weights(model: Pi0, folder: Path) -> None:
+def load_model_weights(model: Network, folder: Path) -> None:
     """Copies the weights of the checkpoint in `folder` into a model of the same sizes."""
     stored = load_checkpoint(folder).model
     if stored.config != model.config:
@@ -125,7 +124,7 @@ def verify_example(checkpoint: Checkpoint) -> float:
     return reproduce(checkpoint.model, checkpoint.pipeline, checkpoint.example)
 
 
-def read_config(folder: Path) -> Pi0Config:
+def read_config(folder: Path) -> NetworkConfig:
     """Sizes and switches of the checkpoint in `folder`; UserError when it is not one, or of an unknown version."""
     if not folder.is_dir():
         old = folder.absolute().with_name(f".{folder.name}.old")
@@ -142,11 +141,12 @@ def read_config(folder: Path) -> Pi0Config:
         raise UserError(f"{path} does not say that its format is {FORMAT!r}; the folder is no {FORMAT} checkpoint")
     if values.get("version") != VERSION:
         raise UserError(f"{path} has version {values.get('version')!r}, this release reads {VERSION}; update pizero")
-    if values.get("model") != MODEL:
-        raise UserError(f"{path} holds a model {values.get('model')!r}, expected {MODEL!r}")
+    name = values.get("model")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"{path} holds a model {name!r}, expected one of {', '.join(MODELS)}")
     if "config" not in values:
         raise UserError(f"{path} has no 'config'; copy the checkpoint again")
-    return Pi0Config.from_json(values["config"])
+    return MODELS[name][0].from_json(values["config"])
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -156,8 +156,9 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _write(folder: Path, model: Pi0, pipeline: Pipeline | None, example: Example | None) -> None:
-    values = {"format": FORMAT, "version": VERSION, "model": MODEL, "config": model.config.to_json()}
+def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None) -> None:
+    config = model.config
+    values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -28,8 +28,8 @@ class Arguments:
     """The first episode's; keep it away from the demonstrations' seeds."""
     execution_horizon: int | None = None
     """Actions played before the next chunk is asked for; half of the model's action horizon if left out."""
-    num_steps: int = 10
-    """Integration steps."""
+    num_steps: int | None = None
+    """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy."""
     num_envs: int = 16
     """Environments side by side, served by one model call; does not change the results."""
     num_videos: int = 4

@@ -23,8 +23,9 @@ class Arguments:
     """Model size, optimisation settings and robot."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
-    model: Literal["pi0", "pi05"] = "pi0"
-    """pi05: adaptive RMSNorm and the state in the prompt."""
+    model: Literal["pi0", "pi05", "diffusion"] = "pi0"
+    """pi05: adaptive RMSNorm and the state in the prompt. diffusion: the baseline, a diffusion policy that sees five
+    observations and neither state nor instruction."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: Path | None = None

@@ -6,15 +6,17 @@ Each header tells command, hardware, time and expected result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.data.norm_stats import Mode
 from pizero.model.config import Pi0Config, small_config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
-ModelName = Literal["pi0", "pi05"]
+Pi0Name = Literal["pi0", "pi05"]
+ModelName = Literal["pi0", "pi05", "diffusion"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Preset:
     """A model from scratch, how it is trained, and what its data looks like."""
 
     embodiment: str
-    model: Pi0Config
+    model: Pi0Config | BaselineConfig
     train: TrainConfig
     norm_mode: Mode
     tokenizer_size: int
@@ -47,7 +49,8 @@ def tabletop(model: ModelName = "pi0") -> Preset:
         optimizer="muon", early_frames=1.5, draws=4, augmentation="none", log_every=20, validate_every=800,
         save_every=800, validation_fraction=0.02, seed=0,
     )  # fmt: skip
-    return Preset("tabletop", config, train, _mode(model), 384, execution_horizon=2)
+    preset = Preset("tabletop", config, train, _mode(model), 384, execution_horizon=2)
+    return _rung_0(preset) if model == "diffusion" else preset
 
 
 def metaworld(model: ModelName = "pi0") -> Preset:
@@ -63,7 +66,8 @@ def metaworld(model: ModelName = "pi0") -> Preset:
         steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
         draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
     )  # fmt: skip
-    return Preset("metaworld", config, train, _mode(model), 384, execution_horizon=8)
+    preset = Preset("metaworld", config, train, _mode(model), 384, execution_horizon=8)
+    return _rung_0(preset) if model == "diffusion" else preset
 
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {"tabletop": tabletop, "metaworld": metaworld}
@@ -73,6 +77,25 @@ def get_preset(name: str, model: ModelName = "pi0") -> Preset:
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name](model)
+
+
+def _rung_0(preset: Preset) -> Preset:
+    """The diffusion policy in place of a preset's π0, with the same images, samples and steps: rung 0 of the ladder.
+
+    It sees five observations of the stacked cameras, neither state nor instruction, and gives chunks of 16 actions.
+
+    command   pizero train DATASET --preset tabletop --model diffusion --output RUN
+    hardware  2 CPU cores; needs the `baseline` extra
+    result    not measured yet
+    """
+    pi0 = preset.model
+    model = small_baseline(
+        "tiny", cameras=pi0.cameras, image_size=pi0.image_size, state_dim=pi0.state_dim, action_dim=pi0.action_dim,
+        vocab_size=pi0.vocab_size, prompt_length=pi0.prompt_length,
+        stem_stride=pi0.image_size // 32,  # leaves 8 x 8 positions for the keypoints
+    )  # fmt: skip
+    train = replace(preset.train, optimizer="adamw", learning_rate=1e-3, ema_decay=0.9999, ema_power=0.75)
+    return replace(preset, model=model, train=train)
 
 
 def _mode(model: ModelName) -> Mode:

@@ -23,6 +23,8 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = 0.3, 0.4, 0.5
 class Augmentation:
     """Changes a camera's images [B, h, w, 3] in [-1, 1], each sample by its own draw; the result stays in range.
 
+    The T images of an observation history, [B, T, h, w, 3], share their sample's draw.
+
     "openpi": crops 95 % and rotates by up to 5 degrees, but not the wrist cameras (those with "wrist" in their name);
         brightness, contrast and saturation change on all cameras.
     "shift": moves each image by up to `shift` pixels, the edge repeated; with `color_jitter` also the colours.
@@ -41,20 +43,28 @@ class Augmentation:
             )
 
     def __call__(self, camera: str, image: Tensor, generator: Generator | None = None) -> Tensor:
-        """camera: the model camera's name."""
+        """camera: the model camera's name. image: [B, h, w, 3] or [B, T, h, w, 3]."""
+        if self.kind == "none":
+            return image
+        frames = image.shape[1] if image.ndim == 5 else 1
+        flat = image.flatten(0, -4)  # [B * T, h, w, 3]
         if self.kind == "shift":
-            image = random_shift(image, self.shift, generator)
+            flat = random_shift(flat, self.shift, generator, frames)
         elif self.kind == "openpi" and "wrist" not in camera:
-            image = crop_and_rotate(image, generator)
+            flat = crop_and_rotate(flat, generator, frames)
         if self.kind == "openpi" or (self.kind == "shift" and self.color_jitter):
-            image = color_jitter(image, generator)
-        return image
+            flat = color_jitter(flat, generator, frames)
+        return flat.view(image.shape)
 
 
-def random_shift(image: Tensor, shift: int, generator: Generator | None = None) -> Tensor:
-    """Moves each image [B, h, w, 3] by whole pixels in [-shift, shift] both ways; any type."""
+def random_shift(image: Tensor, shift: int, generator: Generator | None = None, frames: int = 1) -> Tensor:
+    """Moves each image [B, h, w, 3] by whole pixels in [-shift, shift] both ways; any type.
+
+    `frames` images in a row share a draw.
+    """
     batch, height, width, _ = image.shape
-    draw = (_uniform((batch, 2), generator, image.device) * (2 * shift + 1)).floor().long() - shift
+    draw = (_uniform((batch // frames, 2), generator, image.device) * (2 * shift + 1)).floor().long() - shift
+    draw = draw.repeat_interleave(frames, dim=0)
     rows = (torch.arange(height, device=image.device) + draw[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=image.device) + draw[:, 1:]).clamp(0, width - 1)
     first = torch.arange(batch, device=image.device)[:, None, None] * height
@@ -62,10 +72,13 @@ def random_shift(image: Tensor, shift: int, generator: Generator | None = None) 
     return image.reshape(-1, image.shape[-1]).index_select(0, pixels.flatten()).view(image.shape)
 
 
-def crop_and_rotate(image: Tensor, generator: Generator | None = None) -> Tensor:
-    """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated."""
+def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: int = 1) -> Tensor:
+    """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated.
+
+    `frames` images in a row share a draw.
+    """
     batch, height, width, _ = image.shape
-    draw = _uniform((3, batch), generator, image.device) * 2 - 1
+    draw = (_uniform((3, batch // frames), generator, image.device) * 2 - 1).repeat_interleave(frames, dim=1)
     angle = draw[0] * math.radians(_DEGREES)
     sine, cosine = angle.sin(), angle.cos()
     # Output to input position, both in [-1, 1]; turning must happen in pixels, hence the ratio of the sides.
@@ -82,10 +95,14 @@ def crop_and_rotate(image: Tensor, generator: Generator | None = None) -> Tensor
     return moved.permute(0, 2, 3, 1).clamp(-1, 1)
 
 
-def color_jitter(image: Tensor, generator: Generator | None = None) -> Tensor:
-    """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5."""
+def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1) -> Tensor:
+    """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5.
+
+    `frames` images in a row share a draw.
+    """
     strength = torch.tensor([_BRIGHTNESS, _CONTRAST, _SATURATION], device=image.device)[:, None]
-    draw = 1 + strength * (_uniform((3, image.shape[0]), generator, image.device) * 2 - 1)
+    draw = 1 + strength * (_uniform((3, image.shape[0] // frames), generator, image.device) * 2 - 1)
+    draw = draw.repeat_interleave(frames, dim=1)
     brightness, contrast, saturation = draw.to(image.dtype)[..., None, None, None]
     x = ((image + 1) / 2 * brightness).clamp(0, 1)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)

@@ -55,10 +55,11 @@ class FrameCache:
             self._frames[camera] = frames
 
     def images(self, camera: str, frames: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 [N, h, w, 3] of the frames with these positions, in their order."""
+        """uint8 [N, h, w, 3] of the frames with these positions [N], in their order; [N, T, h, w, 3] of [N, T]."""
         if self.in_memory:
             return self._frames[camera][frames]
-        return resize_with_pad(self._dataset.images(camera, frames), *self._size)
+        images = resize_with_pad(self._dataset.images(camera, frames.ravel()), *self._size)
+        return images.reshape(*frames.shape, *images.shape[1:])
 
 
 class Loader:
@@ -77,11 +78,15 @@ class Loader:
         horizon: int,
         batch_size: int,
         seed: int,
+        history: int = 1,
         early_frames: float = 0.0,
     ) -> None:
-        """early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement."""
+        """history: observations per sample T, oldest first; what the model and its pipeline want.
+
+        early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement.
+        """
         self._dataset, self._pipeline, self._cache = dataset, pipeline, cache
-        self._frames, self._horizon, self._seed = frames, horizon, seed
+        self._frames, self._horizon, self._history, self._seed = frames, horizon, history, seed
         self.batch_size = min(batch_size, len(frames))
         self.batches_per_epoch = len(frames) // self.batch_size
         self._order: tuple[int, NDArray[np.int64]] = (-1, frames)
@@ -111,9 +116,10 @@ class Loader:
 
     def read(self, frames: NDArray[np.int64]) -> Batch:
         embodiment, dataset = self._pipeline.embodiment, self._dataset
-        state = dataset.column(embodiment.state_key)[frames]
+        seen = frames if self._history == 1 else dataset.history(frames, self._history)  # [B], or [B, T] positions
+        state = dataset.column(embodiment.state_key)[seen]
         actions, _ = dataset.window(embodiment.action_key, frames, self._horizon)
-        images = {camera: self._cache.images(camera, frames) for camera in embodiment.cameras.values()}
+        images = {camera: self._cache.images(camera, seen) for camera in embodiment.cameras.values()}
         inputs = self._pipeline.model_inputs(images, state, dataset.prompts(frames))
         return Batch(inputs, self._pipeline.model_actions(actions, state))
 

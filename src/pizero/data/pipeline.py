@@ -26,11 +26,17 @@ from pizero.types import Observation, RobotDict, UserError
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
-"""One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all."""
+"""One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all.
+
+With an observation history of T > 1 each sample has [T, h, w, 3].
+"""
 
 
 class ModelInputs(TypedDict):
-    """A batch of observations as arrays. Cameras by model name; one that no sample has is left out of `images`."""
+    """A batch of observations as arrays. Cameras by model name; one that no sample has is left out of `images`.
+
+    With an observation history of T > 1: images [B, T, H, W, 3] and state [B, T, state_dim], oldest first.
+    """
 
     images: dict[str, NDArray[np.uint8]]  # [B, H, W, 3]
     image_masks: dict[str, NDArray[np.bool_]]  # [B], true where the sample has the camera
@@ -40,7 +46,7 @@ class ModelInputs(TypedDict):
 
 
 _FILES = ("pipeline.json", "norm_stats.json", "tokenizer.model")
-_FIELDS = ("cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim")
+_FIELDS = ("cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim", "num_history")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Pipeline:
     prompt_format: "pi0", state as an array; "pi05", state as text in the prompt; "none", no state for the model.
     prompt_length: prompt tokens L. image_size: (height, width) of the model's images.
     state_dim, action_dim: the model's widths, at least the robot's.
+    num_history: observations per sample T, oldest first. From 2 on images and state have an axis for them, before their
+        own axes; the newest state is the one that relative actions start from.
     """
 
     embodiment: Embodiment
@@ -62,10 +70,15 @@ class Pipeline:
     image_size: tuple[int, int]
     state_dim: int
     action_dim: int
+    num_history: int = 1
 
     def __post_init__(self) -> None:
         if self.prompt_format not in get_args(PromptFormat):
             raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
+        if self.num_history < 1:
+            raise UserError(f"num_history must be at least 1, got {self.num_history}")
+        if self.num_history > 1 and self.prompt_format == "pi05":
+            raise UserError(f"num_history {self.num_history}: a prompt holds one state; choose another prompt_format")
         unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
         if unknown:
             raise UserError(
@@ -96,6 +109,15 @@ class Pipeline:
     def robot_action_dim(self) -> int:
         return self.embodiment.action_dim or self.norm_stats.actions.dim
 
+    @property
+    def _history(self) -> tuple[int, ...]:
+        """The axes of the observation history in shapes."""
+        return (self.num_history,) if self.num_history > 1 else ()
+
+    @property
+    def _note(self) -> str:
+        return f": a history of {self.num_history} observations, oldest first" if self.num_history > 1 else ""
+
     def robot_inputs(self, observations: Sequence[RobotDict]) -> ModelInputs:
         """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong."""
         for index, observation in enumerate(observations):
@@ -107,7 +129,7 @@ class Pipeline:
             _check_cameras(observation["images"], self.embodiment)
         states = [np.asarray(observation["state"]) for observation in observations]
         for state in states:
-            _check_shape("state", state.shape, (self.robot_state_dim,))
+            _check_shape("state", state.shape, (*self._history, self.robot_state_dim), self._note)
         images = {
             camera: [observation["images"][camera] for observation in observations]
             for camera in self.embodiment.cameras.values()
@@ -117,7 +139,10 @@ class Pipeline:
     def model_inputs(
         self, images: Mapping[str, CameraImages], state: NDArray[np.floating[Any]], prompts: Sequence[str]
     ) -> ModelInputs:
-        """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`."""
+        """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`.
+
+        With an observation history of T > 1: images [B, T, h, w, 3] and state [B, T, d].
+        """
         batch = len(prompts)
         _check_cameras(images, self.embodiment)
         for prompt in cast("Sequence[object]", prompts):
@@ -142,19 +167,18 @@ class Pipeline:
     def model_actions(
         self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
     ) -> NDArray[np.float32]:
-        """Robot actions [B, H, d] and state [B, ds] -> training targets [B, H, action_dim]."""
+        """Robot actions [B, H, d] and the state, as for `model_inputs` -> training targets [B, H, action_dim]."""
         _check_shape("actions", actions.shape, (len(actions), "H", self.robot_action_dim))
-        state = self._checked_state(state, len(actions))
-        relative = self.embodiment.relative(actions, state)
+        relative = self.embodiment.relative(actions, self._newest_state(state, len(actions)))
         return pad_to(self._normaliser(self.norm_stats.actions)(relative).astype(np.float32), self.action_dim)
 
     def robot_actions(
         self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
     ) -> NDArray[np.float32]:
-        """Model actions [B, H, action_dim] and the state [B, ds] they belong to -> robot actions [B, H, d]."""
+        """Model actions [B, H, action_dim] and the state, as for `model_inputs` -> robot actions [B, H, d]."""
         _check_shape("actions", actions.shape, (len(actions), "H", self.action_dim))
         own = self._normaliser(self.norm_stats.actions).inverse(actions[..., : self.robot_action_dim])
-        return self.embodiment.relative.inverse(own, self._checked_state(state, len(actions))).astype(np.float32)
+        return self.embodiment.relative.inverse(own, self._newest_state(state, len(actions))).astype(np.float32)
 
     def observation(self, inputs: ModelInputs, device: torch.device | str) -> Observation:
         """The arrays of `model_inputs` as tensors on `device`; images become float32 in [-1, 1] there."""
@@ -179,6 +203,7 @@ class Pipeline:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], norm_stats: NormStats, tokenizer: PaligemmaTokenizer) -> Pipeline:
         """Raises UserError when a key is missing or unknown."""
+        data = {"num_history": 1, **data}  # older checkpoints do not say it
         expected = {*_FIELDS, "embodiment", "tokenizer"}
         if set(data) != expected:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
@@ -215,31 +240,36 @@ class Pipeline:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon)
 
     def _checked_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
-        _check_shape("state", state.shape, (batch, self.robot_state_dim))
+        _check_shape("state", state.shape, (batch, *self._history, self.robot_state_dim), self._note)
         if state.dtype.kind not in "fiu":
             raise UserError(f"state: got type {state.dtype}, expected float32")
-        bad = np.flatnonzero(~np.isfinite(state).all(axis=0))
+        bad = np.flatnonzero(~np.isfinite(state).reshape(-1, self.robot_state_dim).all(axis=0))
         if bad.size:
             raise UserError(f"state: dimensions {bad.tolist()} are NaN or infinite; expected numbers")
         return state
 
+    def _newest_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
+        """[B, d] of a state as for `model_inputs`."""
+        checked = self._checked_state(state, batch)
+        return checked[:, -1] if self.num_history > 1 else checked
+
     def _camera(
         self, images: CameraImages, batch: int, name: str
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.bool_]]:
-        """(uint8 [B, H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""
+        """(uint8 [B, (T,) H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""
         if images is None:
             return None, np.zeros(batch, dtype=np.bool_)
         _check_shape(f"images/{name}: number of samples", (len(images),), (batch,))
         if isinstance(images, np.ndarray):
-            _check_image(images, name, (batch, "h", "w", 3))
+            _check_image(images, name, (batch, *self._history, "h", "w", 3), self._note)
             return resize_with_pad(images, *self.image_size), np.ones(batch, dtype=np.bool_)
         mask = np.array([image is not None for image in images])
         if not mask.any():
             return None, mask
-        out = np.zeros((batch, *self.image_size, 3), dtype=np.uint8)
+        out = np.zeros((batch, *self._history, *self.image_size, 3), dtype=np.uint8)
         for row, image in enumerate(images):
             if image is not None:
-                _check_image(image, name, ("h", "w", 3))
+                _check_image(image, name, (*self._history, "h", "w", 3), self._note)
                 out[row] = resize_with_pad(image, *self.image_size)
         return out, mask
 
@@ -254,19 +284,19 @@ def _check_cameras(images: object, embodiment: Embodiment) -> None:
             raise UserError(f"images: no camera {camera!r}; got {sorted(got)}, expected {expected} (None if absent)")
 
 
-def _check_image(image: object, name: str, shape: tuple[int | str, ...]) -> None:
+def _check_image(image: object, name: str, shape: tuple[int | str, ...], note: str) -> None:
     if not isinstance(image, np.ndarray):
         raise UserError(f"images/{name}: got {type(image).__name__}, expected a uint8 array")
     array = cast("NDArray[Any]", image)
     if array.dtype != np.uint8:
         raise UserError(f"images/{name}: got type {array.dtype}, expected uint8 in [0, 255]")
-    _check_shape(f"images/{name}", array.shape, shape)
+    _check_shape(f"images/{name}", array.shape, shape, note)
     if 0 in array.shape:
         raise UserError(f"images/{name}: got an empty image of shape {array.shape}")
 
 
-def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
-    """A text in `expected` stands for any size."""
+def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int | str, ...], note: str = "") -> None:
+    """A text in `expected` stands for any size; `note` explains the expectation."""
     if len(got) != len(expected) or any(isinstance(e, int) and g != e for g, e in zip(got, expected, strict=True)):
         text = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
-        raise UserError(f"{name}: got shape {got}, expected {text}")
+        raise UserError(f"{name}: got shape {got}, expected {text}{note}")

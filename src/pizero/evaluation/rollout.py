@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ class EpisodeResult:
 
 
 Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
-"""Changes an observation before the policy sees it: another instruction, blank images."""
+"""Changes the observation of one control step before the policy sees it: another instruction, blank images."""
 
 OnEpisode = Callable[[EpisodeResult], None]
 
@@ -55,12 +56,16 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Plays the episodes, one at a time in each environment; the results are in the order of `episodes`.
 
-    All environments ask for their next chunks in one `infer_batch`, and images are rendered for nothing else. The noise
+    All environments ask for their next chunks in one `infer_batch`, and images are rendered for nothing else. A policy
+    whose `num_history` is T > 1 gets the last T observations, the episode's first one repeated at its start. The noise
     of an episode's chunk k follows from the episode's seed and k, whatever runs beside it; it is passed as "noise" to a
     policy that has a `noise_shape`. An exception of an environment ends its episode and is kept in the result; a
     UserError and any exception of the policy is raised. `record_first`: how many episodes get frames.
     """
-    waiting = iter(_Run(spec, index, index < record_first) for index, spec in enumerate(episodes))
+    history: int = getattr(policy, "num_history", 1)
+    waiting = iter(
+        _Run(spec, index, index < record_first, history=history, alter=alter) for index, spec in enumerate(episodes)
+    )
     results: dict[int, EpisodeResult] = {}
 
     def finish(run: _Run) -> None:
@@ -74,16 +79,14 @@ def rollout(
     while True:
         asked: dict[int, RobotDict] = {}
         for slot, env in enumerate(envs):
-            observation = _next_observation(env, slot, running, waiting, finish)
-            if observation is not None:
-                spec = running[slot].spec
-                asked[slot] = running[slot].with_noise(alter(observation, spec) if alter else observation, noise_shape)
+            run = _next_run(env, slot, running, waiting, finish)
+            if run is not None:
+                asked[slot] = run.question(noise_shape)
         if not asked:
             return [results[index] for index in range(len(episodes))]
         for slot, answer in zip(asked, policy.infer_batch(list(asked.values())), strict=True):
             executors[slot].load(answer["actions"])
-            while not executors[slot].needs_chunk and not running[slot].done:
-                running[slot].step(envs[slot], executors[slot].next_action())
+            running[slot].play(envs[slot], executors[slot])
 
 
 def run_demonstrator(
@@ -127,16 +130,16 @@ def _run_actor(
     return results
 
 
-def _next_observation(
+def _next_run(
     env: Env, slot: int, running: dict[int, _Run], waiting: Iterator[_Run], finish: Callable[[_Run], None]
-) -> RobotDict | None:
-    """What the slot's episode sees, after a finished one was replaced by the next; None when none is left."""
+) -> _Run | None:
+    """The slot's episode, which has seen its present, after a finished one was replaced; None when none is left."""
     while True:
         run = running.get(slot)
         if run is not None and not run.done:
-            observation = run.guard(env.observe)
-            if observation is not None:
-                return observation
+            run.look(env)
+            if not run.done:
+                return run
         if run is not None:
             finish(running.pop(slot))
         following = next(waiting, None)
@@ -149,10 +152,13 @@ def _next_observation(
 class _Run:
     """One episode under way."""
 
-    def __init__(self, spec: EpisodeSpec, index: int, record: bool) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, index: int, record: bool, *, history: int = 1, alter: Alter | None = None
+    ) -> None:
         self.spec, self.index = spec, index
         self.done = False
         self._record, self._frames = record, list[NDArray[np.uint8]]()
+        self._alter, self._history, self._seen = alter, history, deque[RobotDict](maxlen=history)
         self._instruction, self._success, self._error = "", False, None
         self._steps = self._chunks = 0
 
@@ -184,11 +190,27 @@ class _Run:
 
         self.guard(advance)
 
-    def with_noise(self, observation: RobotDict, shape: tuple[int, int] | None) -> RobotDict:
-        """The observation with the noise of the episode's next chunk."""
+    def play(self, env: Env, executor: ChunkExecutor) -> None:
+        """The loaded chunk, up to the next one or the episode's end."""
+        while not executor.needs_chunk and not self.done:
+            self.step(env, executor.next_action())
+            if 0 < executor.remaining < self._history and not self.done:
+                self.look(env)
+
+    def look(self, env: Env) -> None:
+        """Keeps what the policy shall see of the present control step."""
+        observation = self.guard(env.observe)
+        if observation is not None:
+            self._seen.append(self._alter(observation, self.spec) if self._alter else observation)
+
+    def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
+        """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
+        observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
         rng = np.random.default_rng([self.spec.seed, self._chunks])
         self._chunks += 1
-        return observation if shape is None else {**observation, "noise": rng.standard_normal(shape, np.float32)}
+        if noise_shape is None:
+            return observation
+        return {**observation, "noise": rng.standard_normal(noise_shape, np.float32)}
 
     def result(self) -> EpisodeResult:
         return EpisodeResult(
@@ -199,3 +221,12 @@ class _Run:
     def _render(self, env: Env) -> None:
         if self._record:
             self._frames.append(env.render())
+
+
+def _joined(observations: Sequence[RobotDict]) -> RobotDict:
+    """Consecutive observations as one, images [T, h, w, 3] and state [T, d]; a single one stays as it is."""
+    newest = observations[-1]
+    if len(observations) == 1:
+        return newest
+    images = {name: np.stack([seen["images"][name] for seen in observations]) for name in newest["images"]}
+    return {**newest, "images": images, "state": np.stack([seen["state"] for seen in observations])}

@@ -123,6 +123,16 @@ class Pi0Config:
     def suffix_length(self) -> int:
         return self.action_horizon + (1 if self.has_state_token else 0)
 
+    @property
+    def num_history(self) -> int:
+        """Observations per sample: the present one."""
+        return 1
+
+    @property
+    def default_num_steps(self) -> int:
+        """Integration steps of `sample_actions`."""
+        return 10
+
     @staticmethod
     def pi0(**changes: Any) -> Pi0Config:
         """π0 at full size: 3,238,048,528 parameters."""

@@ -24,7 +24,12 @@ class ChunkExecutor:
     @property
     def needs_chunk(self) -> bool:
         """Whether `load` must be called before `next_action`."""
-        return self._chunk is None or self._played == self.execution_horizon
+        return self.remaining == 0
+
+    @property
+    def remaining(self) -> int:
+        """Actions that are played before the next chunk is needed."""
+        return 0 if self._chunk is None else self.execution_horizon - self._played
 
     def load(self, chunk: NDArray[np.float32]) -> None:
         """Takes a new chunk [H, robot_action_dim]; what is left of the old one is dropped."""

@@ -18,8 +18,8 @@ from pizero.types import ActionModel, RobotDict, UserError
 class ModelPolicy:
     """Implements `Policy` with a model and the pipeline of its checkpoint.
 
-    device: where the model is. num_steps: integration steps. seed: of the noise, drawn on the host and observation by
-    observation, so that a batch gets the noise that the same observations get one at a time.
+    device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
+    the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
     """
 
     def __init__(
@@ -28,15 +28,22 @@ class ModelPolicy:
         pipeline: Pipeline,
         *,
         device: str | torch.device = "cpu",
-        num_steps: int = 10,
+        num_steps: int | None = None,
         seed: int = 0,
     ) -> None:
+        config = model.config
+        num_steps = config.default_num_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise UserError(f"num_steps must be at least 1, got {num_steps}")
-        config = model.config
         if config.action_dim != pipeline.action_dim:
             raise UserError(f"the model has action_dim {config.action_dim}, its pipeline {pipeline.action_dim}")
+        if config.num_history != pipeline.num_history:
+            raise UserError(
+                f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
+            )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self.num_history = pipeline.num_history
+        """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
         """Of one observation's noise: (H, action_dim)."""
         self._device = torch.device(device)
@@ -78,11 +85,14 @@ def load_policy(
     *,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
-    num_steps: int = 10,
+    num_steps: int | None = None,
     seed: int = 0,
     verify: bool = False,
 ) -> ModelPolicy:
-    """The policy of a native checkpoint folder. verify: run its stored example first; UserError if it fails."""
+    """The policy of a native checkpoint folder.
+
+    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails.
+    """
     checkpoint = load_checkpoint(Path(path), device, dtype)
     if checkpoint.pipeline is None:
         raise UserError(f"{path} holds a model alone, without a pipeline; give the model and a Pipeline to ModelPolicy")

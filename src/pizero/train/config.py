@@ -31,6 +31,10 @@ class TrainConfig:
     """Global gradient norm."""
     ema_decay: float = 0.99
     """Average of the weights, the one that is evaluated; 0 keeps the last weights."""
+    ema_power: float = 0.0
+    """Above 0 the average starts short: its decay is 1 - (1 + step) ** -ema_power, at most ema_decay. The diffusion
+    policy's power is 0.75.
+    """
     optimizer: OptimizerName = "adamw"
     """muon: for the matrices inside the transformers, AdamW for the rest; for small models from scratch."""
     draws: int = 1
@@ -62,8 +66,9 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        if self.early_frames < 0:
-            raise UserError(f"early_frames must not be negative, got {self.early_frames}")
+        for name in ("early_frames", "ema_power"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, kind in (("precision", Precision), ("optimizer", OptimizerName)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from pizero.train.config import Precision, TrainConfig
 from pizero.train.muon import Muon
+from pizero.types import UserError
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py); with optimizer="muon" Muon takes
-    the matrices inside the transformers, and AdamW the rest.
+    the matrices inside the transformers, and AdamW the rest; UserError where there are none.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     matrices = {
         name: trained[name] for name in trained if config.optimizer == "muon" and _is_hidden_matrix(model, name)
     }
+    if config.optimizer == "muon" and not matrices:
+        raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
     others = [parameter for name, parameter in trained.items() if name not in matrices]
     adamw = torch.optim.AdamW(
         others, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True
@@ -50,17 +53,26 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of the trained weights: average = decay * average + (1 - decay) * weights."""
+    """Exponential moving average of the trained weights: average = decay * average + (1 - decay) * weights.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    power: above 0 the decay of step t, from 0, is 1 - (1 + t) ** -power, at most `decay`: the average of a short run is
+    not its first weights (diffusion_policy, diffusion_policy/model/diffusion/ema_model.py).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, power: float = 0.0) -> None:
         self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._average = [parameter.detach().clone() for parameter in self._weights]
-        self._decay = decay
+        self._decay, self._power = decay, power
+
+    def decay(self, step: int) -> float:
+        """The decay at training step `step`, counted from 0."""
+        return min(self._decay, 1 - (1 + step) ** -self._power) if self._power > 0 else self._decay
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, step: int) -> None:
+        """Takes in the weights after training step `step`."""
         weights = [weight.detach() for weight in self._weights]
-        torch._foreach_lerp_(self._average, weights, 1 - self._decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(self._average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
 
     def state(self) -> list[Tensor]:
         return self._average

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import Example, load_model_weights, save_checkpoint
 from pizero.data.augment import Augmentation
 from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
-from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
 from pizero.train.metrics import MetricsFile
 from pizero.train.optim import WeightAverage, learning_rate, make_optimizers, product_context
@@ -46,14 +46,14 @@ class Trainer:
 
     def __init__(
         self,
-        model: Pi0,
+        model: Network,
         pipeline: Pipeline,
         config: TrainConfig,
         loader: Loader,
         validation: Loader | None,
         folder: Path,
         *,
-        make_example: Callable[[Pi0], Example] | None = None,
+        make_example: Callable[[Network], Example] | None = None,
         device: str = "cpu",
     ) -> None:
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
@@ -62,7 +62,7 @@ class Trainer:
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(model, config)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.average = WeightAverage(model, config.ema_decay)
+        self.average = WeightAverage(model, config.ema_decay, config.ema_power)
         self.augmentation = Augmentation(config.augmentation)
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         if config.ema_decay > 0:
-            self.average.update()
+            self.average.update(self.step)
         self.step += 1
         return loss.detach()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 
 from pizero.configs.ladder import CHANGES, LadderConfig, rung_preset
@@ -216,14 +217,15 @@ def _collect(config: CompareConfig, dataset: Path) -> None:
 
 
 def print_comparison(results: dict[str, Any], folder: Path) -> None:
-    table = Table(title="from the diffusion policy to π0")
-    for heading in ("rung", "change", "success", "95 %", "parameters", "ms a call", "training s", "MiB"):
-        table.add_column(heading, justify="left" if heading == "change" else "right")
+    table = Table(title="from the diffusion policy to π0", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("", "change", "success", "95 %", "size", "ms", "train s", "MiB"):
+        table.add_column(heading, justify="left" if heading == "change" else "right", no_wrap=heading != "change")
     for row in results["rows"]:
         low, high = row["interval"]
         table.add_row(
-            str(row["rung"]), row["change"], f"{row['success']:.1%}", f"{low:.0%} to {high:.0%}",
-            f"{row['parameters']:,}", f"{row['latency']:.0f}", f"{row['seconds']:.0f}", f"{row['peak_mib']:.0f}",
+            str(row["rung"]), row["change"], f"{row['success']:.1%}", f"{low:.0%}-{high:.0%}",
+            f"{row['parameters'] / 1e6:.2f}M", f"{row['latency']:.0f}", f"{row['seconds']:.0f}",
+            f"{row['peak_mib']:.0f}",
         )  # fmt: skip
     console.print(table)
     console.print(f"{results['seconds']:.0f} s · {folder}: compare.json, report.html")

@@ -19,6 +19,7 @@ from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import summarize
 from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_demonstrator, run_random
 from pizero.evaluation.video import write_mp4
+from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import integrate
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.quickstart import quickstart_report
@@ -111,10 +112,11 @@ def _facts(config: DemoConfig, preset: Preset, trained: TrainResult) -> dict[str
 
 
 def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Path, results: dict[str, Any]) -> None:
+    assert isinstance(preset.model, Pi0Config)  # no demo trains another model
     env = make_env(config.evaluate.env, image_size=config.evaluate.image_size, tasks=config.evaluate.tasks or None)
     try:
         env.reset(seed=config.evaluate.seed, options={"task": env.task_names[0]})
-        trajectory = _trajectory(policy, env.observe(), config.evaluate.num_steps)
+        trajectory = _trajectory(policy, env.observe())
         names = env.action_names
         specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
         played = rollout(policy, [env], specs, preset.execution_horizon, record_first=1)
@@ -129,7 +131,7 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
     )  # fmt: skip
 
 
-def _trajectory(policy: ModelPolicy, observation: dict[str, Any], num_steps: int) -> NDArray[np.float32]:
+def _trajectory(policy: ModelPolicy, observation: dict[str, Any]) -> NDArray[np.float32]:
     """x_t [num_steps + 1, H, robot_action_dim] of one chunk, from noise to action, in the model's units."""
     inputs = policy.pipeline.observation(policy.pipeline.robot_inputs([observation]), "cpu")
     seen: list[torch.Tensor] = []
@@ -141,7 +143,7 @@ def _trajectory(policy: ModelPolicy, observation: dict[str, Any], num_steps: int
             return policy.model.decode(cache, inputs.state, x, time)  # type: ignore[attr-defined]
 
         noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
-        seen.append(integrate(velocity, noise, num_steps))
+        seen.append(integrate(velocity, noise, policy.num_steps))
     return torch.cat(seen)[..., : policy.pipeline.robot_action_dim].numpy()
 
 

@@ -28,7 +28,7 @@ EVALUATION_SEED = 1_000_000
 @dataclass(frozen=True)
 class EvaluateConfig:
     """episodes: of each task. execution_horizon: actions played before the next chunk is asked for; None takes half of
-    the policy's action horizon.
+    the policy's action horizon. num_steps: of sampling; None takes the model's own number.
     """
 
     env: str
@@ -36,7 +36,7 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ()
     seed: int = EVALUATION_SEED
     execution_horizon: int | None = None
-    num_steps: int = 10
+    num_steps: int | None = None
     num_envs: int = 16
     image_size: int | None = None
     num_videos: int = 0
@@ -91,7 +91,7 @@ def evaluate_policy(
 def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """`evaluate_policy` of a checkpoint or of a run's newest one; its stored example is run first."""
     policy = load_policy(find_checkpoint(checkpoint), num_steps=config.num_steps, verify=True)
-    return evaluate_policy(policy, config, folder)
+    return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)
 
 
 def swap_instructions(prompts: Sequence[str]) -> Alter:

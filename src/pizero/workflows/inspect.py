@@ -13,6 +13,7 @@ from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
 from pizero.report.architecture import describe, print_architecture
 from pizero.report.pictures import mask_picture
+from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint
 
 FULL_SIZE = {"pi0": Pi0Config.pi0, "pi05": Pi0Config.pi05}
@@ -22,7 +23,10 @@ def model_config(name: str) -> Pi0Config:
     """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path."""
     if name in FULL_SIZE:
         return FULL_SIZE[name]()
-    return get_preset(name).model if name in PRESETS else read_config(find_checkpoint(Path(name)))
+    config = get_preset(name).model if name in PRESETS else read_config(find_checkpoint(Path(name)))
+    if not isinstance(config, Pi0Config):
+        raise UserError(f"{name} holds a diffusion policy; inspect shows π0 and π0.5")
+    return config
 
 
 def inspect(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pizero.configs.presets import ModelName, metaworld
+from pizero.configs.presets import Pi0Name, metaworld
 from pizero.envs.metaworld import DEFAULT_TASKS
 from pizero.workflows.collect import CollectConfig
 from pizero.workflows.demo import DemoConfig, run_demo
 from pizero.workflows.evaluate import EvaluateConfig
 
 
-def metaworld_demo(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
+def metaworld_demo(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
     """50 demonstrations and 50 episodes of evaluation for each task."""
     preset = metaworld(model)
     size = preset.model.image_size

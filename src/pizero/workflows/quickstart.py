@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pizero.configs.presets import ModelName, Preset, tabletop
+from pizero.configs.presets import Pi0Name, Preset, tabletop
 from pizero.workflows.collect import CollectConfig
 from pizero.workflows.demo import DemoConfig, run_demo
 from pizero.workflows.evaluate import EvaluateConfig
@@ -24,6 +24,6 @@ def quickstart_config(preset: Preset) -> DemoConfig:
     )
 
 
-def quickstart(folder: Path, model: ModelName = "pi0") -> dict[str, Any]:
+def quickstart(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
     preset = tabletop(model)
     return run_demo(quickstart_config(preset), preset, folder)

@@ -14,23 +14,26 @@ import numpy as np
 import torch
 
 from pizero.checkpoints.example import Example, make_example
-from pizero.checkpoints.load import load_model
+from pizero.checkpoints.load import load_network
+from pizero.checkpoints.models import Network, make_model, model_name
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS
 from pizero.data.loader import FrameCache, Loader, split_episodes
 from pizero.data.norm_stats import NormStats, near_constant_dimensions
-from pizero.data.pipeline import Pipeline
+from pizero.data.pipeline import Pipeline, PromptFormat
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import write_bytes
-from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.train.trainer import Progress, Trainer, list_checkpoints
 from pizero.types import RobotDict, UserError
 from pizero.workflows.norm_stats import dataset_norm_stats
 from pizero.workflows.progress import console, progress_bar
 
-PROMPT_FORMATS = {"token": "pi0", "prompt": "pi05", "none": "none"}
+PROMPT_FORMATS: dict[str | bool, PromptFormat] = {
+    "token": "pi0", "prompt": "pi05", "none": "none",
+    True: "pi0", False: "pi0",  # the diffusion policy is given the state and reads it or not
+}  # fmt: skip
+"""By the config's `state_input`."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ def build_pipeline(
         norm_stats=norm_stats,
         tokenizer=vocabulary,
         cameras=config.cameras,
-        prompt_format=PROMPT_FORMATS[config.state_input],  # type: ignore[arg-type]
+        prompt_format=PROMPT_FORMATS[config.state_input],
         prompt_length=config.prompt_length,
         image_size=(config.image_size, config.image_size),
         state_dim=config.state_dim,
         action_dim=config.action_dim,
+        num_history=config.num_history,
     )
 
 
@@ -93,12 +97,8 @@ def train_policy(
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
     dataset = LeRobotDataset(dataset_root)
-    if start is not None:
-        model = load_model(start, arch=None)
-        preset = dataclasses.replace(preset, model=model.config)
-    else:
-        torch.manual_seed(preset.train.seed)
-        model = Pi0(preset.model)
+    model = _initial_model(preset, start)
+    preset = dataclasses.replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)
     pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats)
     config = preset.train
@@ -109,7 +109,7 @@ def train_policy(
             Loader(
                 dataset, pipeline, cache, frames,
                 horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
-                early_frames=config.early_frames,
+                history=pipeline.num_history, early_frames=config.early_frames,
             )
             if len(frames) else None
             for frames in (training, held_out)
@@ -117,13 +117,25 @@ def train_policy(
         assert loaders[0] is not None
         trainer = Trainer(
             model, pipeline, config, loaders[0], loaders[1], folder,
-            make_example=_example_maker(dataset, pipeline, preset.model), device=device,
+            make_example=_example_maker(dataset, pipeline, preset.model.action_horizon), device=device,
         )  # fmt: skip
         if resume and trainer.resume():
             console.print(f"resuming from step {trainer.step} of {config.steps}")
         last = _run(trainer, bars)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return TrainResult(list_checkpoints(folder)[-1], parameters, last.loss, last.samples_per_second)
+
+
+def _initial_model(preset: Preset, start: Path | None) -> Network:
+    """With fresh weights, which the seed gives, or with those of a checkpoint of the same kind."""
+    if start is None:
+        torch.manual_seed(preset.train.seed)
+        return make_model(preset.model)
+    model = load_network(start)
+    name, wanted = model_name(model.config), model_name(preset.model)
+    if name != wanted:
+        raise UserError(f"{start} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
+    return model
 
 
 def _run(trainer: Trainer, bars: Any) -> Progress:
@@ -147,17 +159,22 @@ def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> Fram
     return FrameCache(dataset, list(pipeline.embodiment.cameras.values()), pipeline.image_size, report)
 
 
-def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, config: Pi0Config) -> Callable[[Pi0], Example]:
-    """The dataset's first frame, with fixed noise, for the checkpoint's stored example."""
-    embodiment, first = pipeline.embodiment, np.zeros(1, np.int64)
+def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) -> Callable[[Network], Example]:
+    """The dataset's first frame, or as many as a history has, with fixed noise, for the checkpoint's stored example."""
+    embodiment, history = pipeline.embodiment, pipeline.num_history
+    newest = min(history, dataset.num_frames) - 1
+    frames = dataset.history([newest], history)[0]  # [T]
     observation: RobotDict = {
-        "state": dataset.column(embodiment.state_key)[0],
-        "images": {camera: dataset.images(camera, first)[0] for camera in embodiment.cameras.values()},
-        "prompt": dataset.prompts(first)[0],
+        "state": dataset.column(embodiment.state_key)[frames],
+        "images": {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()},
+        "prompt": dataset.prompts([newest])[0],
     }
-    noise = np.random.default_rng(0).standard_normal((config.action_horizon, config.action_dim)).astype(np.float32)
+    if history == 1:  # has no axis of its own
+        observation["state"] = observation["state"][0]
+        observation["images"] = {camera: images[0] for camera, images in observation["images"].items()}
+    noise = np.random.default_rng(0).standard_normal((horizon, pipeline.action_dim)).astype(np.float32)
 
-    def make(model: Pi0) -> Example:
+    def make(model: Network) -> Example:
         training = model.training
         example = make_example(model.eval(), pipeline, observation, noise)
         model.train(training)

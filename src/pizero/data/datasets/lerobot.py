@@ -84,6 +84,15 @@ class LeRobotDataset:
         positions = frames[:, None] + np.arange(horizon)
         return self.column(key)[np.minimum(positions, ends - 1)], positions >= ends
 
+    def history(self, frames: ArrayLike, length: int) -> NDArray[np.int64]:
+        """Positions [N, length] of each frame and the length - 1 before it, oldest first.
+
+        Before the episode's start its first frame repeats.
+        """
+        frames = self._check_frames(frames)
+        starts = self.episode_starts[self._ordinals[frames], None]
+        return np.maximum(frames[:, None] + np.arange(1 - length, 1), starts)
+
     def prompts(self, frames: ArrayLike) -> list[str]:
         """The task text of each frame."""
         return [self.tasks[index] for index in self.task_index[self._check_frames(frames)]]

@@ -1,0 +1,31 @@
+"""The models that are trained and stored, by the name that a checkpoint's config.json gives them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from pizero.baseline.config import BaselineConfig
+from pizero.baseline.policy import DiffusionPolicy
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+
+Network: TypeAlias = Pi0 | DiffusionPolicy
+"""A module that is an `ActionModel`."""
+
+NetworkConfig: TypeAlias = Pi0Config | BaselineConfig
+
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "pi0": (Pi0Config, Pi0),
+    "diffusion": (BaselineConfig, DiffusionPolicy),
+}
+"""Class of the config and class of the model. π0.5 is a config of "pi0"."""
+
+
+def model_name(config: NetworkConfig) -> str:
+    """The key in `MODELS`."""
+    return next(name for name, (kind, _) in MODELS.items() if isinstance(config, kind))
+
+
+def make_model(config: NetworkConfig) -> Network:
+    """A model with fresh weights."""
+    return MODELS[model_name(config)][1](config)
