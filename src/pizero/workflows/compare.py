@@ -178,7 +178,8 @@ def _summary(config: CompareConfig, runs: dict[int, list[dict[str, Any]]], secon
                 "interval": list(wilson_interval(successes, episodes)), "episodes": episodes,
                 "success_by_seed": [run["successes"] / run["episodes"] for run in done],
                 "parameters": done[0]["parameters"], "latency": _mean(done, "latency"),
-                "seconds": round(float(np.mean([run["train_seconds"] for run in done])), 3), "samples": done[0]["samples"],
+                "seconds": round(float(np.mean([run["train_seconds"] for run in done])), 3),
+                "samples": done[0]["samples"],
                 "samples_per_second": _mean(done, "samples_per_second"), "peak_mib": _mean(done, "peak_mib"),
                 "open_loop_error": np.mean([run["open_loop_error"] for run in done], axis=0).round(4).tolist(),
             }
