@@ -32,7 +32,7 @@ def make_loader(history: int, memory_limit: int = 2**30, **changes: Any) -> Load
     )  # fmt: skip
     cache = FrameCache(DATASET, list(CAMERAS.values()), SIZE, memory_limit=memory_limit)
     frames = np.array([0, 1, 3, 39, 40, 42, 77, 78, 100, 160])
-    settings: dict[str, Any] = {"horizon": 4, "batch_size": 5, "seed": 0, "history": history}
+    settings: dict[str, Any] = {"horizon": 4, "batch_size": 5, "seed": 0}
     return Loader(DATASET, pipeline, cache, frames, **{**settings, **changes})
 
 

@@ -16,7 +16,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.baseline.encoder import ImageEncoder
 from pizero.baseline.schedule import NoiseSchedule, step_at_flow_time, step_from_drawn_time
 from pizero.baseline.unet import StepEncoder, UNet1d
-from pizero.model.flow_matching import Solver, integrate, interpolate, sample_time, velocity_target
+from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
 from pizero.types import Observation
 
 STACKED = "stacked"
@@ -105,15 +105,7 @@ class DiffusionPolicy(nn.Module):
         then takes every diffusion step equally often.
         """
         self._check_actions(actions, observation.batch_size)
-        batch, device = actions.shape[0], actions.device
-        if noise is None:
-            noise = torch.randn((draws, *actions.shape), generator=generator, device=device)
-        if time is None:
-            time = sample_time((draws, batch), generator, device)
-        for name, value, expected in (("noise", noise, (draws, *actions.shape)), ("time", time, (draws, batch))):
-            if tuple(value.shape) != expected and (draws, *value.shape) != (1, *expected[1:]):
-                raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected} (draws, batch, ...)")
-        noise, time = noise.view(draws, *actions.shape), time.view(draws, batch)
+        noise, time = fill_draws(actions, noise, time, draws, generator)
         repeated = actions.expand_as(noise)
         if self.schedule is not None:
             step = step_from_drawn_time(time, self.config.diffusion_steps)

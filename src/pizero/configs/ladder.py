@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from pizero.baseline.config import BaselineConfig, ladder_config, small_baseline
-from pizero.configs.presets import Pi0Name, Preset, get_preset
-from pizero.model.config import Pi0Config, small_config
+from pizero.configs.presets import ModelName, Preset, get_preset
+from pizero.model.config import SMALL_SIZES
 from pizero.types import UserError
 
 CHANGES = (
@@ -33,7 +32,7 @@ HORIZON = 32
 class LadderConfig:
     """What all rungs share: environment, sample budget, learning rate of each kind of network.
 
-    The learning rates come from a sweep of the same size for both kinds (docs/results/ladder.md).
+    The learning rates are those of the presets; no sweep was made yet.
     """
 
     env: str = "metaworld"
@@ -54,36 +53,27 @@ def rung_preset(rung: int, config: LadderConfig, seed: int) -> Preset:
     """The preset of a rung: the environment's own, with the rung's network and the shared budget."""
     if not 0 <= rung < len(CHANGES):
         raise UserError(f"rung {rung} does not exist; the ladder has 0 to {len(CHANGES) - 1}")
-    kind: Pi0Name = "pi05" if rung > PI0_RUNG else "pi0"
-    preset = get_preset(config.env, kind)
-    if rung < PI0_RUNG:
-        model: Pi0Config | BaselineConfig = _baseline(rung, config)
-        rate, draws, average = config.baseline_learning_rate, 1, {"ema_decay": 0.9999, "ema_power": 0.75}
+    name: ModelName = "diffusion" if rung < PI0_RUNG else "pi0" if rung == PI0_RUNG else "pi05"
+    preset = get_preset(config.env, name)
+    nano = config.size == "nano"
+    if isinstance(preset.model, BaselineConfig):
+        model = ladder_config(rung, _nano_baseline(preset.model) if nano else preset.model)
+        rate, draws = config.baseline_learning_rate, 1
     else:
-        assert isinstance(preset.model, Pi0Config)
-        sizes: dict[str, Any] = {
-            "vision": preset.model.vision,
-            "prefix": preset.model.prefix,
-            "expert": preset.model.expert,
-        }
-        if config.size == "nano":
-            nano = small_config("nano")
-            sizes = {"vision": nano.vision, "prefix": nano.prefix, "expert": nano.expert, "image_size": 28}
-        model = dataclasses.replace(preset.model, action_horizon=HORIZON, **sizes)
-        rate, draws, average = config.pi0_learning_rate, preset.train.draws, {}
+        sizes = SMALL_SIZES["nano"]
+        parts = {part: sizes[part] for part in ("vision", "prefix", "expert", "image_size")} if nano else {}
+        model = dataclasses.replace(preset.model, action_horizon=HORIZON, **parts)
+        rate, draws = config.pi0_learning_rate, preset.train.draws
     train = dataclasses.replace(
         preset.train, steps=config.steps, batch_size=config.batch_size, learning_rate=rate, draws=draws, seed=seed,
         warmup_steps=min(100, config.steps // 10), log_every=min(50, config.steps), validate_every=config.steps,
-        save_every=max(config.steps // 3, 1), keep=1, optimizer="adamw", early_frames=0.0, **average,
+        save_every=max(config.steps // 3, 1), keep=1, optimizer="adamw", early_frames=0.0,
     )  # fmt: skip
     return dataclasses.replace(preset, model=model, train=train, execution_horizon=config.execution_horizon)
 
 
-def _baseline(rung: int, config: LadderConfig) -> BaselineConfig:
-    base = get_preset(config.env, "diffusion").model
-    assert isinstance(base, BaselineConfig)
-    if config.size == "nano":
-        shared = {name: getattr(base, name) for name in ("action_dim", "state_dim", "cameras", "vocab_size")}
-        lengths = {"action_horizon": 16, "num_history": 5, "image_size": 28, "prompt_length": base.prompt_length}
-        base = small_baseline("nano", **shared, **lengths)
-    return ladder_config(rung, base)
+def _nano_baseline(base: BaselineConfig) -> BaselineConfig:
+    """The smallest networks for the same robot and the same tokenizer."""
+    kept = ("action_dim", "state_dim", "action_horizon", "num_history", "cameras", "vocab_size", "prompt_length")
+    image_size = SMALL_SIZES["nano"]["image_size"]
+    return small_baseline("nano", image_size=image_size, **{name: getattr(base, name) for name in kept})

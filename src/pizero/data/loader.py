@@ -78,15 +78,11 @@ class Loader:
         horizon: int,
         batch_size: int,
         seed: int,
-        history: int = 1,
         early_frames: float = 0.0,
     ) -> None:
-        """history: observations per sample T, oldest first; what the model and its pipeline want.
-
-        early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement.
-        """
+        """early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement."""
         self._dataset, self._pipeline, self._cache = dataset, pipeline, cache
-        self._frames, self._horizon, self._history, self._seed = frames, horizon, history, seed
+        self._frames, self._horizon, self._seed = frames, horizon, seed
         self.batch_size = min(batch_size, len(frames))
         self.batches_per_epoch = len(frames) // self.batch_size
         self._order: tuple[int, NDArray[np.int64]] = (-1, frames)
@@ -116,7 +112,8 @@ class Loader:
 
     def read(self, frames: NDArray[np.int64]) -> Batch:
         embodiment, dataset = self._pipeline.embodiment, self._dataset
-        seen = frames if self._history == 1 else dataset.history(frames, self._history)  # [B], or [B, T] positions
+        history = self._pipeline.num_history
+        seen = frames if history == 1 else dataset.history(frames, history)  # [B], or [B, T] positions
         state = dataset.column(embodiment.state_key)[seen]
         actions, _ = dataset.window(embodiment.action_key, frames, self._horizon)
         images = {camera: self._cache.images(camera, seen) for camera in embodiment.cameras.values()}

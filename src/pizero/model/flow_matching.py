@@ -25,6 +25,24 @@ def sample_time(
     return uniform ** (2.0 / 3.0) * 0.999 + 0.001
 
 
+def fill_draws(
+    actions: Tensor, noise: Tensor | None, time: Tensor | None, draws: int, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The draws of a loss for actions [B, H, D]: noise [draws, B, H, D] and time [draws, B], drawn where not given.
+
+    For one draw [B, H, D] and [B] will do. ValueError for another shape.
+    """
+    batch, device = actions.shape[0], actions.device
+    if noise is None:
+        noise = torch.randn((draws, *actions.shape), generator=generator, device=device)
+    if time is None:
+        time = sample_time((draws, batch), generator, device)
+    for name, value, expected in (("noise", noise, (draws, *actions.shape)), ("time", time, (draws, batch))):
+        if tuple(value.shape) != expected and (draws, *value.shape) != (1, *expected[1:]):
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected} (draws, batch, ...)")
+    return noise.view(draws, *actions.shape), time.view(draws, batch)
+
+
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     """x_t on the straight path: actions and noise [..., H, D], time [...] -> [..., H, D]."""
     time = time[..., None, None]

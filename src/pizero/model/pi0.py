@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pizero.model.config import Pi0Config
-from pizero.model.flow_matching import Solver, integrate, interpolate, sample_time, velocity_target
+from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
 from pizero.model.gemma import GemmaBlock
 from pizero.model.kv_cache import KVCache
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
@@ -112,15 +112,7 @@ class Pi0(nn.Module):
         is their average. Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do.
         """
         self._check_actions(actions, observation.batch_size)
-        batch, device = actions.shape[0], actions.device
-        if noise is None:
-            noise = torch.randn((draws, *actions.shape), generator=generator, device=device)
-        if time is None:
-            time = sample_time((draws, batch), generator, device)
-        for name, value, expected in (("noise", noise, (draws, *actions.shape)), ("time", time, (draws, batch))):
-            if tuple(value.shape) != expected and (draws, *value.shape) != (1, *expected[1:]):
-                raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected} (draws, batch, ...)")
-        noise, time = noise.view(draws, *actions.shape), time.view(draws, batch)
+        noise, time = fill_draws(actions, noise, time, draws, generator)
         x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
         v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten()).view_as(target)
         return (v_t - target).square().mean(dim=-1).mean(dim=0)

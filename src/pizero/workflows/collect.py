@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
 from pizero.types import Env, UserError
+from pizero.workflows.progress import console, progress_bar
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,16 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
     finally:
         env.close()
     return CollectResult(saved, frames, attempts, time.perf_counter() - started)
+
+
+def collect_once(config: CollectConfig, root: Path) -> float:
+    """`collect` with a progress bar, unless the dataset is there already; returns the seconds it took."""
+    if root.is_dir():
+        console.print(f"using the demonstrations in {root}")
+        return 0.0
+    with progress_bar() as bars:
+        bar = bars.add_task("demonstrations", total=config.episodes, note="")
+        return collect(config, root, lambda done: bars.update(bar, completed=done)).seconds
 
 
 def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -> Demonstration:

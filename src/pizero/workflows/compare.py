@@ -29,10 +29,10 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.compare import compare_report
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
-from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
-from pizero.workflows.progress import console, progress_bar
-from pizero.workflows.train import train_policy
+from pizero.workflows.progress import console
+from pizero.workflows.train import recorded_observation, train_policy
 
 LATENCY_CALLS = 10
 OPEN_LOOP_FRAMES = 64
@@ -64,8 +64,7 @@ def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
         raise UserError("nothing to compare: give at least one rung and one seed")
     _check_settings(config, folder)
     dataset = folder / "dataset"
-    if not dataset.is_dir():
-        _collect(config, dataset)
+    collect_once(_collect_config(config), dataset)
     runs: dict[int, list[dict[str, Any]]] = {rung: [] for rung in config.rungs}
     results: dict[str, Any] = {}
     for seed in config.seeds:  # seed by seed, so that an interrupted comparison has whole ladders
@@ -125,20 +124,8 @@ def _held_out(
     """Frames of validation episodes as a robot would give them, and the recorded actions [N, H, d]."""
     _, frames = split_episodes(data, fraction, seed)
     chosen = np.random.default_rng(0).choice(frames, min(OPEN_LOOP_FRAMES, len(frames)), replace=False)
-    embodiment, history = policy.pipeline.embodiment, policy.num_history
-    observations: list[RobotDict] = []
-    for frame in chosen:
-        rows = data.history(np.array([frame]), history)[0] if history > 1 else np.array([frame])
-        images = {camera: data.images(camera, rows) for camera in embodiment.cameras.values()}
-        state = data.column(embodiment.state_key)[rows]
-        observations.append(
-            {
-                "images": images if history > 1 else {name: image[0] for name, image in images.items()},
-                "state": state if history > 1 else state[0],
-                "prompt": data.prompts(np.array([frame]))[0],
-            }
-        )
-    return observations, data.window(embodiment.action_key, chosen, policy.noise_shape[0])[0]
+    observations = [recorded_observation(data, policy.pipeline, int(frame)) for frame in chosen]
+    return observations, data.window(policy.pipeline.embodiment.action_key, chosen, policy.noise_shape[0])[0]
 
 
 def _open_loop_error(
@@ -191,6 +178,15 @@ def _mean(runs: list[dict[str, Any]], key: str) -> float:
     return round(float(np.mean([run[key] for run in runs])), 1)
 
 
+def _collect_config(config: CompareConfig) -> CollectConfig:
+    env = config.ladder.env
+    return CollectConfig(
+        env, episodes=config.demonstrations, tasks=config.tasks, workers=config.workers,
+        image_size=rung_preset(0, config.ladder, 0).model.image_size,
+        image_format="png" if env == "tabletop" else "h264",
+    )  # fmt: skip
+
+
 def _check_settings(config: CompareConfig, folder: Path) -> None:
     """A folder holds one comparison: only rungs and seeds may be added."""
     path = folder / "settings.json"
@@ -201,20 +197,6 @@ def _check_settings(config: CompareConfig, folder: Path) -> None:
         raise UserError(f"{folder} holds a comparison with other settings (settings.json); choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
-
-
-def _collect(config: CompareConfig, dataset: Path) -> None:
-    size = rung_preset(len(CHANGES) - 1, config.ladder, 0).model.image_size
-    with progress_bar() as bars:
-        bar = bars.add_task("demonstrations", total=config.demonstrations, note="")
-        collect(
-            CollectConfig(
-                config.ladder.env, episodes=config.demonstrations, tasks=config.tasks, image_size=size,
-                image_format="png" if config.ladder.env == "tabletop" else "h264", workers=config.workers,
-            ),
-            dataset,
-            lambda done: bars.update(bar, completed=done),
-        )  # fmt: skip
 
 
 def print_comparison(results: dict[str, Any], folder: Path) -> None:

@@ -25,7 +25,7 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.quickstart import quickstart_report
 from pizero.train.metrics import read_metrics
 from pizero.types import UserError
-from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import EvaluateConfig, blank_images, evaluate_policy, swap_instructions, write_json
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.train import TrainResult, train_policy
@@ -45,7 +45,7 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
     """Leaves dataset, run, videos, results.json and report.html in `folder`; what is there already is used again."""
     started = time.perf_counter()
     dataset = folder / "dataset"
-    seconds = {"collect": _collect(config.collect, dataset)}
+    seconds = {"collect": collect_once(config.collect, dataset)}
     before = time.perf_counter()
     trained = train_policy(dataset, folder / "train", preset, resume=True)
     seconds["train"] = time.perf_counter() - before
@@ -59,15 +59,6 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
     write_json(folder / "results.json", results)
     _report(config, preset, policy, folder, results)
     return results
-
-
-def _collect(config: CollectConfig, dataset: Path) -> float:
-    if dataset.is_dir():
-        console.print(f"using the demonstrations in {dataset}")
-        return 0.0
-    with progress_bar() as bars:
-        bar = bars.add_task("demonstrations", total=config.episodes, note="")
-        return collect(config, dataset, lambda done: bars.update(bar, completed=done)).seconds
 
 
 def _baselines(policy: ModelPolicy, config: DemoConfig, prompts: list[str]) -> dict[str, Any]:

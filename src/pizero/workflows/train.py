@@ -109,7 +109,7 @@ def train_policy(
             Loader(
                 dataset, pipeline, cache, frames,
                 horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
-                history=pipeline.num_history, early_frames=config.early_frames,
+                early_frames=config.early_frames,
             )
             if len(frames) else None
             for frames in (training, held_out)
@@ -159,19 +159,20 @@ def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> Fram
     return FrameCache(dataset, list(pipeline.embodiment.cameras.values()), pipeline.image_size, report)
 
 
+def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:
+    """What the robot saw at a frame, with the history that the pipeline asks for."""
+    embodiment, history = pipeline.embodiment, pipeline.num_history
+    frames = dataset.history([frame], history)[0]  # [T]
+    state = dataset.column(embodiment.state_key)[frames]
+    images = {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()}
+    if history == 1:  # has no axis of its own
+        state, images = state[0], {camera: image[0] for camera, image in images.items()}
+    return {"state": state, "images": images, "prompt": dataset.prompts([frame])[0]}
+
+
 def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) -> Callable[[Network], Example]:
     """The dataset's first frame, or as many as a history has, with fixed noise, for the checkpoint's stored example."""
-    embodiment, history = pipeline.embodiment, pipeline.num_history
-    newest = min(history, dataset.num_frames) - 1
-    frames = dataset.history([newest], history)[0]  # [T]
-    observation: RobotDict = {
-        "state": dataset.column(embodiment.state_key)[frames],
-        "images": {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()},
-        "prompt": dataset.prompts([newest])[0],
-    }
-    if history == 1:  # has no axis of its own
-        observation["state"] = observation["state"][0]
-        observation["images"] = {camera: images[0] for camera, images in observation["images"].items()}
+    observation = recorded_observation(dataset, pipeline, min(pipeline.num_history, dataset.num_frames) - 1)
     noise = np.random.default_rng(0).standard_normal((horizon, pipeline.action_dim)).astype(np.float32)
 
     def make(model: Network) -> Example:
