@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pizero.checkpoints import openpi_torch
+from pizero.checkpoints import lerobot, openpi_torch
 from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
@@ -19,7 +19,7 @@ from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
-FORMATS: dict[str, Format] = {"openpi-torch": openpi_torch}
+FORMATS: dict[str, Format] = {"lerobot": lerobot, "openpi-torch": openpi_torch}
 """Foreign formats by the name that users type, in the order in which they are tried."""
 
 
@@ -48,13 +48,13 @@ def load_network(
 ) -> Network:
     """The same for a checkpoint of any model; arch is for a π0 alone. dtype None: as stored."""
     folder, kind = Path(path), None if dtype is None else torch_dtype(dtype)
-    config = None if arch is None else _config(arch)
+    arch = None if arch is None else _arch(arch)
     if is_native(folder):
         model = load_checkpoint(folder, device, dtype).model
-        if config is not None and config != model.config:
+        if arch is not None and (arch if isinstance(arch, Pi0Config) else config_from_arch(arch)) != model.config:
             raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
         return model
-    source = read_source(folder, config)
+    source = read_source(folder, arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     with torch.device("meta"):
@@ -78,16 +78,13 @@ def save_model(model: Network, folder: str | Path, format: str = "native") -> No
     save_checkpoint(Path(folder), model)
 
 
-def _config(arch: Arch | str | Path) -> Pi0Config:
-    if isinstance(arch, Pi0Config):
+def _arch(arch: Arch | str | Path) -> Arch:
+    if isinstance(arch, Pi0Config | Mapping):
         return arch
-    if isinstance(arch, Mapping):
-        return config_from_arch(arch)
     try:
-        values = json.loads(Path(arch).read_text())
+        return json.loads(Path(arch).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
-    return config_from_arch(values)
 
 
 def _found(folder: Path, shown: int = 8) -> str:

@@ -59,6 +59,8 @@ def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
     """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
     if "vlm" not in values:
         return Pi0Config.from_json(values)
+    if "pi05" not in values:
+        raise UserError("arch has no 'pi05' (true or false), so it does not say which model it is; add it")
     preset = Pi0Config.pi05 if values["pi05"] else Pi0Config.pi0
     vision = {name: values["vision"][name] for name in ("width", "depth", "mlp_dim", "num_heads")}
     return preset(
