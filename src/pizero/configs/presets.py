@@ -92,7 +92,7 @@ def _rung_0(preset: Preset) -> Preset:
     model = small_baseline(
         "tiny", cameras=pi0.cameras, image_size=pi0.image_size, state_dim=pi0.state_dim, action_dim=pi0.action_dim,
         vocab_size=pi0.vocab_size, prompt_length=pi0.prompt_length,
-        stem_stride=pi0.image_size // 32,  # leaves 8 x 8 positions for the keypoints
+        stem_stride=max(pi0.image_size // 16, 1),  # leaves 4 x 4 positions for the keypoints
     )  # fmt: skip
     train = replace(preset.train, optimizer="adamw", learning_rate=1e-3, ema_decay=0.9999, ema_power=0.75)
     return replace(preset, model=model, train=train)

@@ -44,7 +44,7 @@ def compare_report(path: Path, results: Mapping[str, Any]) -> None:
         ),
         Section(
             "What it costs",
-            "A call is one action chunk for one observation on one core. Training at an equal number of samples.",
+            "A call is one action chunk for one observation; it and the training ran on one core.",
             [
                 Picture(scatter_picture(points, "Success and latency", "milliseconds a call"), "Success by latency"),
                 Picture(scatter_picture(costs, "Success and training time", "seconds of training"), "Success by time"),
