@@ -19,6 +19,7 @@ from pizero.configs.ladder import LadderConfig, Variant, variant_preset
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import split_episodes
+from pizero.data.norm_stats import NEAR_CONSTANT
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
@@ -72,7 +73,7 @@ def train_and_measure(
         "parameters": trained.parameters, "loss": trained.loss, "samples": samples, "train_seconds": round(seconds, 2),
         "samples_per_second": round(samples / seconds, 1), **rollouts,
         "open_loop_error": error.round(4).tolist(),
-        "relative_error": round(float((error / expected.std(axis=(0, 1)).clip(1e-6)).mean()), 4),
+        "relative_error": round(_in_spreads(error, expected), 4),
         "latency": _latency(policy, observations[0]),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }  # fmt: skip
@@ -159,6 +160,13 @@ def _open_loop_error(
     """Mean absolute error of the actions that would be played, per dimension [d], in the robot's units."""
     predicted = np.stack([answer["actions"] for answer in policy.infer_batch(observations)])
     return np.abs(predicted[:, :steps] - expected[..., : predicted.shape[2]]).mean(axis=(0, 1))
+
+
+def _in_spreads(error: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The mean error over the dimensions that move, in standard deviations of the recorded actions [N, H, d]."""
+    spread = expected.std(axis=(0, 1))
+    moves = spread > NEAR_CONSTANT
+    return float((error[moves] / spread[moves]).mean())
 
 
 def _latency(policy: ModelPolicy, observation: RobotDict) -> float:
