@@ -70,7 +70,7 @@ STUDIES: dict[str, tuple[Variant, ...]] = {
     "rates": tuple(
         Variant(f"rung{rung}_rate{rate:g}", rung, CHANGES[rung], rate=rate)
         for rung in range(len(CHANGES))
-        for rate in (0.4, 1.0, 2.5)
+        for rate in (0.16, 0.4, 1.0)
     ),
 }
 """What `pizero compare --study` trains. "single" changes rung 0, one thing at a time."""
@@ -97,7 +97,7 @@ class LadderConfig:
     seconds: float = 0.0
     batch_size: int = 32
     draws: int = 2
-    learning_rates: tuple[float, ...] = (*[1e-3] * PI0_RUNG, 1.5e-3, 1.5e-3)
+    learning_rates: tuple[float, ...] = (*[2.5e-3] * PI0_RUNG, 3.75e-3, 3.75e-3)
     execution_horizon: int = 8
 
     def __post_init__(self) -> None:
