@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pizero.checkpoints import openpi_torch
 from pizero.checkpoints.keymap import Entry, expand
-from pizero.checkpoints.openpi_torch import config_from_arch, is_openpi_torch, key_table, load_openpi_torch
+from pizero.checkpoints.load import load_model
+from pizero.checkpoints.openpi_torch import config_from_arch, key_table
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -87,16 +89,16 @@ def test_rows_for_layers() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_golden_checkpoint_loads(name: str) -> None:
     """With either form of arch, on no meta device any more, ready to train."""
-    assert is_openpi_torch(GOLDEN / name / "torch")
+    assert openpi_torch.detect(GOLDEN / name / "torch")
     values = json.loads((GOLDEN / name / "tiny_config.json").read_text())
-    model = load_openpi_torch(GOLDEN / name / "torch", values)
+    model = load_model(GOLDEN / name / "torch", arch=values)
     assert model.config == arch_of(name)
     assert model.config.adaptive == (name == "pi05_d32") != model.config.has_state_token
     assert all(p.device.type == "cpu" and p.requires_grad for p in model.parameters())
     tensors = tensors_of(name)
     assert torch.equal(model.token_embedding.weight, tensors[TABLE])
     assert torch.equal(model.action_out_proj.bias, tensors["action_out_proj.bias"])
-    again = load_openpi_torch(GOLDEN / name / "torch", model.config.to_json())
+    again = load_model(GOLDEN / name / "torch", arch=model.config.to_json())
     assert again.config == model.config
 
 
@@ -105,11 +107,11 @@ def test_the_folders_name_says_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "pi0"
     folder.mkdir()
     changed(folder, lambda tensors: None, "pi05_d32")
-    assert load_openpi_torch(folder, arch_of("pi05_d32")).config.adaptive
+    assert load_model(folder, arch=arch_of("pi05_d32")).config.adaptive
 
 
 def test_the_unused_head_may_be_absent(tmp_path: Path) -> None:
-    load_openpi_torch(changed(tmp_path, lambda t: t.pop(UNUSED)), arch_of("pi0_d32"))
+    load_model(changed(tmp_path, lambda t: t.pop(UNUSED)), arch=arch_of("pi0_d32"))
 
 
 def test_the_token_table_under_its_other_name(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_the_token_table_under_its_other_name(tmp_path: Path) -> None:
         tensors[EMBED] = tensors[TABLE] + 1
 
     for change in (rename, both):
-        model = load_openpi_torch(changed(tmp_path, change), arch_of("pi0_d32"))
+        model = load_model(changed(tmp_path, change), arch=arch_of("pi0_d32"))
         assert torch.equal(model.token_embedding.weight, tensors_of("pi0_d32")[TABLE] + 1)
 
 
@@ -164,7 +166,7 @@ MISFITS: list[tuple[Callable[[dict[str, Tensor]], object], list[str]]] = [
 @pytest.mark.parametrize(("change", "parts"), MISFITS)
 def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[..., object], parts: list[str]) -> None:
     with pytest.raises(UserError, match="weights do not fit") as error:
-        load_openpi_torch(changed(tmp_path, change), arch_of("pi0_d32"))
+        load_model(changed(tmp_path, change), arch=arch_of("pi0_d32"))
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
 
@@ -174,7 +176,7 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
         tensors.update({f"surprise{i:02}": torch.zeros(1) for i in range(20)})
 
     with pytest.raises(UserError, match=r"20 left over \(surprise00, .*surprise07, \.\.\. \(12 more\)\)"):
-        load_openpi_torch(changed(tmp_path, change), arch_of("pi0_d32"))
+        load_model(changed(tmp_path, change), arch=arch_of("pi0_d32"))
 
 
 # ---------------------------------------------------------------- sizes that disagree
@@ -183,7 +185,7 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("weights", "arch"), [("pi0_d32", "pi05_d32"), ("pi05_d32", "pi0_d32")])
 def test_the_flag_for_pi05_disagrees(weights: str, arch: str) -> None:
     with pytest.raises(UserError, match="adaptive-norm kind, the arch says otherwise"):
-        load_openpi_torch(GOLDEN / weights / "torch", arch_of(arch))
+        load_model(GOLDEN / weights / "torch", arch=arch_of(arch))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_the_flag_for_pi05_disagrees(weights: str, arch: str) -> None:
 )
 def test_arch_disagrees_with_the_shapes(changes: dict[str, object], text: str) -> None:
     with pytest.raises(UserError) as error:
-        load_openpi_torch(GOLDEN / "pi0_d32" / "torch", dataclasses.replace(arch_of("pi0_d32"), **changes))
+        load_model(GOLDEN / "pi0_d32" / "torch", arch=dataclasses.replace(arch_of("pi0_d32"), **changes))
     assert text in str(error.value)
 
 
@@ -206,7 +208,7 @@ def test_arch_with_another_depth() -> None:
     for depth, text in ((3, "0 missing; 18 left over"), (5, "18 missing")):
         parts = {name: dataclasses.replace(getattr(arch, name), depth=depth) for name in ("prefix", "expert")}
         with pytest.raises(UserError, match=text):
-            load_openpi_torch(GOLDEN / "pi0_d32" / "torch", dataclasses.replace(arch, **parts))
+            load_model(GOLDEN / "pi0_d32" / "torch", arch=dataclasses.replace(arch, **parts))
 
 
 @pytest.mark.parametrize(
@@ -228,10 +230,10 @@ def test_without_arch(tmp_path: Path, config: dict[str, object] | None, text: st
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=text):
-        load_openpi_torch(tmp_path)
+        load_model(tmp_path)
 
 
 def test_other_folders_are_not_taken_for_one(tmp_path: Path) -> None:
-    assert not is_openpi_torch(tmp_path)
+    assert not openpi_torch.detect(tmp_path)
     save_file({"action_in_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    assert not is_openpi_torch(tmp_path)
+    assert not openpi_torch.detect(tmp_path)

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.openpi_torch import config_from_arch, load_openpi_torch
+from pizero.checkpoints.load import load_model
+from pizero.checkpoints.openpi_torch import config_from_arch
 from pizero.model.flow_matching import interpolate
 from pizero.model.kv_cache import KVCache
 from pizero.model.pi0 import Pi0
@@ -42,7 +43,7 @@ class GoldenSet:
 
     @cached_property
     def model(self) -> Pi0:
-        return load_openpi_torch(self.folder / "torch", self.config).eval()
+        return load_model(self.folder / "torch", arch=self.config)
 
     @cached_property
     def observation(self) -> Observation:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pizero.model.precision import float32_names
 from pizero.types import UserError
 
 Convert = Callable[[Tensor], Tensor]
@@ -31,45 +32,76 @@ def expand(entries: Iterable[Entry], depth: int) -> list[Entry]:
     return [row for entry in entries for row in (map(entry.layer, range(depth)) if "{}" in entry.ours else [entry])]
 
 
-def to_ours(tensors: Mapping[str, Tensor], entries: Iterable[Entry], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Renames and converts; raises with the list when one is missing or left over. `ignored` names may be there."""
-    left = dict(tensors)
-    result: dict[str, Tensor] = {}
-    missing: list[str] = []
-    for entry in entries:
-        tensor = left.pop(entry.theirs, None)
-        if tensor is None:
-            missing.append(entry.theirs)
-        else:
+def matched(
+    weights: Mapping[str, Tensor], entries: Iterable[Entry], ignored: Iterable[str] = ()
+) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+    """Raises with the list when a name is missing or left over; else what reads, renames and converts one by one.
+
+    `ignored` names may be there.
+    """
+    rows = list(entries)
+    missing = sorted({row.theirs for row in rows} - set(weights))
+    extra = sorted(set(weights) - {row.theirs for row in rows} - set(ignored))
+    if missing or extra:
+        raise UserError(f"weights do not fit: {listed('missing', missing)}; {listed('left over', extra)}")
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for row in rows:
+            tensor = weights[row.theirs]
             try:
-                result[entry.ours] = entry.to_ours(tensor) if entry.to_ours else tensor
+                yield row.ours, row.to_ours(tensor) if row.to_ours else tensor
             except RuntimeError:  # another number of axes
-                raise UserError(f"weights do not fit: {entry.theirs} has the shape {tuple(tensor.shape)}") from None
-    extra = sorted(set(left) - set(ignored))
-    if missing or extra:
-        raise UserError(f"weights do not fit: {_listed('missing', missing)}; {_listed('left over', extra)}")
-    return result
+                raise UserError(f"weights do not fit: {row.theirs} has the shape {tuple(tensor.shape)}") from None
+
+    return tensors
 
 
-def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Assigns every tensor of a model built on the meta device; names and shapes must be exactly the model's."""
-    expected = model.state_dict()
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or extra:
-        raise UserError(f"weights do not fit: {_listed('missing', missing)}; {_listed('left over', extra)}")
-    wrong = [
-        f"{name}: {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if tensors[name].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(f"weights do not fit: {_listed('of another shape', wrong)}")
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(f"weights do not fit: {_listed('with NaN or Inf', bad)}")
-    model.load_state_dict(dict(tensors), strict=True, assign=True)
+def fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Gives a model on the meta device its weights, one by one; names and shapes must be exactly the model's.
+
+    dtype: of the large matrices (`model.precision`); None keeps what is given. NaN and Inf raise.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    kept = float32_names(model) if dtype is not None else set[str]()
+    found: dict[str, Tensor] = {}
+    extra: list[str] = []
+    wrong: list[str] = []
+    bad: list[str] = []
+    for name, tensor in tensors:
+        if name not in expected or name in found:
+            extra.append(name)
+            continue
+        if tuple(tensor.shape) != expected[name]:
+            wrong.append(f"{name}: {tuple(tensor.shape)} instead of {expected[name]}")
+            continue
+        if not is_finite(tensor):
+            bad.append(name)
+        found[name] = tensor.to(device, None if dtype is None else torch.float32 if name in kept else dtype)
+    missing = sorted(set(expected) - set(found)) if not wrong else []
+    for what, names in (
+        ("missing", missing),
+        ("left over", extra),
+        ("of another shape", wrong),
+        ("with NaN or Inf", bad),
+    ):
+        if names:
+            raise UserError(f"weights do not fit: {listed(what, names)}")
+    model.load_state_dict(found, strict=True, assign=True)
 
 
-def _listed(what: str, names: list[str], shown: int = 8) -> str:
+def is_finite(tensor: Tensor) -> bool:
+    """Without a temporary of the tensor's size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def listed(what: str, names: list[str], shown: int = 8) -> str:
     more = f", ... ({len(names) - shown} more)" if len(names) > shown else ""
     return f"{len(names)} {what}" + (f" ({', '.join(names[:shown])}{more})" if names else "")

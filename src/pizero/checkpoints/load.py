@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from pizero.checkpoints import openpi_torch
+from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
-from pizero.checkpoints.openpi_torch import config_from_arch, is_openpi_torch, load_openpi_torch
+from pizero.checkpoints.openpi_torch import config_from_arch
+from pizero.checkpoints.source import Arch, Format, Source
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
-from pizero.model.precision import cast_weights
 from pizero.types import UserError
 
-Arch = Pi0Config | Mapping[str, Any] | str | Path
+FORMATS: dict[str, Format] = {"openpi-torch": openpi_torch}
+"""Foreign formats by the name that users type, in the order in which they are tried."""
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", arch: Arch | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    arch: Arch | str | Path | None = None,
 ) -> Pi0:
-    """The π0 of a native or openpi-torch checkpoint folder, strictly; the format is told by the content.
+    """The π0 of a checkpoint folder of any known format, strictly; the format is told by the content.
 
     dtype: "float32", "bfloat16" or "float16", for the large matrices. arch: sizes for a checkpoint whose own config
     does not tell them, as a Pi0Config, a dictionary, or the path of a JSON file; the weights' shapes must agree.
@@ -36,20 +41,34 @@ def load_model(
 
 
 def load_network(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str = "float32", arch: Arch | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | None = "float32",
+    arch: Arch | str | Path | None = None,
 ) -> Network:
-    """The same for a checkpoint of any model; arch is for a π0 alone."""
-    folder, kind = Path(path), torch_dtype(dtype)
+    """The same for a checkpoint of any model; arch is for a π0 alone. dtype None: as stored."""
+    folder, kind = Path(path), None if dtype is None else torch_dtype(dtype)
     config = None if arch is None else _config(arch)
     if is_native(folder):
-        model = load_checkpoint(folder, device).model
+        model = load_checkpoint(folder, device, dtype).model
         if config is not None and config != model.config:
             raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
-    elif _is_openpi_torch(folder):
-        model = load_openpi_torch(folder, config)
-    else:
-        raise UserError(f"{folder} holds no checkpoint of a known format (native, openpi-torch): {_found(folder)}")
-    return cast_weights(model, kind).to(device).eval()
+        return model
+    source = read_source(folder, config)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
+    with torch.device("meta"):
+        model = Pi0(source.config)
+    fill(model, source.tensors(), device, kind)
+    return model.eval()
+
+
+def read_source(folder: Path, arch: Arch | None = None) -> Source:
+    """The reader's answer for a checkpoint that is not native; UserError when no format knows it."""
+    for format in FORMATS.values():
+        if format.detect(folder):
+            return format.read(folder, arch)
+    raise UserError(f"{folder} holds no checkpoint of a known format (native, {', '.join(FORMATS)}): {_found(folder)}")
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
@@ -59,14 +78,7 @@ def save_model(model: Network, folder: str | Path, format: str = "native") -> No
     save_checkpoint(Path(folder), model)
 
 
-def _is_openpi_torch(folder: Path) -> bool:
-    try:
-        return is_openpi_torch(folder)
-    except SafetensorError as error:
-        raise UserError(f"the weights in {folder} cannot be read ({error}); copy the checkpoint again") from error
-
-
-def _config(arch: Arch) -> Pi0Config:
+def _config(arch: Arch | str | Path) -> Pi0Config:
     if isinstance(arch, Pi0Config):
         return arch
     if isinstance(arch, Mapping):

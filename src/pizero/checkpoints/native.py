@@ -18,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from pizero.checkpoints.example import Example, reproduce
-from pizero.checkpoints.keymap import load_strictly
+from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.models import MODELS, Network, NetworkConfig, make_model, model_name
+from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
 from pizero.data.pipeline import Pipeline
-from pizero.model.precision import cast_weights
 from pizero.types import UserError
 
 FORMAT, VERSION = "pizero", 1
-CONFIG, WEIGHTS, EXAMPLE, PIPELINE = "config.json", "model.safetensors", "example.npz", "pipeline.json"
+CONFIG, EXAMPLE, PIPELINE = "config.json", "example.npz", "pipeline.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -93,15 +91,9 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
-    try:
-        tensors = load_file(weights, device=str(device))
-    except SafetensorError as error:
-        raise UserError(f"{weights} cannot be read ({error}); copy the checkpoint again") from error
     with torch.device("meta"):
         model = make_model(config)
-    load_strictly(model, tensors)
-    if kind is not None:
-        cast_weights(model, kind)
+    fill(model, SafetensorsWeights(folder, WEIGHTS).items(), device, kind)
     return Checkpoint(
         model=model.eval(),
         pipeline=Pipeline.load(folder) if (folder / PIPELINE).is_file() else None,
@@ -160,8 +152,7 @@ def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Exa
     config = model.config
     values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_safetensors(folder / WEIGHTS, model.state_dict())
     if pipeline is not None:
         pipeline.save(folder)
     if example is not None:

@@ -11,52 +11,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from pizero.checkpoints.keymap import Entry, expand, load_strictly, to_ours
+from pizero.checkpoints.keymap import Entry, expand, matched
+from pizero.checkpoints.safetensors_file import SafetensorsWeights, weight_names
+from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
+NAME = "openpi-torch"
 _VISION = "paligemma_with_expert.paligemma.model.vision_tower.vision_model."
 _PREFIX = "paligemma_with_expert.paligemma.model.language_model."
 _EXPERT = "paligemma_with_expert.gemma_expert.model."
-_TABLE = "paligemma_with_expert.paligemma.lm_head.weight"
-_UNUSED = ("paligemma_with_expert.gemma_expert.lm_head.weight",)
+_LM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
+_EMBEDDED = _PREFIX + "embed_tokens.weight"
+_EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 _VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
 
 
-def is_openpi_torch(folder: Path) -> bool:
+def detect(folder: Path) -> bool:
     """Told by the names in the file, never by the folder's."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        return False
-    with safe_open(path, "pt") as file:  # pyright: ignore
-        return "action_in_proj.weight" in file.keys() and any(k.startswith(_EXPERT) for k in file.keys())  # noqa: SIM118
+    names = weight_names(folder)
+    return "action_in_proj.weight" in names and any(name.startswith(_EXPERT) for name in names)
 
 
-def load_openpi_torch(folder: Path, arch: Pi0Config | Mapping[str, Any] | None = None) -> Pi0:
-    """The model of `folder/model.safetensors`, strictly."""
-    tensors: dict[str, Tensor] = {}
-    with safe_open(folder / "model.safetensors", "pt") as file:  # pyright: ignore
-        for name in file.keys():  # noqa: SIM118
-            tensors[name] = file.get_tensor(name)
-    embedded = tensors.pop(_PREFIX + "embed_tokens.weight", None)
-    if embedded is not None:
-        tensors[_TABLE] = embedded  # the forward pass reads this one; they are tied in this format
-    if not isinstance(arch, Pi0Config):
-        arch = config_from_arch(_standard_arch(folder, tensors) if arch is None else arch)
-    adaptive = _EXPERT + "norm.dense.weight" in tensors
-    if adaptive != arch.adaptive:
+def read(folder: Path, arch: Arch | None = None) -> Source:
+    """What `folder/model.safetensors` holds, strictly."""
+    weights = SafetensorsWeights(folder)
+    config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch or _standard_arch(folder, weights))
+    adaptive = _EXPERT + "norm.dense.weight" in weights
+    if adaptive != config.adaptive:
         raise UserError(
             f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise"
         )
-    with torch.device("meta"):
-        model = Pi0(arch)
-    load_strictly(model, to_ours(tensors, key_table(arch), _UNUSED))
-    return model
+    table = _EMBEDDED if _EMBEDDED in weights else _LM_HEAD  # the forward pass reads the first; tied in this format
+    ignored = (_EXPERT_HEAD, _LM_HEAD) if table == _EMBEDDED else (_EXPERT_HEAD,)
+    return Source(NAME, config, matched(weights, key_table(config, table), ignored))
+
+
+def write(folder: Path, model: Pi0, facts: Facts) -> None:
+    """Weights under the port's names, with its config.json and, where the statistics are known, its assets."""
+    raise NotImplementedError
 
 
 def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
@@ -78,8 +74,8 @@ def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
     )
 
 
-def key_table(config: Pi0Config) -> list[Entry]:
-    """Every tensor that the forward pass uses."""
+def key_table(config: Pi0Config, table: str = _LM_HEAD) -> list[Entry]:
+    """Every tensor that the forward pass uses. table: the name of the token embedding."""
     vision = [
         Entry(f"vision_tower.blocks.{{}}.{ours}.{kind}", f"{_VISION}encoder.layers.{{}}.{theirs}.{kind}")
         for ours, theirs in {
@@ -133,7 +129,7 @@ def key_table(config: Pi0Config) -> list[Entry]:
         Entry("vision_tower.patch_embedding.bias", _VISION + "embeddings.patch_embedding.bias"),
         Entry("vision_tower.position_embedding", _VISION + "embeddings.position_embedding.weight"),
         *expand(vision, config.vision.depth),
-        Entry("token_embedding.weight", _TABLE),
+        Entry("token_embedding.weight", table),
         *expand([*experts, *norms], config.prefix.depth),
         *heads,
     ]

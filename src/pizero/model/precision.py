@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,16 +15,22 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def cast_weights(model: AnyModule, dtype: torch.dtype) -> AnyModule:
-    """Casts the large matrices, in place, and keeps in float32 what the reference keeps there: patch and position
-    embeddings, Gemma's norms, and the projections of state, actions and time. A model without these parts, such as the
-    diffusion policy, is cast as a whole.
-    """
-    kept: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, VisionTower):
-            kept.add(id(module.position_embedding))
-        elif isinstance(module, Float32Linear | RMSNorm | AdaptiveRMSNorm):
-            kept.update(id(parameter) for parameter in module.parameters())
-    for parameter in model.parameters():
-        parameter.data = parameter.data.float() if id(parameter) in kept else parameter.data.to(dtype)
+    """Casts the large matrices, in place; those of `float32_names` become float32."""
+    kept = float32_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.float() if name in kept else parameter.data.to(dtype)
     return model
+
+
+def float32_names(model: nn.Module) -> set[str]:
+    """Parameters that the reference keeps in float32: patch and position embeddings, Gemma's norms, and the projections
+    of state, actions and time. A model without these parts, such as the diffusion policy, has none.
+    """
+    kept: set[str] = set()
+    for root, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules()):
+        start = f"{root}." if root else ""
+        if isinstance(module, VisionTower):
+            kept.add(f"{start}position_embedding")
+        elif isinstance(module, Float32Linear | RMSNorm | AdaptiveRMSNorm):
+            kept.update(start + name for name, _ in module.named_parameters())
+    return kept

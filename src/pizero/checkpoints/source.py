@@ -1,0 +1,63 @@
+"""What the reader of every format gives, and the writer of every format takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pizero.data.embodiments import Embodiment
+from pizero.data.norm_stats import NormStats
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+
+Arch = Pi0Config | Mapping[str, Any]
+"""Sizes that a checkpoint does not tell: a config, or the layout of golden's tiny_config.json."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint tells of the way from robot dictionaries to tensors. None is unknown, never guessed."""
+
+    embodiment: Embodiment | None = None
+    norm_stats: NormStats | None = None
+    tokenizer: PaligemmaTokenizer | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was recognised and whose names fit its config; its tensors are read when they are asked for.
+
+    tensors: our names and the tensors, as stored; the largest first where reading one needs memory of its own.
+    notes: what a user should be told, such as a tensor that the forward pass does not use and that differs from the
+        one it should equal.
+    """
+
+    format: str
+    config: Pi0Config
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    facts: Facts = field(default_factory=Facts)
+    notes: tuple[str, ...] = ()
+
+
+class Format(Protocol):
+    """One module per foreign format has these three."""
+
+    def detect(self, folder: Path) -> bool:
+        """Told by the content, never by a folder's name.
+
+        False for foreign content; UserError when a file of the format's own name cannot be read.
+        """
+        ...
+
+    def read(self, folder: Path, arch: Arch | None) -> Source:
+        """UserError with the list when names or shapes do not fit."""
+        ...
+
+    def write(self, folder: Path, model: Pi0, facts: Facts) -> None:
+        """Into an empty folder that exists; the caller renames it. The tensors keep the dtypes that the model has."""
+        ...
