@@ -19,6 +19,7 @@ from torch import Tensor
 from pizero.checkpoints.keymap import Entry, matched
 from pizero.checkpoints.lerobot_processors import (
     image_keys,
+    model_cameras,
     read_config,
     read_facts,
     read_json,
@@ -28,7 +29,7 @@ from pizero.checkpoints.lerobot_processors import (
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
-from pizero.model.config import CAMERAS, GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
@@ -38,7 +39,7 @@ _PRESETS = {"pi0": Pi0Config.pi0(), "pi05": Pi0Config.pi05()}
 _VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
 _PREFIX = "model."
 _INSIDE = "paligemma_with_expert."
-_EMBEDDED = _INSIDE + "paligemma.model.language_model.embed_tokens.weight"
+EMBEDDED = _INSIDE + "paligemma.model.language_model.embed_tokens.weight"
 _LM_HEAD = _INSIDE + "paligemma.lm_head.weight"
 _EXPERT_HEAD = _INSIDE + "gemma_expert.lm_head.weight"
 _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_attention_layernorm", "model.norm")
@@ -61,7 +62,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     values = read_config(folder / CONFIG)
     weights = SafetensorsWeights(folder)
     prefix = _PREFIX if _PREFIX + "action_in_proj.weight" in weights else ""
-    table = next((prefix + name for name in (_EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + _EMBEDDED)
+    table = next((prefix + name for name in (EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + EMBEDDED)
     config = _read_config(values, arch)
     if arch is None and table in weights and weights.shape(table)[-1] != config.prefix.width:
         raise UserError(
@@ -89,7 +90,7 @@ def write(folder: Path, model: Pi0, facts: Facts) -> None:
     Warns where the statistics are unknown, and where the sizes are none that LeRobot has a name for: it cannot open
     those. UserError for a switch that LeRobot does not have.
     """
-    values = _written_config(model, facts)
+    values = written_config(model, facts)
     (folder / CONFIG).write_text(json.dumps(values, indent=4))
     write_safetensors(folder / WEIGHTS, WrittenTensors(model))
     write_processors(folder, values, facts)
@@ -109,7 +110,7 @@ class WrittenTensors(Mapping[str, Tensor]):
 
     def __init__(self, model: Pi0) -> None:
         self._ours = model.state_dict()
-        self._rows = {_PREFIX + row.theirs: row for row in key_table(model.config, _EMBEDDED)}
+        self._rows = {_PREFIX + row.theirs: row for row in key_table(model.config, EMBEDDED)}
         self._rows[_PREFIX + _LM_HEAD] = Entry("token_embedding.weight", _LM_HEAD)
         self._expert_head = model.config.vocab_size, model.config.expert.width
 
@@ -131,14 +132,14 @@ class WrittenTensors(Mapping[str, Tensor]):
     @property
     def dtype(self) -> str:
         """LeRobot's option: "bfloat16" where every tensor is that it does not keep in float32."""
-        kinds = {self._ours[row.ours].dtype for name, row in self._rows.items() if not _kept_in_float32(name)}
+        kinds = {self._ours[row.ours].dtype for name, row in self._rows.items() if not kept_in_float32(name)}
         return "bfloat16" if kinds == {torch.bfloat16} else "float32"
 
     def _dtype(self, name: str, tensor: Tensor) -> torch.dtype:
-        return torch.float32 if _kept_in_float32(name) or tensor.dtype == torch.float16 else tensor.dtype
+        return torch.float32 if kept_in_float32(name) or tensor.dtype == torch.float16 else tensor.dtype
 
 
-def _kept_in_float32(name: str) -> bool:
+def kept_in_float32(name: str) -> bool:
     inside = name.removeprefix(_PREFIX)
     return not inside.startswith(_INSIDE) or any(part in inside for part in _FLOAT32)
 
@@ -152,13 +153,12 @@ def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
     for name, value in (("min_period", 4e-3), ("max_period", 4.0)):
         if values.get(name, value) != value:
             raise UserError(f"{CONFIG}: {name} is {values[name]}; the time embedding here has {value}")
-    cameras = len(image_keys(values))
     told: dict[str, Any] = {
         "state_input": preset.state_input, "time_conditioning": preset.time_conditioning, "image_size": height,
         "prompt_length": values.get("tokenizer_max_length", preset.prompt_length),
         "state_dim": values.get("max_state_dim", 32), "action_dim": values.get("max_action_dim", 32),
         "action_horizon": values.get("chunk_size", 50),
-        "cameras": CAMERAS + tuple(f"camera_{number}_rgb" for number in range(len(CAMERAS), cameras)),
+        "cameras": model_cameras(values),
     }  # fmt: skip
     if arch is None:
         names = values.get("paligemma_variant", "gemma_2b"), values.get("action_expert_variant", "gemma_300m")
@@ -172,7 +172,7 @@ def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
         config = dataclasses.replace(preset, **{**told, **given}, **sizes)
     else:
         config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
-    if len(config.cameras) >= cameras:
+    if len(config.cameras) >= len(image_keys(values)):
         told["cameras"] = config.cameras
     differing = [name for name, value in told.items() if getattr(config, name) != value]
     if differing:
@@ -204,7 +204,7 @@ def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"arch has no {error} in vlm, expert, vision or beside them; complete it") from error
 
 
-def _written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
+def written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
     config = model.config
     kind = next(
         (
@@ -237,6 +237,5 @@ def _written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
         "max_action_dim": config.action_dim,
         "num_inference_steps": config.default_num_steps,
         "image_resolution": [config.image_size, config.image_size],
-        "empty_cameras": 0,
         "tokenizer_max_length": config.prompt_length,
     }

@@ -21,10 +21,13 @@ from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safete
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats
-from pizero.model.config import Pi0Config
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import CAMERAS, Pi0Config
 from pizero.types import UserError
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+TOKENIZER = "tokenizer.model"
+"""The vocabulary, which LeRobot takes from the hub and does not look for here."""
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 _MODES: dict[str, Mode] = {"MEAN_STD": "zscore", "QUANTILES": "quantile"}
 _RENAME, _RELATIVE, _NORMALIZE = "rename_observations_processor", "relative_actions_processor", "normalizer_processor"
@@ -88,6 +91,22 @@ def image_keys(values: Mapping[str, Any]) -> list[str]:
     return [key for key, feature in features.items() if feature["type"] == "VISUAL" and key not in empty]
 
 
+def model_cameras(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """One for each of `image_keys`, then the empty ones; the keys' own names where those are the released cameras'.
+
+    The released cameras where config.json names none.
+    """
+    keys = image_keys(values)
+    if not keys:
+        return CAMERAS
+    count = len(keys) + values.get("empty_cameras", 0)
+    names = [key.removeprefix(IMAGES) for key in keys]
+    own = names if set(names) <= set(CAMERAS) else []
+    more = [camera for camera in CAMERAS if camera not in own]
+    more += [f"camera_{number}_rgb" for number in range(len(CAMERAS), count)]
+    return tuple([*own, *more][:count])
+
+
 def read_facts(folder: Path, values: Mapping[str, Any], config: Pi0Config) -> tuple[Facts, list[str]]:
     """What can be told, and a note for each thing that cannot. values: of config.json."""
     notes: list[str] = []
@@ -104,7 +123,8 @@ def read_facts(folder: Path, values: Mapping[str, Any], config: Pi0Config) -> tu
         notes.append(f"the embodiment is unknown: {unknown}")
     if (steps := values.get("num_inference_steps", config.default_num_steps)) != config.default_num_steps:
         notes.append(f"LeRobot samples this policy in {steps} steps; give num_steps={steps} for the same actions")
-    return Facts(embodiment, norm_stats, None, "lerobot"), notes
+    tokenizer = PaligemmaTokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
+    return Facts(embodiment, norm_stats, tokenizer, "lerobot"), notes
 
 
 def _read_steps(folder: Path, name: str, notes: list[str]) -> dict[str, _Step]:
@@ -184,12 +204,11 @@ def _read_embodiment(
         raise _UnknownError("config.json names no camera")
     prefix = next(p for p in (IMAGES, "observation.", "") if all(key.startswith(p) for key in robot_keys))
     names = [key.removeprefix(prefix) for key in robot_keys]
-    own_names = [camera for camera in config.cameras if camera in names]
     action_dim = _width(values.get("output_features"), ACTION) or config.action_dim
     state_dim = _width(values.get("input_features"), STATE) or config.state_dim
     return Embodiment(
         "lerobot",
-        dict(zip(own_names if own_names == names else config.cameras, names, strict=False)),
+        dict(zip(config.cameras, names, strict=False)),
         # Features of a base checkpoint stay in config.json when it is fine-tuned; the statistics are the robot's own.
         state_dim=state_dim if norm_stats is None else norm_stats.state.dim,
         action_dim=action_dim,
@@ -243,19 +262,29 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     keys = [IMAGES + camera for camera in config.cameras]
     if embodiment is not None:
         robot = [embodiment.cameras[camera] for camera in config.cameras if camera in embodiment.cameras]
-        own = embodiment.image_prefix if embodiment.image_prefix.startswith("observation.") else IMAGES
-        keys = [own + camera for camera in robot]
+        keys = [_observation_key(embodiment.image_key(camera), IMAGES + camera) for camera in robot]
+    empty = [f"{IMAGES}empty_camera_{number}" for number in range(len(config.cameras) - len(keys))]
     state_dim = (embodiment and embodiment.state_dim) or (stats.state.dim if stats else config.state_dim)
     action_dim = (embodiment and embodiment.action_dim) or (stats.actions.dim if stats else config.action_dim)
     default = "MEAN_STD" if config.has_state_token else "QUANTILES"
     mode = default if stats is None else next(name for name, mode in _MODES.items() if mode == stats.mode)
     visual = {"type": "VISUAL", "shape": [3, config.image_size, config.image_size]}
     return {
-        "input_features": {**dict.fromkeys(keys, visual), STATE: {"type": "STATE", "shape": [state_dim]}},
+        "input_features": {
+            **dict.fromkeys(keys, visual),
+            STATE: {"type": "STATE", "shape": [state_dim]},
+            **dict.fromkeys(empty, visual),
+        },
+        "empty_cameras": len(empty),
         "output_features": {ACTION: {"type": "ACTION", "shape": [action_dim]}},
         "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode},
         **_relative_config(embodiment, action_dim),
     }
+
+
+def _observation_key(key: str, other: str) -> str:
+    """LeRobot takes for observations only what is named so."""
+    return key if key.startswith("observation.") else other
 
 
 def _relative_config(embodiment: Embodiment | None, action_dim: int) -> dict[str, Any]:
@@ -278,7 +307,10 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
     """Both processors of LeRobot 0.6.1 for the config.json `values`, and the statistics where they are known."""
     inputs, outputs = values["input_features"], values["output_features"]
     enabled = values["use_relative_actions"]
-    rename = (_RENAME, {"rename_map": {}})
+    stats = None if facts.norm_stats is None else facts.norm_stats.in_convention("lerobot")
+    epsilon = LEROBOT_EPSILON if stats is None else stats.epsilon
+    state_key = STATE if facts.embodiment is None else _observation_key(facts.embodiment.state_key, STATE)
+    rename = (_RENAME, {"rename_map": {} if state_key == STATE else {state_key: STATE}})
     tokenize = {
         "max_length": values["tokenizer_max_length"], "task_key": "task", "padding_side": "right",
         "padding": "max_length", "truncation": True, "tokenizer_name": "google/paligemma-3b-pt-224",
@@ -292,8 +324,8 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
         },
     )
     norm_map = values["normalization_mapping"]
-    normalize = (_NORMALIZE, {"eps": LEROBOT_EPSILON, "features": {**inputs, **outputs}, "norm_map": norm_map})
-    unnormalize = (_UNNORMALIZE, {"eps": LEROBOT_EPSILON, "features": outputs, "norm_map": norm_map})
+    normalize = (_NORMALIZE, {"eps": epsilon, "features": {**inputs, **outputs}, "norm_map": norm_map})
+    unnormalize = (_UNNORMALIZE, {"eps": epsilon, "features": outputs, "norm_map": norm_map})
     device = ("device_processor", {"device": "cpu", "float_dtype": None})
     batch, text = ("to_batch_processor", {}), ("tokenizer_processor", tokenize)
     if values["type"] == "pi0":
@@ -302,9 +334,11 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
         state_in_prompt = ("pi05_prepare_state_tokenizer_processor_step", {})
         before = [rename, batch, relative, normalize, state_in_prompt, text, device]
     after = [unnormalize, (_ABSOLUTE, {"enabled": enabled}), device]
-    stats = {} if facts.norm_stats is None else _stats_tensors(facts.norm_stats, inputs, outputs)
+    tensors = {} if stats is None else _stats_tensors(stats, inputs, outputs)
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
-        _write_steps(folder, name, steps, stats)
+        _write_steps(folder, name, steps, tensors)
+    if facts.tokenizer is not None and facts.tokenizer.model is not None:
+        facts.tokenizer.save(folder / TOKENIZER)
 
 
 def _write_steps(
@@ -321,9 +355,8 @@ def _write_steps(
 
 def _stats_tensors(norm_stats: NormStats, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """float32, cut to the robot's dims: LeRobot does not take longer ones."""
-    own = norm_stats.in_convention("lerobot")
     return {
         f"{key}.{name}": torch.tensor(values[: _width(features, key)], dtype=torch.float32)
-        for key, features, stats in ((STATE, inputs, own.state), (ACTION, outputs, own.actions))
+        for key, features, stats in ((STATE, inputs, norm_stats.state), (ACTION, outputs, norm_stats.actions))
         for name, values in stats.to_json().items()
     }

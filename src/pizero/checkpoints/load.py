@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
@@ -15,12 +16,15 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi_torch import config_from_arch
 from pizero.checkpoints.source import Arch, Format, Source
-from pizero.model.config import Pi0Config
+from pizero.data.pipeline import Pipeline, PromptFormat
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import Pi0Config, StateInput
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {"lerobot": lerobot, "openpi-torch": openpi_torch, "openpi-jax": openpi_jax}
 """Foreign formats by the name that users type, in the order in which they are tried."""
+_PROMPT_FORMATS: dict[StateInput, PromptFormat] = {"token": "pi0", "prompt": "pi05", "none": "none"}
 
 
 def load_model(
@@ -57,10 +61,64 @@ def load_network(
     source = read_source(folder, arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    with torch.device("meta"):
-        model = Pi0(source.config)
-    fill(model, source.tensors(), device, kind)
-    return model.eval()
+    return _model_of(source, device, kind)
+
+
+def load_with_pipeline(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    arch: Arch | str | Path | None = None,
+    tokenizer: str | Path | PaligemmaTokenizer | None = None,
+) -> tuple[Pi0, Pipeline]:
+    """The π0 of a checkpoint that is not native, and the pipeline that it tells of.
+
+    tokenizer: a vocabulary, or its SentencePiece file, for a checkpoint without. UserError, before any weights are
+    read, when what a policy needs stays unknown.
+    """
+    folder = Path(path)
+    source = read_source(folder, None if arch is None else _arch(arch))
+    if tokenizer is not None:
+        known = tokenizer if isinstance(tokenizer, PaligemmaTokenizer) else PaligemmaTokenizer(tokenizer)
+        source = dataclasses.replace(source, facts=dataclasses.replace(source.facts, tokenizer=known))
+    pipeline = pipeline_of(source, folder)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
+    return _model_of(source, device, torch_dtype(dtype)), pipeline
+
+
+def pipeline_of(source: Source, folder: Path) -> Pipeline:
+    """UserError that names what the checkpoint in `folder` does not tell."""
+    facts, config = source.facts, source.config
+    embodiment, norm_stats, tokenizer, convention = (
+        facts.embodiment, facts.norm_stats, facts.tokenizer, facts.convention
+    )  # fmt: skip
+    if embodiment is None or norm_stats is None or tokenizer is None or convention is None:
+        missing = [
+            *["the robot (cameras and dims)"] * (embodiment is None),
+            *["the norm stats"] * (norm_stats is None),
+            *["the vocabulary (give its SentencePiece file as tokenizer)"] * (tokenizer is None),
+            *["how images and prompts are prepared"] * (convention is None),
+        ]
+        notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+        raise UserError(f"{folder} does not tell what a policy needs: {', '.join(missing)}{notes}")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model's table {config.vocab_size}; "
+            "give the one that the model was trained with"
+        )
+    return Pipeline(
+        embodiment,
+        norm_stats,
+        tokenizer,
+        cameras=config.cameras,
+        prompt_format=_PROMPT_FORMATS[config.state_input],
+        prompt_length=config.prompt_length,
+        image_size=(config.image_size, config.image_size),
+        state_dim=config.state_dim,
+        action_dim=config.action_dim,
+        convention=convention,
+    )
 
 
 def read_source(folder: Path, arch: Arch | None = None) -> Source:
@@ -76,6 +134,13 @@ def save_model(model: Network, folder: str | Path, format: str = "native") -> No
     if format != "native":
         raise UserError(f"saving as {format!r} is not supported yet; expected 'native'")
     save_checkpoint(Path(folder), model)
+
+
+def _model_of(source: Source, device: str | torch.device, dtype: torch.dtype | None) -> Pi0:
+    with torch.device("meta"):
+        model = Pi0(source.config)
+    fill(model, source.tensors(), device, dtype)
+    return model.eval()
 
 
 def _arch(arch: Arch | str | Path) -> Arch:

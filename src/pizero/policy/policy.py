@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.load import load_with_pipeline
+from pizero.checkpoints.native import is_native, load_checkpoint, verify_example
+from pizero.checkpoints.source import Arch
 from pizero.data.pipeline import Pipeline
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import ActionModel, RobotDict, UserError
 
 
@@ -88,12 +91,23 @@ def load_policy(
     num_steps: int | None = None,
     seed: int = 0,
     verify: bool = False,
+    arch: Arch | str | Path | None = None,
+    tokenizer: str | Path | PaligemmaTokenizer | None = None,
 ) -> ModelPolicy:
-    """The policy of a native checkpoint folder.
+    """The policy of a checkpoint folder.
 
-    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails.
+    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails. arch, tokenizer:
+    as for `load_with_pipeline`, for a checkpoint of another project; UserError when it does not tell what is needed.
     """
-    checkpoint = load_checkpoint(Path(path), device, dtype)
+    folder = Path(path)
+    if folder.is_dir() and not is_native(folder):
+        if verify:
+            raise UserError(f"{folder} is not native, so it has no example to verify; leave verify out")
+        model, pipeline = load_with_pipeline(folder, device, dtype, arch, tokenizer)
+        return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)
+    if arch is not None or tokenizer is not None:
+        raise UserError(f"{folder} is a native checkpoint, which has both; leave arch and tokenizer out")
+    checkpoint = load_checkpoint(folder, device, dtype)
     if checkpoint.pipeline is None:
         raise UserError(f"{path} holds a model alone, without a pipeline; give the model and a Pipeline to ModelPolicy")
     if verify:
