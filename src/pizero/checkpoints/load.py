@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pizero.checkpoints import openpi_torch
+from pizero.checkpoints import lerobot_diffusion, openpi_torch
 from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.models import Network
+from pizero.checkpoints.models import Network, make_model
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi_torch import config_from_arch
 from pizero.checkpoints.source import Arch, Format, Source
@@ -19,7 +19,7 @@ from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
-FORMATS: dict[str, Format] = {"openpi-torch": openpi_torch}
+FORMATS: dict[str, Format] = {"openpi-torch": openpi_torch, "lerobot-diffusion": lerobot_diffusion}
 """Foreign formats by the name that users type, in the order in which they are tried."""
 
 
@@ -58,7 +58,7 @@ def load_network(
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     with torch.device("meta"):
-        model = Pi0(source.config)
+        model = make_model(source.config)
     fill(model, source.tensors(), device, kind)
     return model.eval()
 

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from pizero.checkpoints.keymap import Entry, expand, matched
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.safetensors_file import SafetensorsWeights, weight_names
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
-from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 NAME = "openpi-torch"
@@ -50,7 +50,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, matched(weights, key_table(config, table), ignored))
 
 
-def write(folder: Path, model: Pi0, facts: Facts) -> None:
+def write(folder: Path, model: Network, facts: Facts) -> None:
     """Weights under the port's names, with its config.json and, where the statistics are known, its assets."""
     raise NotImplementedError
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 
 Arch = Pi0Config | Mapping[str, Any]
 """Sizes that a checkpoint does not tell: a config, or the layout of golden's tiny_config.json."""
@@ -38,7 +38,7 @@ class Source:
     """
 
     format: str
-    config: Pi0Config
+    config: NetworkConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()
@@ -58,6 +58,6 @@ class Format(Protocol):
         """UserError with the list when names or shapes do not fit."""
         ...
 
-    def write(self, folder: Path, model: Pi0, facts: Facts) -> None:
+    def write(self, folder: Path, model: Network, facts: Facts) -> None:
         """Into an empty folder that exists; the caller renames it. The tensors keep the dtypes that the model has."""
         ...

@@ -1,0 +1,359 @@
+"""Reads diffusion policies of LeRobot (0.6.1): config.json of type "diffusion", model.safetensors, the processors.
+
+The network is our diffusion policy with `BaselineConfig.lerobot`. Image statistics are part of the model; those of
+state and action go into `Facts`. A setting that our policy cannot express raises UserError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pizero.baseline.config import BaselineConfig, LerobotStyle
+from pizero.baseline.policy import DiffusionPolicy
+from pizero.checkpoints.json_file import Settings, peek, read_object
+from pizero.checkpoints.keymap import Entry, matched
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.source import Arch, Facts, Source
+from pizero.data.embodiments import Embodiment
+from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.types import UserError
+
+NAME = "lerobot-diffusion"
+_STATE, _ACTION, _IMAGES = "observation.state", "action", "observation.images."
+_EPSILON = 1e-8  # LeRobot's, in place of a range of 0 and beside every standard deviation
+_FIXED = {"vision_backbone": "resnet18", "beta_schedule": "squaredcos_cap_v2", "n_groups": 8, "use_peft": False}
+"""What our policy cannot do in another way. (The last block of LeRobot's UNet has 8 groups whatever n_groups says.)"""
+_WITHOUT_EFFECT = {
+    "type", "device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
+    "pretrained_revision", "drop_n_last_frames", "crop_ratio", "crop_is_random", "pretrained_backbone_weights",
+    "gradient_checkpointing", "compile_model", "compile_mode", "do_mask_loss_for_padding", "beta_start", "beta_end",
+    "optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_weight_decay", "scheduler_name",
+    "scheduler_warmup_steps", "normalization_mapping",
+}  # fmt: skip
+"""Settings of training and of places, and two that are read elsewhere: the crop's shape and the processor's own map."""
+_READ = {
+    "n_obs_steps", "input_features", "output_features", "horizon", "n_action_steps", "resize_shape", "crop_shape",
+    "use_group_norm", "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera", "down_dims",
+    "kernel_size", "diffusion_step_embed_dim", "use_film_scale_modulation", "noise_scheduler_type",
+    "num_train_timesteps", "prediction_type", "clip_sample", "clip_sample_range", "num_inference_steps",
+}  # fmt: skip
+
+
+def detect(folder: Path) -> bool:
+    """Told by the type in config.json."""
+    return peek(folder / "config.json").get("type") == "diffusion"
+
+
+def read(folder: Path, arch: Arch | None = None) -> Source:
+    """The policy in `folder`, strictly; its config tells all sizes but the encoder's, which the tensors tell."""
+    if arch is not None:
+        raise UserError(f"{folder} holds a diffusion policy, which knows its own sizes; leave arch out")
+    settings = read_object(folder / "config.json")
+    weights = SafetensorsWeights(folder)
+    if any(name.startswith(("normalize_inputs.", "unnormalize_outputs.")) for name in weights):
+        raise UserError(
+            f"{folder} was saved by an older LeRobot, with statistics among the weights; run LeRobot's "
+            "migrate_policy_normalization on it first"
+        )
+    features = _features(settings)
+    before = _normaliser(folder, "policy_preprocessor")
+    config = _config(settings, features, before, weights)
+    _check_grids(weights, config)
+    ignored = [name for name in weights if name.endswith((".pos_grid", ".num_batches_tracked"))]
+    compiled = any("._orig_mod." in name for name in weights)
+    tensors = matched(weights, key_table(config, compiled), ignored)
+    stats, notes = _norm_stats(before, _normaliser(folder, "policy_postprocessor"))
+    renamed = before.renamed
+    facts = Facts(embodiment=None if renamed else _embodiment(features), norm_stats=stats)
+    if renamed:
+        notes.append(f"{folder}: the preprocessor renames observations; say yourself which camera is which")
+    return Source(NAME, config, tensors, facts, (*notes, *_sampling_notes(settings, config)))
+
+
+def write(folder: Path, model: Network, facts: Facts) -> None:
+    raise UserError(f"{NAME} checkpoints are read only; save the policy as native")
+
+
+def key_table(config: BaselineConfig, compiled: bool = False) -> list[Entry]:
+    """A row for every tensor of our policy. compiled: the names of a policy that was saved with its UNet compiled."""
+    with torch.device("meta"):
+        ours = list(DiffusionPolicy(config).state_dict())
+    return [Entry(name, _their_name(name, config, compiled)) for name in ours]
+
+
+# -------------------------------------------------------------------- names
+
+_ENCODER = [
+    (r"^stem\.", "backbone.0."),
+    (r"^stem_norm\.", "backbone.1."),
+    (r"^keypoints\.", "pool.nets."),
+    (r"^output\.", "out."),
+    (r"\.norm([12])\.", r".bn\1."),
+    (r"\.shortcut\.", ".downsample."),
+]
+_UNET = [
+    (r"^step_encoder\.mlp_in\.", "diffusion_step_encoder.1."),
+    (r"^step_encoder\.mlp_out\.", "diffusion_step_encoder.3."),
+    (r"^final\.", "final_conv.0.block."),
+    (r"^output\.", "final_conv.1."),
+    (r"^middle\.", "mid_modules."),
+    (r"^(down|up)\.", r"\1_modules."),
+    (r"\.(conv[12])\.", r".\1.block."),
+    (r"\.modulation\.", ".cond_encoder.1."),
+    (r"\.shortcut\.", ".residual_conv."),
+    (r"\.first\.", ".0."),
+    (r"\.second\.", ".1."),
+    (r"\.resize\.", ".2."),
+]
+
+
+def _their_name(name: str, config: BaselineConfig, compiled: bool) -> str:
+    part, rest = name.split(".", 1)
+    if part == "unet":
+        return "diffusion.unet." + ("_orig_mod." if compiled else "") + _renamed(rest, _UNET)
+    encoder, rest = rest.split(".", 1)
+    number = f"{config.cameras.index(encoder)}." if config.image_fusion == "separate" else ""
+    rest = re.sub(r"^levels\.(\d+)\.", lambda found: f"backbone.{int(found[1]) + 4}.", rest)
+    return f"diffusion.rgb_encoder.{number}{_renamed(rest, _ENCODER)}"
+
+
+def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# -------------------------------------------------------------------- config
+
+
+@dataclass(frozen=True)
+class _Features:
+    """cameras: our name and LeRobot's key, in order."""
+
+    cameras: dict[str, str]
+    image_shape: tuple[int, int]
+    state_dim: int
+    action_dim: int
+
+
+def _features(settings: Settings) -> _Features:
+    inputs, outputs = settings.inner("input_features"), settings.inner("output_features")
+    keys: list[str] = []
+    shapes: set[tuple[int, ...]] = set()
+    for key in inputs:
+        feature = inputs.inner(key)
+        kind = feature.text("type")
+        if kind == "VISUAL":
+            keys.append(key)
+            shapes.add(feature.sizes("shape"))
+        elif key != _STATE:
+            raise UserError(
+                f"{settings.where}: the input {key} ({kind}) is neither an image nor {_STATE}; not supported"
+            )
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 3 or shape[0] != 3:
+        raise UserError(f"{settings.where}: expected images of three colours and one size, got {sorted(shapes)}")
+    if _STATE not in inputs or list(outputs) != [_ACTION]:
+        raise UserError(f"{settings.where}: expected the input {_STATE} and the output {_ACTION} alone")
+    widths = [part.inner(key).sizes("shape") for part, key in ((inputs, _STATE), (outputs, _ACTION))]
+    if any(len(width) != 1 for width in widths):
+        raise UserError(f"{settings.where}: expected a vector for state and action, got {widths}")
+    prefix = _IMAGES if all(key.startswith(_IMAGES) for key in keys) else "observation."
+    names = [key.removeprefix(prefix).replace(".", "_") for key in keys]
+    return _Features(dict(zip(names, keys, strict=True)), (shape[1], shape[2]), widths[0][0], widths[1][0])
+
+
+def _config(
+    settings: Settings, features: _Features, before: _Normaliser, weights: SafetensorsWeights
+) -> BaselineConfig:
+    for name, value in _FIXED.items():
+        if name in settings and settings.values[name] != value:
+            raise UserError(f"{settings.where}: {name} is {settings.values[name]!r}; only {value!r} is supported")
+    target = settings.text("prediction_type")
+    if target not in ("epsilon", "sample"):
+        raise settings.wrong("prediction_type", "'epsilon' or 'sample'")
+    separate = settings.flag("use_separate_rgb_encoder_per_camera")
+    root = f"diffusion.rgb_encoder.{'0.' if separate else ''}backbone."
+    levels = [f"{root}{index}.0.conv1.weight" for index in range(4, 8)]
+    if missing := [name for name in levels if name not in weights]:
+        raise UserError(f"weights do not fit: {missing[0]} is missing; config.json describes another policy")
+    mean, std = _image_statistics(before, list(features.cameras.values()))
+    height, width = features.image_shape
+    style = LerobotStyle(
+        film_scale=settings.flag("use_film_scale_modulation"),
+        predicts_actions=target == "sample",
+        batch_norm=not settings.flag("use_group_norm"),
+        image_mean=mean,
+        image_std=std,
+        image_width=None if width == height else width,
+        resize=_pair(settings, "resize_shape"),
+        crop=_pair(settings, "crop_shape"),
+    )
+    return BaselineConfig(
+        action_horizon=settings.whole("horizon"),
+        action_dim=features.action_dim,
+        state_dim=features.state_dim,
+        num_history=settings.whole("n_obs_steps"),
+        cameras=tuple(features.cameras),
+        image_size=height,
+        state_input=True,
+        image_fusion="separate" if separate else "shared",
+        step_embedding="sincos",
+        diffusion_steps=settings.whole("num_train_timesteps"),
+        clip_range=settings.real("clip_sample_range") if settings.flag("clip_sample") else 0.0,
+        down_dims=settings.sizes("down_dims"),
+        kernel_size=settings.whole("kernel_size"),
+        step_width=settings.whole("diffusion_step_embed_dim"),
+        encoder_widths=tuple(weights.shape(name)[0] for name in levels),
+        keypoints=settings.whole("spatial_softmax_num_keypoints"),
+        lerobot=style,
+    )
+
+
+def _pair(settings: Settings, name: str) -> tuple[int, int] | None:
+    if settings.values.get(name) is None:
+        return None
+    sizes = settings.sizes(name)
+    if len(sizes) != 2:
+        raise settings.wrong(name, "a height and a width")
+    return sizes[0], sizes[1]
+
+
+def _check_grids(weights: SafetensorsWeights, config: BaselineConfig) -> None:
+    """The positions that the keypoints are means of: ours are made, theirs are stored."""
+    height, width = config.positions
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    grid = torch.stack([x.flatten(), y.flatten()], dim=-1)
+    for name in weights:
+        if name.endswith(".pos_grid"):
+            stored = weights[name]
+            if stored.shape != grid.shape or not torch.allclose(stored.float(), grid, atol=1e-5):
+                raise UserError(f"weights do not fit: {name} is not the grid of {height} x {width} positions")
+
+
+def _sampling_notes(settings: Settings, config: BaselineConfig) -> list[str]:
+    notes: list[str] = []
+    scheduler, steps = settings.text("noise_scheduler_type"), settings.values.get("num_inference_steps")
+    steps = config.diffusion_steps if steps is None else steps
+    if (scheduler, steps) != ("DDIM", config.default_num_steps):
+        notes.append(
+            f"{settings.where} samples with {scheduler} in {steps} steps; here it is DDIM, in "
+            f"{config.default_num_steps} steps unless num_steps says otherwise"
+        )
+    if unknown := sorted(set(settings) - _READ - _WITHOUT_EFFECT - set(_FIXED)):
+        notes.append(f"{settings.where} has settings that are not known and were left out: {', '.join(unknown)}")
+    return notes
+
+
+# -------------------------------------------------------------------- statistics
+
+
+@dataclass(frozen=True)
+class _Normaliser:
+    """What a saved processor pipeline normalises: mode by kind of feature, statistics by `feature.statistic`."""
+
+    modes: Mapping[str, object]
+    stats: Mapping[str, Tensor]
+    renamed: bool
+
+    def field(self, key: str) -> dict[str, np.ndarray]:
+        """mean, std, min, max, q01, q99 of one feature, those that are known, each flat."""
+        names = ("mean", "std", "min", "max", "q01", "q99")
+        return {n: self.stats[f"{key}.{n}"].double().flatten().numpy() for n in names if f"{key}.{n}" in self.stats}
+
+
+_STEPS = {
+    "rename_observations_processor", "to_batch_processor", "device_processor", "normalizer_processor",
+    "unnormalizer_processor",
+}  # fmt: skip
+
+
+def _normaliser(folder: Path, name: str) -> _Normaliser:
+    settings = read_object(folder / f"{name}.json")
+    steps = settings.values.get("steps")
+    if not isinstance(steps, list):
+        raise settings.wrong("steps", "a list")
+    found: _Normaliser | None = None
+    renamed = False
+    for index, values in enumerate(steps):
+        where = f"{settings.where}: step {index}"
+        if not isinstance(values, dict):
+            raise UserError(f"{where} is no object; copy the checkpoint again")
+        step = Settings(values, where)
+        kind = step.text("registry_name")
+        if kind not in _STEPS:
+            raise UserError(f"{where} is a {kind}, which is not known; only the processors of LeRobot 0.6.1 are")
+        if kind == "rename_observations_processor":
+            renamed |= bool(step.inner("config").values.get("rename_map"))
+        if kind.endswith("normalizer_processor"):
+            modes, file = step.inner("config").inner("norm_map").values, step.text("state_file", "")
+            if file and Path(file).name != file:
+                raise UserError(f"{where} names the file {file!r}, which is not one of this folder; it is not read")
+            found = _Normaliser(modes, SafetensorsWeights(folder, file) if file else {}, False)
+    if found is None:
+        raise UserError(f"{settings.where} has no normaliser; copy the checkpoint again")
+    return _Normaliser(found.modes, found.stats, renamed)
+
+
+Colours = tuple[float, float, float]
+
+
+def _image_statistics(before: _Normaliser, keys: list[str]) -> tuple[tuple[Colours, ...], tuple[Colours, ...]]:
+    """(mean, std) of every camera, such that (pixel - mean) / std is what LeRobot gives its encoder."""
+    mode = before.modes.get("VISUAL", "IDENTITY")
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for key in keys:
+        known = before.field(key)
+        if mode == "IDENTITY" or not known:  # LeRobot leaves a feature without statistics as it is
+            pairs.append((np.zeros(3), np.ones(3)))
+        elif mode == "MEAN_STD" and {"mean", "std"} <= known.keys():
+            pairs.append((known["mean"], known["std"] + _EPSILON))
+        elif mode == "MIN_MAX" and {"min", "max"} <= known.keys():
+            low, high = known["min"], _above(known["min"], known["max"])
+            pairs.append(((low + high) / 2, (high - low) / 2))
+        else:
+            raise UserError(f"the normalisation {mode!r} of {key} is not supported, or its statistics are missing")
+        if any(value.shape != (3,) for value in pairs[-1]):
+            raise UserError(f"the statistics of {key} are not one number for each of three colours")
+    mean, std = ([tuple(map(float, pair[index])) for pair in pairs] for index in (0, 1))
+    return tuple(mean), tuple(std)  # pyright: ignore[reportReturnType]
+
+
+def _norm_stats(before: _Normaliser, after: _Normaliser) -> tuple[NormStats | None, list[str]]:
+    """State as it comes in and action as it goes out; None with a note where our statistics cannot say it."""
+    state, action = before.field(_STATE), after.field(_ACTION)
+    modes = before.modes.get("STATE"), after.modes.get("ACTION")
+    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
+    low_high = needed.get(str(modes[0]))
+    required = {"mean", "std", *(low_high or ())}
+    if modes[0] != modes[1] or low_high is None or not (required <= state.keys() and required <= action.keys()):
+        return None, [
+            f"statistics of state ({modes[0]}) and action ({modes[1]}) are unknown: both must be there, and be "
+            "normalised in one and the same way, MEAN_STD, MIN_MAX or QUANTILES"
+        ]
+    if modes[0] == "MEAN_STD":
+        return NormStats("zscore", FieldStats(**state), FieldStats(**action), epsilon=_EPSILON), []
+    fields = []
+    for known in (state, action):  # a range from the least to the greatest value is one of quantiles 0 and 1
+        low, high = (known[name] for name in low_high)
+        fields.append(FieldStats(**{**known, "q01": low, "q99": _above(low, high)}))
+    return NormStats("quantile", *fields, epsilon=0.0), []
+
+
+def _above(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """`high`, or a little above `low` where the range is 0."""
+    return np.where(high == low, low + _EPSILON, high)
+
+
+def _embodiment(features: _Features) -> Embodiment:
+    keys = features.cameras.values()
+    prefix = _IMAGES if all(key.startswith(_IMAGES) for key in keys) else "observation."
+    cameras = {name: key.removeprefix(prefix) for name, key in features.cameras.items()}
+    return Embodiment("lerobot", cameras, features.state_dim, features.action_dim, image_prefix=prefix)
