@@ -3,13 +3,13 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow check format bench clean
+.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,baseline,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,baseline,openpi,dev]'
 	touch $@
 
 demo: setup
@@ -29,6 +29,21 @@ test-parity: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# make test-openpi-peer OPENPI=<a checkout of openpi>   openpi itself opens what pizero writes, and the reverse
+# Needs Python 3.11 (PEER_PYTHON=python3.11); makes .peers/openpi with the CPU builds of openpi's own versions.
+PEER_PYTHON ?= python3.11
+PEER = .peers/openpi
+test-openpi-peer: $(PEER)/.done
+	JAX_PLATFORMS=cpu PYTHONPATH=src:$(OPENPI)/src:$(OPENPI)/packages/openpi-client/src \
+		$(PEER)/bin/python benchmarks/peers/openpi_opens_ours.py
+
+$(PEER)/.done: benchmarks/peers/openpi_requirements.txt
+	@test -d "$(OPENPI)/src/openpi" || { echo "give OPENPI=<a checkout of openpi>"; exit 2; }
+	$(PEER_PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet -r benchmarks/peers/openpi_requirements.txt
+	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* $(PEER)/lib/python3.11/site-packages/transformers/
+	touch $@
 
 check: setup
 	$(BIN)/ruff check .

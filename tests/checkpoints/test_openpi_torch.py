@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pizero.checkpoints import openpi_torch
-from pizero.checkpoints.keymap import Entry, expand
+from pizero.checkpoints.keymap import Entry, expand, fill
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
 from pizero.model.config import Pi0Config
@@ -123,9 +123,37 @@ def test_the_token_table_under_its_other_name(tmp_path: Path) -> None:
     def both(tensors: dict[str, Tensor]) -> None:
         tensors[EMBED] = tensors[TABLE] + 1
 
-    for change in (rename, both):
-        model = load_model(changed(tmp_path, change), arch=arch_of("pi0_d32"))
-        assert torch.equal(model.token_embedding.weight, tensors_of("pi0_d32")[TABLE] + 1)
+    for change, told in ((rename, False), (both, True)):
+        source = openpi_torch.read(changed(tmp_path, change), arch_of("pi0_d32"))
+        assert torch.equal(dict(source.tensors())["token_embedding.weight"], tensors_of("pi0_d32")[TABLE] + 1)
+        note = f"two different token tables: {EMBED}, which the forward pass reads, is taken and {TABLE} is not"
+        assert [note in text for text in source.notes] == [True] * told
+    equal = changed(tmp_path, lambda t: t.update({EMBED: t[TABLE].clone()}))
+    assert openpi_torch.read(equal, arch_of("pi0_d32")).notes == ()
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_round_trip(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """Theirs, ours, theirs: the same bits under the same names; the head that nothing reads is there, and zero."""
+    folder = changed(tmp_path, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}), name)
+    source = openpi_torch.read(folder, arch_of(name))
+    with torch.device("meta"):
+        model = Pi0(source.config)
+    fill(model, source.tensors())
+    (tmp_path / "out").mkdir()
+    openpi_torch.write(tmp_path / "out", model, source.facts)
+    again, expected = load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert not again[UNUSED].any()
+    expected[UNUSED].zero_()
+    assert again.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert again[key].dtype == dtype
+        assert torch.equal(again[key], tensor), key
+    assert load_model(tmp_path / "out").config == arch_of(name)
 
 
 def spoil(name: str, value: float) -> Callable[[dict[str, Tensor]], None]:
@@ -217,6 +245,11 @@ def test_arch_with_another_depth() -> None:
         (None, "has no config.json; give the sizes with arch"),
         ({"paligemma_variant": "gemma_9b", "action_expert_variant": "gemma_300m"}, "names the variant 'gemma_9b'"),
         ({"paligemma_variant": "gemma_2b"}, "names the variant 'None'"),
+        ({"paligemma_variant": "gemma_2b_lora"}, "'gemma_2b_lora', but openpi's converter leaves LoRA adapters out"),
+        (
+            {"paligemma_variant": "dummy", "action_expert_variant": "dummy", "action_dim": 32},
+            "does not tell action_dim and action_horizon",
+        ),
         (
             {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m", "action_dim": 32,
              "action_horizon": 50},

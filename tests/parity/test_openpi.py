@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi_torch import key_table
 from pizero.model.attention import block_mask, token_positions
 from pizero.model.flow_matching import interpolate, velocity_target
@@ -86,6 +87,16 @@ def test_weights_load(golden) -> None:
     """Strictly, so every parameter of the model came from the file."""
     names = {entry.ours for entry in key_table(golden.config)}
     assert names == set(dict(golden.model.named_parameters()))
+
+
+def test_both_formats_give_the_same_tensors(golden) -> None:
+    """To the bit, so that every recorded array holds for the JAX checkpoint of the set as well."""
+    if not (golden.folder / "jax").is_dir():
+        pytest.skip("this set has no JAX checkpoint")
+    other = load_model(golden.folder / "jax", arch=golden.config).state_dict()
+    for name, tensor in golden.model.state_dict().items():
+        assert torch.equal(other[name], tensor), name
+    assert other.keys() == golden.model.state_dict().keys()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pizero.baseline.config import BaselineConfig
-from pizero.configs.ladder import CHANGES, LadderConfig, rung_preset
+from pizero.configs.ladder import CHANGES, STEP_COUNTS, STUDIES, LadderConfig, rung_preset, variant_preset
 from pizero.model.config import Pi0Config
 from pizero.types import UserError
 from pizero.workflows.compare import CompareConfig, compare, print_comparison
@@ -41,7 +41,7 @@ def test_each_rung_changes_one_thing() -> None:
 
 
 def test_compare_measures_keeps_and_adds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = CompareConfig(NANO, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",), workers=1)
+    config = CompareConfig(NANO, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",), workers=2)
     first = compare(config, tmp_path)
     kept = (tmp_path / "rung0_seed0" / "result.json").stat().st_mtime_ns
     results = compare(dataclasses.replace(config, rungs=(0, 7)), tmp_path)
@@ -59,3 +59,32 @@ def test_compare_measures_keeps_and_adds(tmp_path: Path, capsys: pytest.CaptureF
     assert "dual experts" in capsys.readouterr().err
     with pytest.raises(UserError, match="other settings"):
         compare(dataclasses.replace(config, episodes=2), tmp_path)
+    stepped = compare(dataclasses.replace(config, study="steps", rungs=(7,)), tmp_path)
+    assert [row["num_steps"] for row in stepped["steps"]] == list(STEP_COUNTS)
+    assert stepped["rows"] == results["rows"]
+    with pytest.raises(UserError, match="rung4_seed0 is not trained yet"):
+        compare(dataclasses.replace(config, study="steps", rungs=(4,)), tmp_path)
+
+
+def test_a_budget_by_time_gives_each_variant_its_own_steps(tmp_path: Path) -> None:
+    ladder = dataclasses.replace(NANO, seconds=0.5)
+    config = CompareConfig(ladder, rungs=(0, 7), demonstrations=6, episodes=1, tasks=("reach",))
+    rows = compare(config, tmp_path)["rows"]
+    for row in rows:
+        steps = json.loads((tmp_path / f"rung{row['rung']}_seed0" / "steps.json").read_text())["steps"]
+        assert row["samples"] == steps * NANO.batch_size
+    assert rows[0]["samples"] != rows[1]["samples"]
+
+
+def test_studies() -> None:
+    """Every variant builds, has a name of its own, and changes what it says."""
+    names = [variant.name for variants in STUDIES.values() for variant in variants]
+    assert len(set(names)) == len(names)
+    rung_0 = rung_preset(0, LadderConfig(), 0).model.to_json()
+    for variant in STUDIES["single"]:
+        model = variant_preset(variant, LadderConfig(), 0).model.to_json()
+        assert {key for key in rung_0 if rung_0[key] != model[key]} == set(variant.fields)
+    rates = {variant_preset(variant, LadderConfig(), 0).train.learning_rate for variant in STUDIES["rates"]}
+    assert len(rates) == 6
+    with pytest.raises(UserError, match="unknown study"):
+        CompareConfig(LadderConfig(), study="ladders")

@@ -65,8 +65,9 @@ class BaselineConfig:
     step_embedding: "table" (a learned vector for each of `diffusion_steps`) or "sincos". With the flow objective the
         table is read at the entry nearest to the flow time, so that both objectives take both embeddings.
     objective: "diffusion" (DDPM training, squared-cosine schedule, noise as the target; DDIM sampling) or "flow".
-    clip_range: the action sample that DDIM predicts is clipped to plus and minus this; 0 does not clip. The paper clips
-        to 1, which fits actions scaled to [-1, 1] and not z-scores.
+    clip_range: the action sample that DDIM predicts is clipped to plus and minus this; 0 does not clip. The paper's 1
+        fits actions scaled to [-1, 1] (norm mode "quantile"); without a fitting clip the first steps, which divide by
+        almost nothing, throw the sample far off.
     step_spacing: which training steps DDIM visits. "leading" ends at step 0 (the paper's code), "trailing" starts at
         the last step; they differ where the steps are few.
     down_dims, kernel_size, groups, step_width: channels of the UNet's levels, its convolutions, its group norms, the
@@ -88,7 +89,7 @@ class BaselineConfig:
     objective: Objective = "diffusion"
     instruction: bool = False
     diffusion_steps: int = 100
-    clip_range: float = 5.0
+    clip_range: float = 1.0
     step_spacing: StepSpacing = "leading"
     down_dims: tuple[int, ...] = (512, 1024, 2048)
     kernel_size: int = 5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pizero.checkpoints import lerobot_diffusion, openpi_torch
+from pizero.checkpoints import lerobot_diffusion, openpi_jax, openpi_torch
 from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.models import Network, make_model
 from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
@@ -19,7 +19,9 @@ from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
-FORMATS: dict[str, Format] = {"openpi-torch": openpi_torch, "lerobot-diffusion": lerobot_diffusion}
+FORMATS: dict[str, Format] = {
+    "lerobot-diffusion": lerobot_diffusion, "openpi-torch": openpi_torch, "openpi-jax": openpi_jax
+}  # fmt: skip
 """Foreign formats by the name that users type, in the order in which they are tried."""
 
 

@@ -1,4 +1,4 @@
-"""Reads checkpoints of openpi's PyTorch port: `model.safetensors`, names of the patched Transformers classes.
+"""Checkpoints of openpi's PyTorch port: `model.safetensors`, names of the patched Transformers classes.
 
 π0 or π0.5, dims and sizes are read from the tensors themselves; what shapes cannot tell (heads, image size, horizon)
 comes from `arch` or from the variants that config.json names, and must agree with the shapes.
@@ -6,19 +6,22 @@ comes from `arch` or from the variants that config.json names, and must agree wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
+from pizero.checkpoints import openpi_folder
 from pizero.checkpoints.keymap import Entry, expand, matched
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.safetensors_file import SafetensorsWeights, weight_names
+from pizero.checkpoints.openpi_folder import VARIANTS, config_from_arch
+from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
-from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.config import Pi0Config
 from pizero.types import UserError
+
+__all__ = ["NAME", "config_from_arch", "detect", "key_table", "read", "write"]
 
 NAME = "openpi-torch"
 _VISION = "paligemma_with_expert.paligemma.model.vision_tower.vision_model."
@@ -27,7 +30,6 @@ _EXPERT = "paligemma_with_expert.gemma_expert.model."
 _LM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 _EMBEDDED = _PREFIX + "embed_tokens.weight"
 _EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
-_VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
 
 
 def detect(folder: Path) -> bool:
@@ -39,39 +41,29 @@ def detect(folder: Path) -> bool:
 def read(folder: Path, arch: Arch | None = None) -> Source:
     """What `folder/model.safetensors` holds, strictly."""
     weights = SafetensorsWeights(folder)
-    config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch or _standard_arch(folder, weights))
     adaptive = _EXPERT + "norm.dense.weight" in weights
-    if adaptive != config.adaptive:
-        raise UserError(
-            f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise"
-        )
+    config, told = openpi_folder.given_config(arch, folder, adaptive), ()
+    if config is None:
+        config, told = _standard_config(folder, adaptive), (openpi_folder.STATE_UNKNOWN,) if adaptive else ()
     table = _EMBEDDED if _EMBEDDED in weights else _LM_HEAD  # the forward pass reads the first; tied in this format
     ignored = (_EXPERT_HEAD, _LM_HEAD) if table == _EMBEDDED else (_EXPERT_HEAD,)
-    return Source(NAME, config, matched(weights, key_table(config, table), ignored))
+    tensors = matched(weights, key_table(config, table), ignored)
+    facts, notes = openpi_folder.read_facts(folder, config)
+    return Source(NAME, config, tensors, facts, (*told, *_untied(folder, weights), *notes))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
     """Weights under the port's names, with its config.json and, where the statistics are known, its assets."""
-    raise NotImplementedError
-
-
-def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
-    """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
-    if "vlm" not in values:
-        return Pi0Config.from_json(values)
-    preset = Pi0Config.pi05 if values["pi05"] else Pi0Config.pi0
-    vision = {name: values["vision"][name] for name in ("width", "depth", "mlp_dim", "num_heads")}
-    return preset(
-        vision=SiglipConfig(patch_size=values["patch_size"], **vision),
-        prefix=GemmaConfig(**values["vlm"]),
-        expert=GemmaConfig(**values["action_expert"]),
-        vocab_size=values["vocab_size"],
-        image_size=values["image_size"],
-        prompt_length=values["max_token_len"],
-        state_dim=values["action_dim"],
-        action_dim=values["action_dim"],
-        action_horizon=values["action_horizon"],
-    )
+    config = openpi_folder.writable_config(model)
+    ours = model.state_dict()
+    tensors = {
+        row.theirs: row.to_theirs(ours[row.ours]) if row.to_theirs else ours[row.ours] for row in key_table(config)
+    }
+    # no forward pass reads this head, but the port's own strict loader wants it
+    tensors[_EXPERT_HEAD] = tensors[_LM_HEAD].new_zeros(1).expand(config.vocab_size, config.expert.width)
+    write_safetensors(folder / WEIGHTS, tensors)
+    openpi_folder.write_config(folder, config, tensors[_LM_HEAD].dtype)
+    openpi_folder.write_assets(folder, config, facts)
 
 
 def key_table(config: Pi0Config, table: str = _LM_HEAD) -> list[Entry]:
@@ -141,20 +133,39 @@ def _norm(ours: str, theirs: str, adaptive: bool) -> list[Entry]:
     return [Entry(f"{ours}.modulation.{kind}", f"{theirs}.dense.{kind}") for kind in ("weight", "bias")]
 
 
-def _standard_arch(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _untied(folder: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A note when the two names of the tied token table hold different numbers."""
+    if _EMBEDDED not in weights or _LM_HEAD not in weights or torch.equal(weights[_EMBEDDED], weights[_LM_HEAD]):
+        return ()
+    return (
+        f"{folder} holds two different token tables: {_EMBEDDED}, which the forward pass reads, is taken and "
+        f"{_LM_HEAD} is not; openpi's own loader refuses such a file",
+    )
+
+
+def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
     """Sizes of the variants that the folder's config.json names; the shapes are checked when the weights are loaded."""
-    path = folder / "config.json"
+    path = folder / openpi_folder.CONFIG
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; give the sizes with arch")
-    values = json.loads(path.read_text())
-    names = values.get("paligemma_variant"), values.get("action_expert_variant")
-    unknown = [str(name) for name in names if name not in _VARIANTS]
-    if unknown:
-        raise UserError(f"{path} names the variant {unknown[0]!r}, whose sizes are not known; give them with arch")
-    base = Pi0Config.pi05() if _EXPERT + "norm.dense.weight" in tensors else Pi0Config.pi0()
-    return {
-        **base.to_json(),
-        "vision": vars(SO400M), "prefix": vars(_VARIANTS[names[0]]), "expert": vars(_VARIANTS[names[1]]),
-        "action_dim": values["action_dim"], "state_dim": values["action_dim"],
-        "action_horizon": values["action_horizon"],
-    }  # fmt: skip
+    values = openpi_folder.config_file(folder)
+    names = [str(values.get(key)) for key in ("paligemma_variant", "action_expert_variant")]
+    for name in names:
+        if name.removesuffix("_lora") in VARIANTS and name.endswith("_lora"):
+            raise UserError(
+                f"{path} names the variant {name!r}, but openpi's converter leaves LoRA adapters out: these weights "
+                "are not the trained ones; convert the JAX checkpoint with pizero, which merges them"
+            )
+        if name not in VARIANTS:
+            raise UserError(f"{path} names the variant {name!r}, whose sizes are not known; give them with arch")
+    dims = [values.get(key) for key in ("action_dim", "action_horizon")]
+    if not all(isinstance(dim, int) for dim in dims):
+        raise UserError(f"{path} does not tell action_dim and action_horizon; give the sizes with arch")
+    preset = Pi0Config.pi05 if adaptive else Pi0Config.pi0
+    return preset(
+        prefix=VARIANTS[names[0]],
+        expert=VARIANTS[names[1]],
+        state_dim=dims[0],
+        action_dim=dims[0],
+        action_horizon=dims[1],
+    )

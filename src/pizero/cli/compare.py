@@ -17,20 +17,28 @@ class Arguments:
 
     output: Path = Path("runs/compare")
     """Folder for dataset, runs, compare.json and report.html."""
+    study: Literal["ladder", "single", "demonstrations", "steps", "rates"] = "ladder"
+    """ladder: each rung on top of the one before. single: rung 0 with one change. demonstrations: 10 to 100 of each
+    task. steps: trained rungs with 1 to 100 inference steps. rates: learning rates of each rung. One folder takes all.
+    """
     env: Literal["tabletop", "metaworld"] = "metaworld"
     """Simulator."""
     rungs: tuple[int, ...] = tuple(range(9))
     """0: the diffusion policy as it is, to 7: π0 and 8: π0.5."""
     seeds: tuple[int, ...] = (0,)
-    """One training per rung and seed."""
-    steps: int = 2_500
-    """Optimizer steps of 32 samples, the same for all rungs."""
-    demonstrations: int = 300
-    """In all, shared by the tasks."""
+    """One training per variant and seed."""
+    steps: int = 1_500
+    """Optimizer steps of 32 samples, the same for all variants."""
+    seconds: float = 0.0
+    """Above 0: the same time for all variants instead, in CPU seconds of one core."""
+    demonstrations: int = 50
+    """Of each task."""
     episodes: int = 10
     """Of each task, for the evaluation of a run."""
     tasks: tuple[str, ...] = ()
     """Tasks by name; all of the simulator's default tasks when none is given."""
+    workers: int = 2
+    """Runs at a time, each on one core."""
     smoke: bool = False
     """A check of the machinery in minutes: the smallest networks, a few steps, the built-in simulator."""
 
@@ -39,16 +47,13 @@ def run(arguments: Arguments) -> int:
     from pizero.configs.ladder import LadderConfig
     from pizero.workflows.compare import CompareConfig, compare, print_comparison
 
+    given = {name: getattr(arguments, name) for name in ("study", "rungs", "seeds", "workers")}
     if arguments.smoke:
-        config = CompareConfig(
-            LadderConfig("tabletop", size="nano", steps=20, batch_size=8), arguments.rungs, arguments.seeds,
-            demonstrations=20, episodes=2,
-        )  # fmt: skip
+        ladder = LadderConfig("tabletop", size="nano", steps=20, batch_size=8)
+        config = CompareConfig(ladder, demonstrations=7, episodes=2, **given)
     else:
-        config = CompareConfig(
-            LadderConfig(arguments.env, steps=arguments.steps), arguments.rungs, arguments.seeds, arguments.tasks,
-            arguments.demonstrations, arguments.episodes,
-        )  # fmt: skip
+        ladder = LadderConfig(arguments.env, steps=arguments.steps, seconds=arguments.seconds)
+        config = CompareConfig(ladder, arguments.tasks, arguments.demonstrations, arguments.episodes, **given)
     results = compare(config, arguments.output)
     print_comparison(results, arguments.output)
     return 0

@@ -1,9 +1,11 @@
-"""The ladder from the diffusion policy to π0: what each rung changes, and its preset in an environment."""
+"""The ladder from the diffusion policy to π0: what each rung changes, and the studies beside it."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pizero.baseline.config import BaselineConfig, ladder_config, small_baseline
 from pizero.configs.presets import ModelName, Preset, get_preset
@@ -29,46 +31,108 @@ HORIZON = 32
 
 
 @dataclass(frozen=True)
-class LadderConfig:
-    """What all rungs share: environment, sample budget, learning rate of each kind of network.
+class Variant:
+    """One network that is trained and measured: a rung, or a rung with something else.
 
-    The learning rates are those of the presets; no sweep was made yet.
+    fields: of the network's config, changed. demonstrations: of each task; 0 takes the comparison's number.
+    rate: the rung's learning rate is multiplied by it.
+    """
+
+    name: str
+    rung: int
+    change: str
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    demonstrations: int = 0
+    rate: float = 1.0
+
+
+def _single(name: str, change: str, **fields: Any) -> Variant:
+    return Variant(f"single_{name}", 0, change, fields)
+
+
+STUDIES: dict[str, tuple[Variant, ...]] = {
+    "ladder": tuple(Variant(f"rung{rung}", rung, change) for rung, change in enumerate(CHANGES)),
+    "single": (
+        _single("state", "state input", state_input=True),
+        _single("horizon32", "action horizon 32", action_horizon=32),
+        _single("horizon50", "action horizon 50", action_horizon=50),
+        _single("sincos", "sine-cosine time embedding", step_embedding="sincos"),
+        _single("flow", "flow matching, 10 steps", objective="flow"),
+        _single("apart", "ego and top images apart", image_fusion="separate"),
+        _single("instruction", "instruction", instruction=True),
+        _single("history1", "1 observation instead of 5", num_history=1),
+    ),
+    "demonstrations": tuple(
+        Variant(f"rung{rung}_demonstrations{count}", rung, CHANGES[rung], demonstrations=count)
+        for rung in (0, 4, PI0_RUNG)
+        for count in (10, 25, 50, 100)
+    ),
+    "rates": tuple(
+        Variant(f"rung{rung}_rate{rate:g}", rung, CHANGES[rung], rate=rate)
+        for rung in range(len(CHANGES))
+        for rate in (0.16, 0.4, 1.0)
+    ),
+}
+"""What `pizero compare --study` trains. "single" changes rung 0, one thing at a time."""
+
+STEP_RUNGS = (3, 4, PI0_RUNG)
+STEP_COUNTS = (1, 2, 5, 10, 20, 50, 100)
+"""The study "steps" evaluates these trained rungs with these numbers of inference steps; 3 and 4 differ in nothing but
+the objective."""
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """What all variants share: environment, budget, batch, draws, actions played per chunk.
+
+    steps: of the optimizer. seconds: above 0 the budget is that many CPU seconds of one core instead, turned into steps
+    by a short measurement of each variant. draws: (noise, time) pairs per sample, for every network.
+    learning_rates: by rung; docs/results/ladder.md has the sweep.
     """
 
     env: str = "metaworld"
     size: str = "full"
     """full, or nano for a check of the machinery."""
-    steps: int = 2_500
+    steps: int = 1_500
+    seconds: float = 0.0
     batch_size: int = 32
-    baseline_learning_rate: float = 1e-3
-    pi0_learning_rate: float = 1.5e-3
+    draws: int = 2
+    learning_rates: tuple[float, ...] = (*[2.5e-3] * PI0_RUNG, 3.75e-3, 3.75e-3)
     execution_horizon: int = 8
 
     def __post_init__(self) -> None:
         if self.size not in ("full", "nano"):
             raise UserError(f"size is {self.size!r}; expected full or nano")
+        if len(self.learning_rates) != len(CHANGES):
+            raise UserError(f"learning_rates: got {len(self.learning_rates)}, expected one for each of the rungs")
 
 
 def rung_preset(rung: int, config: LadderConfig, seed: int) -> Preset:
     """The preset of a rung: the environment's own, with the rung's network and the shared budget."""
     if not 0 <= rung < len(CHANGES):
         raise UserError(f"rung {rung} does not exist; the ladder has 0 to {len(CHANGES) - 1}")
+    return variant_preset(STUDIES["ladder"][rung], config, seed)
+
+
+def variant_preset(variant: Variant, config: LadderConfig, seed: int) -> Preset:
+    """Model and training of a variant, on one CPU thread."""
+    rung = variant.rung
     name: ModelName = "diffusion" if rung < PI0_RUNG else "pi0" if rung == PI0_RUNG else "pi05"
     preset = get_preset(config.env, name)
     nano = config.size == "nano"
     if isinstance(preset.model, BaselineConfig):
         model = ladder_config(rung, _nano_baseline(preset.model) if nano else preset.model)
-        rate, draws = config.baseline_learning_rate, 1
     else:
         sizes = SMALL_SIZES["nano"]
         parts = {part: sizes[part] for part in ("vision", "prefix", "expert", "image_size")} if nano else {}
         model = dataclasses.replace(preset.model, action_horizon=HORIZON, **parts)
-        rate, draws = config.pi0_learning_rate, preset.train.draws
     train = dataclasses.replace(
-        preset.train, steps=config.steps, batch_size=config.batch_size, learning_rate=rate, draws=draws, seed=seed,
-        warmup_steps=min(100, config.steps // 10), log_every=min(50, config.steps), validate_every=config.steps,
-        save_every=max(config.steps // 3, 1), keep=1, optimizer="adamw", early_frames=0.0,
+        preset.train, steps=config.steps, batch_size=config.batch_size, draws=config.draws, seed=seed, threads=1,
+        learning_rate=variant.rate * config.learning_rates[rung], warmup_steps=min(100, config.steps // 10),
+        log_every=min(50, config.steps), validate_every=config.steps, save_every=max(config.steps // 3, 1), keep=1,
+        optimizer="adamw", early_frames=0.0,
     )  # fmt: skip
+    model = dataclasses.replace(model, **variant.fields)
     return dataclasses.replace(preset, model=model, train=train, execution_horizon=config.execution_horizon)
 
 

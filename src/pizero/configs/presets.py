@@ -82,7 +82,8 @@ def get_preset(name: str, model: ModelName = "pi0") -> Preset:
 def _rung_0(preset: Preset) -> Preset:
     """The diffusion policy in place of a preset's π0, with the same images, samples and steps: rung 0 of the ladder.
 
-    It sees five observations of the stacked cameras, neither state nor instruction, and gives chunks of 16 actions.
+    It sees five observations of the stacked cameras, neither state nor instruction, and gives chunks of 16 actions. As
+    in the paper the actions are scaled to [-1, 1], here by their quantiles, and DDIM clips to that range.
 
     command   pizero train DATASET --preset tabletop --model diffusion --output RUN
     hardware  2 CPU cores; needs the `baseline` extra
@@ -92,10 +93,10 @@ def _rung_0(preset: Preset) -> Preset:
     model = small_baseline(
         "tiny", cameras=pi0.cameras, image_size=pi0.image_size, state_dim=pi0.state_dim, action_dim=pi0.action_dim,
         vocab_size=pi0.vocab_size, prompt_length=pi0.prompt_length,
-        stem_stride=pi0.image_size // 32,  # leaves 8 x 8 positions for the keypoints
+        stem_stride=max(pi0.image_size // 16, 1),  # leaves 4 x 4 positions for the keypoints
     )  # fmt: skip
     train = replace(preset.train, optimizer="adamw", learning_rate=1e-3, ema_decay=0.9999, ema_power=0.75)
-    return replace(preset, model=model, train=train)
+    return replace(preset, model=model, train=train, norm_mode="quantile")
 
 
 def _mode(model: ModelName) -> Mode:

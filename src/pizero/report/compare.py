@@ -1,4 +1,4 @@
-"""The report of `pizero compare`: success, cost and latency of each rung."""
+"""The report of `pizero compare`: success, cost and latency of each rung, and the studies beside the ladder."""
 
 from __future__ import annotations
 
@@ -6,58 +6,118 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pizero.report.curves import Point, curves_picture
 from pizero.report.html import Picture, Section, Table, write_report
 from pizero.report.pictures import scatter_picture, success_picture
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def compare_report(path: Path, results: Mapping[str, Any]) -> None:
     """Writes the HTML page for what compare.json holds."""
-    rows: Sequence[Mapping[str, Any]] = results["rows"]
-    settings = results["settings"]
+    settings, rows = results["settings"], results["rows"]
+    sections: list[Section] = []
+    if rows:
+        sections += [_ladder(rows), _costs(rows)]
+    if results["single"]:
+        text = "The diffusion policy with one change at a time, and as it is."
+        entries = [row for row in rows if row["rung"] == 0] + list(results["single"])
+        sections.append(Section("One change at a time", text, [_success(entries, numbered=False), _table(entries)]))
+    for key, x, title, label in (
+        ("demonstrations", "demonstrations", "Demonstrations", "demonstrations, all tasks together"),
+        ("steps", "num_steps", "Inference steps", "calls of the network per chunk"),
+        ("rates", "learning_rate", "Learning rates", "learning rate"),
+    ):
+        if results[key]:
+            picture = curves_picture(_curves(results[key], x), f"Success by {title.lower()}", label)
+            sections.append(Section(title, _TEXTS[key], [Picture(picture, title), _table(results[key], (x, title))]))
+    facts = {
+        "environment": settings["ladder"]["env"],
+        "demonstrations of each task": str(settings["demonstrations"]),
+        "budget of a run": _budget(settings["ladder"]),
+        "seeds": str(max((len(row["seeds"]) for row in rows), default=1)),
+    }
+    write_report(path, title="pizero: from the diffusion policy to π0", facts=facts, sections=sections)
+
+
+_TEXTS = {
+    "demonstrations": "The same training budget with fewer and more demonstrations.",
+    "steps": "Trained rungs with other numbers of inference steps. Rungs 3 and 4 are the same network, once trained by "
+    "diffusion, once by flow matching.",
+    "rates": "Short trainings with each rung's learning rate times 0.16, 0.4 and 1. Chosen by the error on held-out "
+    "episodes, since short trainings hardly succeed.",
+}
+
+
+def _ladder(rows: Rows) -> Section:
+    return Section(
+        "What each step is worth",
+        "Each rung adds one change to the one above it; all learn from the same demonstrations and are evaluated on "
+        "the same episodes.",
+        [_success(rows, numbered=True), _table(rows)],
+    )
+
+
+def _costs(rows: Rows) -> Section:
+    points = [(row["latency"], 100 * row["success"], str(row["rung"])) for row in rows]
+    times = [(row["seconds"], 100 * row["success"], str(row["rung"])) for row in rows]
+    return Section(
+        "What it costs",
+        "A call is one action chunk for one observation; it and the training ran on one core.",
+        [
+            Picture(scatter_picture(points, "Success and latency", "milliseconds a call"), "Success by latency"),
+            Picture(scatter_picture(times, "Success and training time", "seconds of training"), "Success by time"),
+        ],
+    )
+
+
+def _success(rows: Rows, numbered: bool) -> Picture:
     entries = {
-        f"{row['rung']}  {_short(row['change'])}": {
+        (f"{row['rung']}  " if numbered else "") + _short(row["change"]): {
             "success_rate": row["success"], "interval": row["interval"], "episodes": row["episodes"],
             "successes": round(row["success"] * row["episodes"]),
         }
         for row in rows
     }  # fmt: skip
-    header = ("Rung", "Change", "Success", "95 % interval", "Parameters", "ms a call", "Training", "Memory")
-    cells = [
-        [
-            str(row["rung"]), row["change"], f"{row['success']:.1%}",
-            f"{row['interval'][0]:.0%} – {row['interval'][1]:.0%}",
-            f"{row['parameters']:,}", f"{row['latency']:.0f}", f"{row['seconds']:.0f} s", f"{row['peak_mib']:.0f} MiB",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    points = [(row["latency"], 100 * row["success"], str(row["rung"])) for row in rows]
-    costs = [(row["seconds"], 100 * row["success"], str(row["rung"])) for row in rows]
-    sections = [
-        Section(
-            "What each step is worth",
-            "Each rung adds one change to the one above it; all learn from the same demonstrations and are evaluated "
-            "on the same episodes.",
-            [
-                Picture(success_picture(entries), "Success rate of each rung with its 95 % interval"),
-                Table(header, cells, numbers=(2, 3, 4, 5, 6, 7)),
-            ],
-        ),
-        Section(
-            "What it costs",
-            "A call is one action chunk for one observation on one core. Training at an equal number of samples.",
-            [
-                Picture(scatter_picture(points, "Success and latency", "milliseconds a call"), "Success by latency"),
-                Picture(scatter_picture(costs, "Success and training time", "seconds of training"), "Success by time"),
-            ],
-        ),
+    return Picture(success_picture(entries), "Success rate of each network with its 95 % interval")
+
+
+def _table(rows: Rows, extra: tuple[str, str] | None = None) -> Table:
+    """extra: a key of the rows and its heading."""
+    header = [
+        "Rung",
+        "Change",
+        *([extra[1]] if extra else []),
+        "Success",
+        "95 % interval",
+        "Open-loop error",
+        "ms a call",
     ]
-    facts = {
-        "environment": settings["ladder"]["env"],
-        "demonstrations": str(settings["demonstrations"]),
-        "samples": f"{rows[0]['samples']:,}",
-        "seeds": str(len(settings["seeds"])),
-    }
-    write_report(path, title="pizero: from the diffusion policy to π0", facts=facts, sections=sections)
+    if "parameters" in rows[0]:
+        header += ["Parameters", "Training", "Memory"]
+    cells: list[list[str]] = []
+    for row in rows:
+        line = [str(row["rung"]), row["change"], *([f"{row[extra[0]]:g}"] if extra else []), f"{row['success']:.1%}"]
+        line += [f"{row['interval'][0]:.0%} – {row['interval'][1]:.0%}"]
+        line += [f"{row['relative_error']:.3f}" if "relative_error" in row else "", f"{row['latency']:.0f}"]
+        if "parameters" in row:
+            line += [f"{row['parameters']:,}", f"{row['seconds']:.0f} s", f"{row['peak_mib']:.0f} MiB"]
+        cells.append(line)
+    return Table(header, cells, numbers=tuple(range(2, len(header))))
+
+
+def _curves(rows: Rows, key: str) -> dict[str, list[Point]]:
+    curves: dict[str, list[Point]] = {}
+    for row in rows:
+        name = f"{row['rung']}  {_short(row['change'])}"
+        curves.setdefault(name, []).append((float(row[key]), row["success"], *row["interval"]))
+    return curves
+
+
+def _budget(ladder: Mapping[str, Any]) -> str:
+    if ladder["seconds"]:
+        return f"{ladder['seconds']:g} CPU seconds of one core"
+    return f"{ladder['steps'] * ladder['batch_size']:,} samples"
 
 
 def _short(change: str) -> str:

@@ -51,7 +51,7 @@ def mask_picture(config: Pi0Config, path: Path | None = None, *, prompt_tokens: 
         image[mask[:, column], column] = _rgb(GROUP_COLOURS[name])
     image[padding, :] = image[:, padding] = _rgb("#e3e7eb")
 
-    figure = _figure(6.2, 6.35)
+    figure = new_figure(6.2, 6.35)
     axes = figure.add_axes((0.205, 0.05, 0.77, 0.77 * 6.2 / 6.35))
     axes.imshow(image, interpolation="nearest", extent=(0, total, total, 0))
     for line in range(1, total):
@@ -67,8 +67,8 @@ def mask_picture(config: Pi0Config, path: Path | None = None, *, prompt_tokens: 
     axes.set_axis_off()
     actions = "earlier actions" if config.action_attention == "causal" else "each other"
     seen = f"the prefix, the state and {actions}" if "state" in groups else f"the prefix and {actions}"
-    _title(figure, "Attention: who sees whom", f"Each row looks at its coloured columns. Actions see {seen}.")
-    return _finish(figure, path)
+    set_title(figure, "Attention: who sees whom", f"Each row looks at its coloured columns. Actions see {seen}.")
+    return finish(figure, path)
 
 
 def _small_mask(config: Pi0Config, prompt_tokens: int) -> tuple[NDArray[np.bool_], dict[str, int]]:
@@ -132,7 +132,7 @@ def flow_picture(
     steps, columns = len(trajectory) - 1, len(names) if len(names) < 6 else min(5, -(-len(names) // 2))
     rows = -(-len(names) // columns)
     height = 1.2 + 1.75 * rows
-    figure = _figure(WIDTH, height)
+    figure = new_figure(WIDTH, height)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     figure.subplots_adjust(left=0.065, right=0.98, top=1 - 0.98 / height, bottom=0.5 / height, wspace=0.1, hspace=0.34)
     colours = _noise_to_action(steps + 1)
@@ -144,15 +144,15 @@ def flow_picture(
         for k in range(steps + 1):
             width, alpha = (2.2, 1.0) if k == steps else (0.9, 0.75)
             axes.plot(trajectory[k, :, i], color=colours[k], linewidth=width, alpha=alpha)
-        _plain(axes)
+        plain(axes)
         axes.set_ylim(-limit, limit)
         axes.set_title(names[i], fontsize=9.5, color=INK, loc="left", pad=4)
         if i + columns >= len(names):
             axes.set_xlabel("control step", fontsize=8, color=MUTED)
             axes.tick_params(labelbottom=True)
-    _title(figure, "Noise becomes an action chunk", f"{steps} integration steps; normalised actions")
+    set_title(figure, "Noise becomes an action chunk", f"{steps} integration steps; normalised actions")
     _time_key(figure, colours, height)
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def _noise_to_action(count: int) -> NDArray[np.floating[Any]]:
@@ -179,7 +179,7 @@ def loss_picture(metrics: Sequence[Mapping[str, Any]], path: Path | None = None)
     held_out = [(line["step"], line["validation_loss"]) for line in metrics if "validation_loss" in line]
     if not len(train):
         raise UserError("metrics hold no training loss: expected lines with the keys step and loss")
-    figure = _figure(WIDTH, 3.6)
+    figure = new_figure(WIDTH, 3.6)
     axes = figure.add_axes((0.075, 0.145, 0.775, 0.65))
     half = len(train) // 60
     smooth = _running_mean(train[:, 1], half)
@@ -193,15 +193,15 @@ def loss_picture(metrics: Sequence[Mapping[str, Any]], path: Path | None = None)
         ends.append((float(points[-1, 0]), float(points[-1, 1]), "held out", colour))
     axes.set_yscale("log")
     axes.set_xlim(0, max(end[0] for end in ends))
-    _plain(axes)
+    plain(axes)
     _label_ends(axes, ends)
     axes.set_xlabel("training step", fontsize=9, color=MUTED)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     axes.tick_params(which="minor", labelsize=8, labelcolor=MUTED, length=0)
     bold = "; bold: running mean" if half else ""
-    _title(figure, "Loss", f"Squared error of the velocity, logarithmic scale{bold}")
-    return _finish(figure, path)
+    set_title(figure, "Loss", f"Squared error of the velocity, logarithmic scale{bold}")
+    return finish(figure, path)
 
 
 def _running_mean(values: NDArray[np.floating[Any]], half: int) -> NDArray[np.floating[Any]]:
@@ -245,7 +245,7 @@ def success_picture(
     if not rows:
         raise UserError("no success rates to draw: per_task is empty")
     height = 1.25 + (0.36 if rows < 20 else 0.25) * (rows + 0.6 * sum(map(bool, groups)))
-    figure = _figure(WIDTH, height)
+    figure = new_figure(WIDTH, height)
     axes = figure.add_axes((0.29, 0.42 / height, 0.47, 1 - 1.28 / height))
     y = 0.0
     for group in groups:
@@ -260,12 +260,12 @@ def success_picture(
             axes.axvline(baselines[name]["success_rate"], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
             axes.text(baselines[name]["success_rate"], 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8,
                       color=MUTED, ha="center", va="bottom")  # fmt: skip
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    _title(figure, "Success rate", "Point: measured. Bar: 95 % Wilson interval.")
-    return _finish(figure, path)
+    set_title(figure, "Success rate", "Point: measured. Bar: 95 % Wilson interval.")
+    return finish(figure, path)
 
 
 def _interval(axes: Axes, y: float, name: str, entry: Mapping[str, Any], colour: str, strong: bool) -> None:
@@ -291,17 +291,17 @@ def scatter_picture(
     """Labelled points (x, success in percent, label)."""
     if not points:
         raise UserError("no points to draw")
-    figure = _figure(WIDTH, 3.4)
+    figure = new_figure(WIDTH, 3.4)
     axes = figure.add_axes((0.08, 0.15, 0.88, 0.63))
     for x, y, label in points:
         axes.plot([x], [y], "o", color=GOOD, markersize=7, clip_on=False)
         axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xlim(0, 1.08 * max(x for x, _, _ in points))
     axes.set_ylim(-3, 103)
-    _plain(axes)
+    plain(axes)
     axes.set_xlabel(x_label, fontsize=8, color=MUTED)
-    _title(figure, title, "Success in percent. The number is the rung.")
-    return _finish(figure, path)
+    set_title(figure, title, "Success in percent. The number is the rung.")
+    return finish(figure, path)
 
 
 # -------------------------------------------------------------------------------------------------- film strip
@@ -317,20 +317,20 @@ def film_strip(
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     side = WIDTH / count * 0.96
     height = side * frames.shape[1] / frames.shape[2] + 0.28
-    figure = _figure(WIDTH, height)
+    figure = new_figure(WIDTH, height)
     for i, index in enumerate(chosen):
         axes = figure.add_axes((i / count + 0.02 / count, 0.26 / height, 0.96 / count, 1 - 0.28 / height))
         axes.imshow(frames[index], interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         text = f"{index / fps:.1f} s" if fps else f"frame {index}"
         axes.text(0.5, -0.04, text, transform=axes.transAxes, fontsize=8, color=MUTED, ha="center", va="top")
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 # -------------------------------------------------------------------------------------------------- common
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -340,14 +340,14 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))  # type: ignore[return-value]
 
 
-def _title(figure: Figure, title: str, subtitle: str) -> None:
+def set_title(figure: Figure, title: str, subtitle: str) -> None:
     """Title and subtitle at the upper left corner, at the same distance from the edge in every picture."""
     height = figure.get_figheight()
     figure.text(0.02, 1 - 0.12 / height, title, fontsize=13, fontweight="bold", color=INK, va="top")
     figure.text(0.02, 1 - 0.4 / height, subtitle, fontsize=9, color=MUTED, va="top")
 
 
-def _plain(axes: Axes, grid: str = "y") -> None:
+def plain(axes: Axes, grid: str = "y") -> None:
     """Only what is read: a light grid, no frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
@@ -356,7 +356,7 @@ def _plain(axes: Axes, grid: str = "y") -> None:
     axes.tick_params(labelsize=8, labelcolor=MUTED, color=RULE, length=0)
 
 
-def _finish(figure: Figure, path: Path | None) -> bytes:
+def finish(figure: Figure, path: Path | None) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     data = buffer.getvalue()

@@ -78,7 +78,7 @@ class Trainer:
         config = self.config
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         losses: list[Tensor] = []
-        waited, since = 0.0, time.perf_counter()
+        waited, since, busy = 0.0, time.perf_counter(), time.process_time()
         try:
             while self.step < config.steps:
                 started = time.perf_counter()
@@ -91,18 +91,19 @@ class Trainer:
                     metrics.write(
                         self.step, loss=progress.loss, learning_rate=learning_rate(config, self.step - 1),
                         samples_per_second=progress.samples_per_second, data_share=progress.data_share,
+                        cpu_seconds=time.process_time() - busy,
                     )  # fmt: skip
                     if on_step is not None:
                         on_step(progress)
-                    losses, waited, since = [], 0.0, time.perf_counter()
+                    losses, waited, since, busy = [], 0.0, time.perf_counter(), time.process_time()
                 if self.validation is not None and (
                     self.step % config.validate_every == 0 or self.step == config.steps
                 ):
                     metrics.write(self.step, validation_loss=self.validate())
-                    since = time.perf_counter()
+                    since, busy = time.perf_counter(), time.process_time()
                 if self.step % config.save_every == 0 or self.step == config.steps:
                     self.save()
-                    since = time.perf_counter()
+                    since, busy = time.perf_counter(), time.process_time()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)

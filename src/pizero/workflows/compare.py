@@ -1,197 +1,178 @@
-"""The ladder measured: every rung trained on the same demonstrations and evaluated on the same episodes.
+"""The ladder measured: every variant trained on the same demonstrations and evaluated on the same episodes.
 
-Each run (rung, seed) is a process of its own, so that its memory is its own, and leaves its result at once; what is
-there already is not run again.
+Each run is a process of its own with one thread, so that its memory and its time are its own, and leaves its result at
+once; what is there already is not run again, and the results of all studies in a folder make one compare.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
-from pizero.configs.ladder import CHANGES, LadderConfig, rung_preset
-from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.loader import split_episodes
+from pizero.configs.ladder import CHANGES, STEP_COUNTS, STEP_RUNGS, STUDIES, variant_preset
+from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
-from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.compare import compare_report
-from pizero.train.metrics import read_metrics
-from pizero.types import RobotDict, UserError
+from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect_once
-from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
-from pizero.workflows.progress import console
-from pizero.workflows.train import recorded_observation, train_policy
+from pizero.workflows.compare_runs import RunConfig, evaluate_steps, train_and_measure
+from pizero.workflows.evaluate import write_json
+from pizero.workflows.progress import console, progress_bar
 
-LATENCY_CALLS = 10
-OPEN_LOOP_FRAMES = 64
+STUDY_NAMES = (*STUDIES, "steps")
+Job = tuple[str, Path, Callable[..., None], tuple[Any, ...]]
+"""What it is called, the file that it leaves, the function and its arguments."""
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """rungs, seeds: what is run. demonstrations: in all. episodes: of each task, for the evaluation."""
+class CompareConfig(RunConfig):
+    """rungs: restricts the studies that have several. seeds: one run each. workers: runs at a time."""
 
-    ladder: LadderConfig
+    study: str = "ladder"
     rungs: tuple[int, ...] = tuple(range(len(CHANGES)))
     seeds: tuple[int, ...] = (0,)
-    tasks: tuple[str, ...] = ()
-    demonstrations: int = 300
-    episodes: int = 10
-    num_envs: int = 4
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.study not in STUDY_NAMES:
+            raise UserError(f"unknown study {self.study!r}; expected one of {', '.join(STUDY_NAMES)}")
+        if not self.rungs or not self.seeds:
+            raise UserError("nothing to compare: give at least one rung and one seed")
+        unknown = [rung for rung in self.rungs if not 0 <= rung < len(CHANGES)]
+        if unknown:
+            raise UserError(f"rung {unknown[0]} does not exist; the ladder has 0 to {len(CHANGES) - 1}")
 
 
 def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
     """Runs what is missing and writes compare.json and report.html; returns what compare.json holds.
 
     Its "rows", one per rung, hold rung, change, success (over all seeds), interval, episodes, success_by_seed,
-    parameters, latency (milliseconds a call on one core), seconds (of training), samples, samples_per_second, peak_mib
-    (memory of the whole process), open_loop_error (mean absolute error per action dimension, robot units).
+    parameters, latency (milliseconds a call on one core), seconds (of training, CPU time of one core), samples,
+    samples_per_second, peak_mib (memory of the whole process), open_loop_error (mean absolute error per action
+    dimension, robot units), relative_error (its mean over the dimensions, in standard deviations). "single",
+    "demonstrations", "rates" and "steps" hold rows of the same kind for those studies.
     """
-    started = time.perf_counter()
-    if not config.rungs or not config.seeds:
-        raise UserError("nothing to compare: give at least one rung and one seed")
     _check_settings(config, folder)
-    dataset = folder / "dataset"
-    collect_once(_collect_config(config), dataset)
-    runs: dict[int, list[dict[str, Any]]] = {rung: [] for rung in config.rungs}
-    results: dict[str, Any] = {}
-    for seed in config.seeds:  # seed by seed, so that an interrupted comparison has whole ladders
-        for rung in config.rungs:
-            path = folder / f"rung{rung}_seed{seed}" / "result.json"
-            if not path.is_file():
-                console.print(f"[bold]rung {rung}, seed {seed}[/]: {CHANGES[rung]}")
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    pool.submit(run_rung, config, rung, seed, dataset, path.parent).result()
-            runs[rung].append(json.loads(path.read_text()))
-            results = _summary(config, runs, time.perf_counter() - started)
-            write_json(folder / "compare.json", results)
+    num_tasks = _num_tasks(config)
+    collect_once(_collect_config(config, num_tasks), folder / "dataset")
+    started = time.perf_counter()
+    jobs = [job for job in _jobs(config, num_tasks, folder) if not job[1].is_file()]
+    try:
+        _run(jobs, config.workers)
+    finally:
+        results = summarize_runs(config, folder) | {"seconds": round(time.perf_counter() - started, 1)}
+        write_json(folder / "compare.json", results)
     compare_report(folder / "report.html", results)
     return results
 
 
-def run_rung(config: CompareConfig, rung: int, seed: int, dataset: Path, folder: Path) -> None:
-    """Trains and measures one rung; its result.json appears when all is done."""
-    preset = rung_preset(rung, config.ladder, seed)
-    trained = train_policy(dataset, folder, preset, resume=True)
-    policy = load_policy(trained.checkpoint)
-    rollouts = evaluate_policy(
-        policy,
-        EvaluateConfig(
-            env=config.ladder.env, tasks=config.tasks, episodes=config.episodes, num_envs=config.num_envs,
-            image_size=preset.model.image_size, execution_horizon=preset.execution_horizon,
-        ),
-        None,
-    )  # fmt: skip
-    if rollouts["errors"]:
-        raise UserError(f"rung {rung}: {rollouts['errors']} episodes ended by an error: {rollouts['error_texts']}")
-    metrics = [line for line in read_metrics(folder / "metrics.jsonl") if "samples_per_second" in line]
-    seconds = sum(_steps_of(metrics, i) * preset.train.batch_size / line["samples_per_second"]
-                  for i, line in enumerate(metrics))  # fmt: skip
-    data = LeRobotDataset(dataset)
-    observations, expected = _held_out(data, policy, preset.train.validation_fraction, seed)
-    result = {
-        "rung": rung, "seed": seed, "parameters": trained.parameters, "loss": trained.loss,
-        "samples": preset.train.steps * preset.train.batch_size, "train_seconds": seconds,
-        "samples_per_second": round(preset.train.steps * preset.train.batch_size / seconds, 1),
-        "successes": rollouts["successes"], "episodes": rollouts["episodes"],
-        "per_task": {task: entry["success_rate"] for task, entry in rollouts["per_task"].items()},
-        "open_loop_error": _open_loop_error(policy, observations, expected, preset.execution_horizon),
-        "latency": _latency(policy, observations[0]),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+def _jobs(config: CompareConfig, num_tasks: int, folder: Path) -> Iterator[Job]:
+    """Seed by seed, so that an interrupted comparison has whole ladders."""
+    shared = RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
+    for seed in config.seeds:
+        for variant in STUDIES.get(config.study, ()):
+            if variant.rung in config.rungs:
+                run = folder / f"{variant.name}_seed{seed}"
+                count = num_tasks * (variant.demonstrations or config.demonstrations)
+                arguments = shared, variant, seed, folder / "dataset", count, run
+                yield run.name, run / "result.json", train_and_measure, arguments
+        for rung in STEP_RUNGS if config.study == "steps" else ():
+            run = folder / f"rung{rung}_seed{seed}"
+            if rung in config.rungs and not (run / "result.json").is_file():
+                raise UserError(f"{run.name} is not trained yet; run the study ladder first")
+            for count in STEP_COUNTS if rung in config.rungs else ():
+                path = folder / "steps" / f"{run.name}_steps{count}.json"
+                yield path.stem, path, evaluate_steps, (shared, run, count, path)
+
+
+def _run(jobs: Sequence[Job], workers: int) -> None:
+    context = get_context("spawn")
+    with progress_bar() as bars, ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
+        bar = bars.add_task("runs", total=len(jobs), note="")
+        waiting = {pool.submit(function, *arguments): (name, path) for name, path, function, arguments in jobs}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                name, path = waiting[future]
+                result = json.loads(path.read_text())
+                bars.advance(bar)
+                bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def summarize_runs(config: CompareConfig, folder: Path) -> dict[str, Any]:
+    """Settings and the rows of all studies, from the results that are in the folder."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*/result.json"))]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for study, variants in STUDIES.items():
+        runs = [[run for run in found if run["variant"] == variant.name] for variant in variants]
+        rows[study] = [_row(sorted(done, key=lambda run: run["seed"])) for done in runs if done]
+    stepped = [json.loads(path.read_text()) for path in sorted((folder / "steps").glob("*.json"))]
+    keys = sorted({(run["rung"], run["num_steps"]) for run in stepped})
+    by_steps = [_row([run for run in stepped if (run["rung"], run["num_steps"]) == key]) for key in keys]
+    return {"settings": dataclasses.asdict(config), "rows": rows.pop("ladder"), **rows, "steps": by_steps}
+
+
+_KEPT = ("variant", "rung", "change", "demonstrations", "learning_rate", "parameters", "samples", "num_steps")
+_AVERAGED = {"latency": "latency", "train_seconds": "seconds", "samples_per_second": "samples_per_second",
+             "peak_mib": "peak_mib", "relative_error": "relative_error"}  # fmt: skip
+
+
+def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of one variant, one per seed."""
+    successes, episodes = sum(run["successes"] for run in runs), sum(run["episodes"] for run in runs)
+    row = {key: runs[0][key] for key in _KEPT if key in runs[0]}
+    row |= {ours: round(float(np.mean([run[key] for run in runs])), 3) for key, ours in _AVERAGED.items()
+            if key in runs[0]}  # fmt: skip
+    if "open_loop_error" in runs[0]:
+        row["open_loop_error"] = np.mean([run["open_loop_error"] for run in runs], axis=0).round(4).tolist()
+    return row | {
+        "success": successes / episodes, "interval": list(wilson_interval(successes, episodes)), "episodes": episodes,
+        "seeds": [run["seed"] for run in runs], "success_by_seed": [run["successes"] / run["episodes"] for run in runs],
+        "success_by_task": {
+            task: sum(run["successes_by_task"][task] for run in runs) / (episodes / len(runs[0]["successes_by_task"]))
+            for task in runs[0]["successes_by_task"]
+        },
     }  # fmt: skip
-    write_json(folder / "result.json", result)
 
 
-def _steps_of(metrics: list[dict[str, Any]], index: int) -> int:
-    return metrics[index]["step"] - (metrics[index - 1]["step"] if index else 0)
-
-
-def _held_out(
-    data: LeRobotDataset, policy: ModelPolicy, fraction: float, seed: int
-) -> tuple[list[RobotDict], np.ndarray]:
-    """Frames of validation episodes as a robot would give them, and the recorded actions [N, H, d]."""
-    _, frames = split_episodes(data, fraction, seed)
-    chosen = np.random.default_rng(0).choice(frames, min(OPEN_LOOP_FRAMES, len(frames)), replace=False)
-    observations = [recorded_observation(data, policy.pipeline, int(frame)) for frame in chosen]
-    return observations, data.window(policy.pipeline.embodiment.action_key, chosen, policy.noise_shape[0])[0]
-
-
-def _open_loop_error(
-    policy: ModelPolicy, observations: list[RobotDict], expected: np.ndarray, steps: int
-) -> list[float]:
-    """Mean absolute error of the actions that would be played, per dimension, in the robot's units."""
-    predicted = np.stack([answer["actions"] for answer in policy.infer_batch(observations)])
-    error = np.abs(predicted[:, :steps] - expected[:, :steps, : predicted.shape[2]])
-    return [round(float(value), 4) for value in error.mean(axis=(0, 1))]
-
-
-def _latency(policy: ModelPolicy, observation: RobotDict) -> float:
-    """Milliseconds: median of single calls on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _num_tasks(config: CompareConfig) -> int:
+    world = make_env(config.ladder.env, tasks=config.tasks or None, render_in_step=False)
     try:
-        policy.infer(observation)
-        times: list[float] = []
-        for _ in range(LATENCY_CALLS):
-            started = time.perf_counter()
-            policy.infer(observation)
-            times.append(time.perf_counter() - started)
+        return len(world.task_names)
     finally:
-        torch.set_num_threads(threads)
-    return round(1e3 * float(np.median(times)), 1)
+        world.close()
 
 
-def _summary(config: CompareConfig, runs: dict[int, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for rung, done in runs.items():
-        if not done:
-            continue
-        successes, episodes = sum(run["successes"] for run in done), sum(run["episodes"] for run in done)
-        rows.append(
-            {
-                "rung": rung, "change": CHANGES[rung], "success": successes / episodes,
-                "interval": list(wilson_interval(successes, episodes)), "episodes": episodes,
-                "success_by_seed": [run["successes"] / run["episodes"] for run in done],
-                "parameters": done[0]["parameters"], "latency": _mean(done, "latency"),
-                "seconds": round(float(np.mean([run["train_seconds"] for run in done])), 3),
-                "samples": done[0]["samples"],
-                "samples_per_second": _mean(done, "samples_per_second"), "peak_mib": _mean(done, "peak_mib"),
-                "open_loop_error": np.mean([run["open_loop_error"] for run in done], axis=0).round(4).tolist(),
-            }
-        )  # fmt: skip
-    return {"settings": dataclasses.asdict(config), "rows": rows, "seconds": round(seconds, 1)}
-
-
-def _mean(runs: list[dict[str, Any]], key: str) -> float:
-    return round(float(np.mean([run[key] for run in runs])), 1)
-
-
-def _collect_config(config: CompareConfig) -> CollectConfig:
+def _collect_config(config: CompareConfig, num_tasks: int) -> CollectConfig:
+    """Enough for every study of the folder, whichever comes first."""
     env = config.ladder.env
+    most = max(variant.demonstrations for variant in STUDIES["demonstrations"]) if config.ladder.size == "full" else 0
     return CollectConfig(
-        env, episodes=config.demonstrations, tasks=config.tasks, workers=config.workers,
-        image_size=rung_preset(0, config.ladder, 0).model.image_size,
+        env, episodes=num_tasks * max(config.demonstrations, most), tasks=config.tasks, workers=config.workers,
+        image_size=variant_preset(STUDIES["ladder"][0], config.ladder, 0).model.image_size,
         image_format="png" if env == "tabletop" else "h264",
     )  # fmt: skip
 
 
 def _check_settings(config: CompareConfig, folder: Path) -> None:
-    """A folder holds one comparison: only rungs and seeds may be added."""
+    """A folder holds one comparison: only studies, rungs and seeds may be added."""
     path = folder / "settings.json"
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("rungs", "seeds", "workers", "num_envs"):
+    for name in ("study", "rungs", "seeds", "workers", "num_envs"):
         settings.pop(name)
     if path.is_file() and json.loads(path.read_text()) != settings:
         raise UserError(f"{folder} holds a comparison with other settings (settings.json); choose another folder")
@@ -200,15 +181,34 @@ def _check_settings(config: CompareConfig, folder: Path) -> None:
 
 
 def print_comparison(results: dict[str, Any], folder: Path) -> None:
-    table = Table(title="from the diffusion policy to π0", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("", "change", "success", "95 %", "size", "ms", "train s", "MiB"):
-        table.add_column(heading, justify="left" if heading == "change" else "right", no_wrap=heading != "change")
-    for row in results["rows"]:
-        low, high = row["interval"]
-        table.add_row(
-            str(row["rung"]), row["change"], f"{row['success']:.1%}", f"{low:.0%}-{high:.0%}",
-            f"{row['parameters'] / 1e6:.2f}M", f"{row['latency']:.0f}", f"{row['seconds']:.0f}",
-            f"{row['peak_mib']:.0f}",
-        )  # fmt: skip
-    console.print(table)
+    """Every study that has results, as a table."""
+    for key, (title, columns) in _TABLES.items():
+        if results[key]:
+            console.print(_table(results[key], title, columns))
     console.print(f"{results['seconds']:.0f} s · {folder}: compare.json, report.html")
+
+
+_COSTS = {"size": lambda row: f"{row['parameters'] / 1e6:.2f}M", "train s": lambda row: f"{row['seconds']:.0f}",
+          "MiB": lambda row: f"{row['peak_mib']:.0f}"}  # fmt: skip
+_TABLES: dict[str, tuple[str, dict[str, Callable[[dict[str, Any]], str]]]] = {
+    "rows": ("from the diffusion policy to π0", _COSTS),
+    "single": ("one change to the diffusion policy", _COSTS),
+    "demonstrations": ("fewer and more demonstrations", {"demos": lambda row: str(row["demonstrations"])}),
+    "rates": ("learning rates", {"rate": lambda row: f"{row['learning_rate']:.1e}"}),
+    "steps": ("inference steps", {"steps": lambda row: str(row["num_steps"])}),
+}
+"""Title and own columns of each study's table."""
+
+
+def _table(rows: list[dict[str, Any]], title: str, columns: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("", "change", "success", "95 %", "error", "ms", *columns):
+        table.add_column(heading, justify="left" if heading == "change" else "right", no_wrap=heading != "change")
+    for row in rows:
+        low, high = row["interval"]
+        error = f"{row['relative_error']:.3f}" if "relative_error" in row else ""
+        table.add_row(
+            str(row["rung"]), row["change"], f"{row['success']:.1%}", f"{low:.0%}-{high:.0%}", error,
+            f"{row['latency']:.0f}", *(column(row) for column in columns.values()),
+        )  # fmt: skip
+    return table

@@ -28,7 +28,8 @@ EVALUATION_SEED = 1_000_000
 @dataclass(frozen=True)
 class EvaluateConfig:
     """episodes: of each task. execution_horizon: actions played before the next chunk is asked for; None takes half of
-    the policy's action horizon. num_steps: of sampling; None takes the model's own number.
+    the policy's action horizon. num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes
+    all cores.
     """
 
     env: str
@@ -40,6 +41,7 @@ class EvaluateConfig:
     num_envs: int = 16
     image_size: int | None = None
     num_videos: int = 0
+    threads: int = 0
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -61,7 +63,7 @@ def evaluate_policy(
     alter: Alter | None = None,
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     if config.execution_horizon is None:
         config = dataclasses.replace(config, execution_horizon=max(policy.noise_shape[0] // 2, 1))
     assert config.execution_horizon is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,17 @@ def train_policy(
     tokenizer: Path | None = None,
     stats: Path | None = None,
     device: str = "cpu",
+    episodes: Sequence[int] | None = None,
 ) -> TrainResult:
-    """Trains `preset` on the dataset into `folder`. `start`: a checkpoint whose weights are fine-tuned."""
+    """Trains `preset` on the dataset, or on some of its episodes, into `folder`.
+
+    start: a checkpoint whose weights are fine-tuned.
+    """
     torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
     found = list_checkpoints(folder)
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
-    dataset = LeRobotDataset(dataset_root)
+    dataset = LeRobotDataset(dataset_root, episodes=episodes)
     model = _initial_model(preset, start)
     preset = dataclasses.replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)

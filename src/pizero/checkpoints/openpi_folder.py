@@ -1,0 +1,163 @@
+"""What openpi's two formats have in common: the sizes, config.json, and assets/<id>/norm_stats.json.
+
+openpi keeps the sizes of a model in its source, not in the checkpoint. The PyTorch port's config.json names two
+variants and openpi does not read it, so what we write has all our sizes and switches under one more key, `pizero`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.source import Arch, Facts
+from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
+from pizero.files import write_bytes
+from pizero.model.config import GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.types import UserError
+
+CONFIG, ASSETS, STATS, OURS = "config.json", "assets", "norm_stats.json", "pizero"
+DUMMY = GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16)
+VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M, "dummy": DUMMY}
+"""Sizes by openpi's names (openpi src/openpi/models/gemma.py, get_config)."""
+STATE_UNKNOWN = (
+    "openpi's files do not tell whether the prompt holds the state: it is taken to; for a π0.5 trained with "
+    "discrete_state_input=False (as pi05_libero) give an arch with state_input 'none'"
+)
+
+
+def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
+    """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
+    if "vlm" not in values:
+        return Pi0Config.from_json(values)
+    preset = Pi0Config.pi05 if values["pi05"] else Pi0Config.pi0
+    vision = {name: values["vision"][name] for name in ("width", "depth", "mlp_dim", "num_heads")}
+    return preset(
+        vision=SiglipConfig(patch_size=values["patch_size"], **vision),
+        prefix=GemmaConfig(**values["vlm"]),
+        expert=GemmaConfig(**values["action_expert"]),
+        vocab_size=values["vocab_size"],
+        image_size=values["image_size"],
+        prompt_length=values["max_token_len"],
+        state_dim=values["action_dim"],
+        action_dim=values["action_dim"],
+        action_horizon=values["action_horizon"],
+    )
+
+
+def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config | None:
+    """What `arch` or a config.json of ours says; None when neither is there.
+
+    adaptive: whether the weights have adaptive norms; UserError when the config says otherwise.
+    """
+    if arch is None:
+        values = config_file(folder).get(OURS)
+        config = Pi0Config.from_json(values) if isinstance(values, dict) else None  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
+    if config is not None and config.adaptive != adaptive:
+        raise UserError(
+            f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise"
+        )
+    return config
+
+
+def config_file(folder: Path) -> dict[str, Any]:
+    """The content of config.json; empty when there is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object; copy the checkpoint again")
+    return values  # pyright: ignore[reportUnknownVariableType]
+
+
+def write_config(folder: Path, config: Pi0Config, dtype: torch.dtype) -> None:
+    """openpi's five keys and ours."""
+    names = {sizes: name for name, sizes in VARIANTS.items()}
+    values = {
+        "action_dim": config.action_dim,
+        "action_horizon": config.action_horizon,
+        "paligemma_variant": names.get(config.prefix, "other"),
+        "action_expert_variant": names.get(config.expert, "other"),
+        "precision": str(dtype).removeprefix("torch."),
+        OURS: config.to_json(),
+    }
+    write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def writable_config(model: Network) -> Pi0Config:
+    """The config of a model that openpi can run; UserError for one that it would run differently, or not at all."""
+    config = model.config
+    if not isinstance(config, Pi0Config):
+        raise UserError(f"openpi has no {type(model).__name__}; only native folders hold it")
+    if config.action_attention != "bidirectional":
+        raise UserError(
+            "openpi has no causal attention among actions: it would compute other actions from these weights"
+        )
+    if config.adaptive == config.has_state_token:
+        raise UserError(
+            "openpi has a state token without adaptive norms (π0) or adaptive norms without a state token (π0.5); "
+            f"this model has state_input {config.state_input!r} and time_conditioning {config.time_conditioning!r}"
+        )
+    return config
+
+
+def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:
+    """The norm stats of the only robot among the assets, and what a user should be told about them."""
+    found = sorted((folder / ASSETS).rglob(STATS))
+    if not found:
+        return Facts(), ()
+    if len(found) > 1:
+        names = ", ".join(str(path.parent.relative_to(folder / ASSETS)) for path in found)
+        return Facts(), (f"{folder} has the norm stats of several robots ({names}); none is taken",)
+    try:
+        return Facts(norm_stats=NormStats.load(found[0], _mode(config))), ()
+    except UserError as error:
+        return Facts(), (f"{found[0]} is left out: {error}",)
+
+
+def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
+    """assets/<name of the embodiment, or "robot">/norm_stats.json, if the statistics are known.
+
+    openpi derives the mode from the model and has one epsilon: UserError for another mode; another epsilon goes into
+    the spread, which gives the same numbers.
+    """
+    stats = facts.norm_stats
+    if stats is None:
+        return
+    if stats.mode != _mode(config):
+        raise UserError(
+            f"the norm stats are for mode {stats.mode!r}, but openpi would use {_mode(config)!r} with this model; "
+            "leave them out, or train with openpi's mode"
+        )
+    fields = {"state": stats.state, "actions": stats.actions}
+    values = {
+        name: {key: value for key, value in _widen(field, stats).to_json().items() if key not in ("min", "max")}
+        for name, field in fields.items()
+    }
+    name = facts.embodiment.name if facts.embodiment else "robot"
+    write_bytes(folder / ASSETS / name / STATS, json.dumps({"norm_stats": values}, indent=2).encode())
+
+
+def _mode(config: Pi0Config) -> Mode:
+    """openpi src/openpi/training/config.py: quantiles for everything but π0."""
+    return "quantile" if config.adaptive else "zscore"
+
+
+def _widen(field: FieldStats, stats: NormStats) -> FieldStats:
+    """The same normalisation with openpi's epsilon."""
+    more = stats.epsilon - EPSILON
+    if stats.mode == "zscore":
+        return replace(field, std=field.std + more)
+    assert field.q99 is not None  # NormStats refuses statistics without quantiles in this mode
+    return replace(field, q99=field.q99 + more)

@@ -1,0 +1,224 @@
+"""Trees of arrays as Orbax stores them (Zarr in one OCDBT database), read and written with tensorstore alone.
+
+An array is read and written in blocks of its first axis, because a stack of layers may be as large as 4.8 GB.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pizero.files import write_bytes
+from pizero.types import UserError
+
+METADATA = "_METADATA"
+_ROOT, _LEAF = "params", "value"
+_COMMIT_BYTES = 1 << 28  # what is written before a commit is held in memory
+
+
+def stored_names(folder: Path) -> dict[str, str]:
+    """Names of arrays ("a/b") and the names that the database has for them ("params.a.b", maybe with ".value").
+
+    Told by the folder's _METADATA; empty when there is none. UserError when it cannot be read.
+    """
+    return {} if not (folder / METADATA).is_file() else {_name(keys): ".".join(keys) for keys in _key_paths(folder)}
+
+
+class OrbaxArrays:
+    """The arrays of a folder by name. UserError when one is missing or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, ts = folder, _tensorstore()
+        if not (folder / "manifest.ocdbt").is_file():
+            raise UserError(
+                f"{folder} has a {METADATA} but no manifest.ocdbt; copy the checkpoint again, all its files"
+            )
+        driver = "zarr3" if _metadata(folder).get("use_zarr3") else "zarr"
+        database = {"context": ts.Context(), "open": True, "read": True}
+        waiting = {
+            name: ts.open(_spec(folder, stored, driver), **database) for name, stored in stored_names(folder).items()
+        }
+        self._stores: dict[str, Any] = {}
+        for name, store in waiting.items():
+            try:
+                self._stores[name] = store.result()
+            except (ValueError, OSError) as error:
+                raise self._damaged(name, error) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stores)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._stores[name].shape)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Entries of the first axis, or all; a new tensor with the dtype of the file."""
+        store = self._stores[name]
+        try:
+            return _to_torch((store if stop is None else store[start:stop]).read().result())
+        except (ValueError, OSError) as error:
+            raise self._damaged(name, error) from error
+
+    def block(self, name: str) -> int:
+        """Entries of the first axis that are stored, and best read, together."""
+        return self._stores[name].chunk_layout.read_chunk.shape[0]
+
+    def _damaged(self, name: str, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())
+        return UserError(f"{self._folder}: the array {name} cannot be read; copy the checkpoint again ({reason[:200]})")
+
+
+@dataclass(frozen=True)
+class ArrayToWrite:
+    """blocks: gives the whole array, or its entries along the first axis one after the other (without that axis)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Callable[[], Iterable[Tensor]]
+    split: bool
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        return (1, *self.shape[1:]) if self.split else self.shape
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """A path as training runs write it, under "params" and with "value" at its end."""
+        return (_ROOT, *self.name.split("/"), _LEAF)
+
+
+def write_arrays(folder: Path, arrays: list[ArrayToWrite]) -> None:
+    """A folder as Orbax writes one, in one process: database, tree, shardings and chunks."""
+    ts = _tensorstore()
+    folder.mkdir()
+    database = {"context": ts.Context()}  # one for all, or every array would commit files of its own
+    created = ts.Transaction()
+    for array in arrays:
+        spec = _spec(folder, ".".join(array.keys), "zarr") | {
+            "store_data_equal_to_fill_value": True,
+            "metadata": {
+                "shape": list(array.shape),
+                "chunks": list(array.chunk),
+                "dtype": _ZARR_DTYPES[array.dtype],
+                "compressor": {"id": "zstd", "level": 1},
+            },
+        }
+        ts.open(spec, create=True, transaction=created, **database).result()
+    created.commit_sync()
+    transaction, waiting = ts.Transaction(), 0
+    for array in arrays:
+        store = ts.open(_spec(folder, ".".join(array.keys), "zarr"), open=True, **database).result()
+        for index, block in enumerate(array.blocks()):
+            target = store.with_transaction(transaction)
+            (target[index] if array.split else target).write(_to_numpy(block, store.dtype)).result()
+            waiting += block.numel() * block.element_size()
+            if waiting >= _COMMIT_BYTES:
+                transaction.commit_sync()
+                transaction, waiting = ts.Transaction(), 0
+    transaction.commit_sync()
+    for name, values in _descriptions(arrays).items():
+        write_bytes(folder / name, json.dumps(values).encode())
+
+
+def _descriptions(arrays: list[ArrayToWrite]) -> dict[str, Any]:
+    """The files beside the database, as Orbax 0.11 writes them."""
+    tree = {
+        str(array.keys): {
+            "key_metadata": [{"key": key, "key_type": 2} for key in array.keys],
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                "write_shape": list(array.shape),
+            },
+        }
+        for array in arrays
+    }
+    sharding = json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": "TFRT_CPU_0"})
+    chunks = [
+        {
+            "array_metadata": {
+                "param_name": ".".join(array.keys),
+                "write_shape": list(array.shape),
+                "chunk_shape": list(array.chunk),
+                "ext_metadata": None,
+            }
+        }
+        for array in arrays
+    ]
+    return {
+        METADATA: {
+            "tree_metadata": tree,
+            "use_zarr3": False,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": None,
+        },
+        "_sharding": {base64.b64encode(".".join(array.keys).encode()).decode(): sharding for array in arrays},
+        "array_metadatas/process_0": {"array_metadatas": chunks},
+    }
+
+
+def _spec(folder: Path, stored: str, driver: str) -> dict[str, Any]:
+    kvstore = {"driver": "ocdbt", "base": f"{folder.absolute().as_uri()}/", "path": f"{stored}/"}
+    return {"driver": driver, "kvstore": kvstore}
+
+
+def _metadata(folder: Path) -> Mapping[str, Any]:
+    path = folder / METADATA
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
+    if not isinstance(values, dict) or not isinstance(values.get("tree_metadata"), dict):  # pyright: ignore[reportUnknownMemberType]
+        raise UserError(f"{path} has no tree_metadata; it is not of a version of Orbax that is read here")
+    return values  # pyright: ignore[reportUnknownVariableType]
+
+
+def _key_paths(folder: Path) -> list[tuple[str, ...]]:
+    try:
+        return [
+            tuple(str(key["key"]) for key in entry["key_metadata"])
+            for entry in _metadata(folder)["tree_metadata"].values()
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / METADATA} has a tree without names ({error!r}); copy the checkpoint again"
+        ) from error
+
+
+def _name(keys: tuple[str, ...]) -> str:
+    keys = keys[1:] if keys[:1] == (_ROOT,) else keys
+    return "/".join(keys[:-1] if keys[-1:] == (_LEAF,) else keys)
+
+
+def _tensorstore() -> Any:
+    try:
+        import tensorstore
+    except ImportError:
+        raise UserError("openpi's JAX checkpoints need tensorstore: pip install 'pizero[openpi]'") from None
+    return tensorstore
+
+
+def _to_torch(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.dtype.name != "bfloat16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+
+def _to_numpy(tensor: Tensor, dtype: Any) -> np.ndarray[Any, Any]:
+    """dtype: tensorstore's, which knows a NumPy type for bfloat16."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    return tensor.view(torch.int16).numpy().view(dtype.numpy_dtype)
+
+
+_ZARR_DTYPES = {torch.float32: "<f4", torch.float64: "<f8", torch.float16: "<f2", torch.bfloat16: "bfloat16"}
