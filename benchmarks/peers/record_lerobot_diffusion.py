@@ -2,7 +2,7 @@
 
 Run it in an environment of its own, with `pip install lerobot==0.6.1 diffusers`:
 
-    OMP_NUM_THREADS=1 python benchmarks/peers/record_lerobot_diffusion.py tests/golden/lerobot_diffusion
+    make record-lerobot-diffusion LEROBOT_ENV=<that environment>
 
 Two checkpoints, saved by the policy's and the processors' own `save_pretrained`, each with `golden.npz`; and
 `default_state_dict.json`, names and shapes of the policy with all its defaults. LeRobot has no setting for the widths
@@ -105,6 +105,28 @@ def randomise(policy: DiffusionPolicy, seed: int) -> None:
             tensor.copy_(noise * (2.0 / tensor[0].numel()) ** 0.5)
 
 
+def frames(images: dict[str, Tensor], state: np.ndarray) -> list[list[dict[str, Tensor]]]:
+    """What a robot hands over, for each history in the batch and each moment of it: no batch axis."""
+    values = {**images, "observation.state": torch.from_numpy(state)}
+    return [
+        [{key: value[row, moment] for key, value in values.items()} for moment in range(state.shape[1])]
+        for row in range(BATCH)
+    ]
+
+
+def play(policy: DiffusionPolicy, before: Any, after: Any, history: list[dict[str, Tensor]], noise: Tensor) -> Tensor:
+    """The actions in robot units that `select_action` plays after this history, one by one [n_action_steps, ACTION].
+
+    The policy plans at the first call and once more when that plan is played; then its last observations are these.
+    """
+    policy.reset()
+    length = policy.config.n_action_steps
+    for observation in history[:1] * (length + 1 - len(history)) + history[:-1]:
+        policy.select_action(before(observation), noise=noise[None].clone())
+    newest = before(history[-1])
+    return torch.cat([after(policy.select_action(newest, noise=noise[None].clone())) for _ in range(length)])
+
+
 def record(name: str, changes: dict[str, Any], folder: Path) -> None:
     config = DiffusionConfig(
         horizon=16, down_dims=(16, 32), kernel_size=3, diffusion_step_embed_dim=16, spatial_softmax_num_keypoints=6,
@@ -145,7 +167,8 @@ def record(name: str, changes: dict[str, Any], folder: Path) -> None:
         )  # fmt: skip
         policy.diffusion.num_inference_steps = STEPS
         sampled = policy.diffusion.conditional_sample(BATCH, global_cond=encoded, noise=noise.clone())
-        played = after(policy.diffusion.generate_actions(batch, noise=noise.clone()))
+    histories = frames(raw, state)
+    played = torch.stack([play(policy, before, after, *pair) for pair in zip(histories, noise, strict=True)])
     np.savez_compressed(
         folder / "golden.npz",
         **{f"in.{key}": value.transpose(0, 1, 3, 4, 2) for key, value in images.items()},

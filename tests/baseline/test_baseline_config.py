@@ -13,10 +13,10 @@ from pizero.baseline.config import (
     LADDER,
     SMALL_SIZES,
     BaselineConfig,
-    LerobotStyle,
     ladder_config,
     small_baseline,
 )
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.types import UserError
 
@@ -55,46 +55,43 @@ def test_json_round_trip(rung: int) -> None:
     assert BaselineConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-COLOURS = {"image_mean": ((0.5, 0.4, 0.3),) * 2, "image_std": ((0.2, 0.3, 0.1),) * 2}
-
-
-def lerobot_config(style: dict[str, Any] | None = None, **changes: Any) -> BaselineConfig:
-    return BaselineConfig(**{"image_fusion": "shared", "lerobot": LerobotStyle(**COLOURS, **(style or {})), **changes})
+def lerobot_style(**changes: Any) -> LerobotStyle:
+    values = {"image_shape": (96, 128), "image_mean": ((0.5, 0.4, 0.3),) * 2, "image_std": ((0.2, 0.3, 0.1),) * 2}
+    return LerobotStyle(**{**values, **changes})
 
 
 def test_a_policy_of_lerobot() -> None:
-    config = lerobot_config({"image_width": 128, "crop": (90, 100), "resize": (92, 120)}, num_history=3)
+    style = lerobot_style(resize=(92, 120), crop=(90, 100), num_steps=25)
+    config = BaselineConfig(image_fusion="shared", num_history=3, lerobot=style)
     assert BaselineConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    assert (config.image_shape, config.encoded_size, config.positions) == ((96, 128), (90, 100), (3, 4))
+    assert (config.image_shape, BaselineConfig(image_size=64).image_shape) == ((96, 128), (64, 64))
     assert (config.past_actions, BaselineConfig(num_history=3).past_actions) == (2, 0)
-    assert lerobot_config({"resize": (92, 120)}).encoded_size == (92, 120)
+    assert config.default_num_steps == 25
+    assert style.encoded_shape == (90, 100)
+    assert lerobot_style(resize=(92, 120)).encoded_shape == (92, 120)
+    assert lerobot_style().encoded_shape == (96, 128)
 
 
 @pytest.mark.parametrize(
     ("style", "changes", "message"),
     [
-        ({}, {"cameras": ("top",)}, "not one for each of ('top',)"),
+        ({}, {"cameras": ("top",)}, "expected image means and deviations for each of top"),
         ({}, {"image_fusion": "stacked"}, "image_fusion 'separate' or 'shared'"),
         ({}, {"objective": "flow"}, "expected the objective 'diffusion'"),
-        ({"crop": (97, 90)}, {}, "lerobot.crop (97, 90) is larger than the images, (96, 96)"),
-        ({"resize": (64, 64), "crop": (65, 64)}, {}, "larger than the images, (64, 64)"),
-        ({"crop": (0, 90)}, {}, "lerobot.crop must be a height and a width"),
-        ({"image_width": -1}, {}, "lerobot.image_width must be positive"),
+        ({"crop": (97, 90)}, {}, "lerobot.crop (97, 90) is larger than the images, (96, 128)"),
+        ({"resize": (64, 64), "crop": (64, 65)}, {}, "larger than the images, (64, 64)"),
         ({"image_std": ((0.2, 0.0, 0.1),) * 2}, {}, "lerobot.image_std must be positive"),
-        ({"image_mean": ((0.2, 0.1),) * 2}, {}, "lerobot.image_mean must be three numbers per camera"),
-        ({"image_mean": ((0.2, 0.1, float("nan")),) * 2}, {}, "lerobot.image_mean must be three numbers per camera"),
-        ({"crop": (32, 90)}, {}, "image_size 32: the encoder shrinks it 32 times"),
+        ({"image_std": ((0.2, float("nan"), 0.1),) * 2}, {}, "lerobot.image_std must be positive"),
     ],
 )
 def test_a_policy_of_lerobot_that_is_refused(style: dict[str, Any], changes: dict[str, Any], message: str) -> None:
-    values = {"image_fusion": "shared", **changes}
     with pytest.raises(UserError) as error:
-        BaselineConfig(lerobot=LerobotStyle(**{**COLOURS, **style}), **values)
+        BaselineConfig(**{"image_fusion": "shared", **changes}, lerobot=lerobot_style(**style))
     assert message in str(error.value)
 
 
 def test_json_of_another_style_is_refused() -> None:
-    values = lerobot_config().to_json()
+    values = BaselineConfig(image_fusion="shared", lerobot=lerobot_style()).to_json()
     values["lerobot"]["colour"] = 1
     with pytest.raises(UserError, match=r"unknown keys in config.lerobot: colour; known: batch_norm"):
         BaselineConfig.from_json(values)

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pizero.baseline.config import BaselineConfig, LerobotStyle
+from pizero.baseline.config import BaselineConfig
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints import lerobot_diffusion
 from pizero.checkpoints.lerobot_diffusion import key_table
 from pizero.checkpoints.load import load_model, load_network, read_source
 from pizero.checkpoints.native import load_checkpoint, save_checkpoint
-from pizero.data.pipeline import Pipeline
-from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.policy.policy import ModelPolicy
+from pizero.policy.policy import load_policy
 from pizero.types import Observation, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples with")
@@ -87,31 +86,23 @@ def test_the_network(name: str) -> None:
 
 
 @BOTH
-def test_robot_units_and_the_first_action_that_is_played(name: str) -> None:
-    """With the statistics of the file; actions before the newest observation are left out."""
-    source, arrays = read_source(GOLDEN / name), golden(name)
-    config, facts = source.config, source.facts
-    assert isinstance(config, BaselineConfig)
-    assert facts.embodiment is not None
-    assert facts.norm_stats is not None
-    pipeline = Pipeline(
-        facts.embodiment, facts.norm_stats, PaligemmaTokenizer.bytes(), config.cameras, "pi0", 8, config.image_shape,
-        config.state_dim, config.action_dim, config.num_history,
-    )  # fmt: skip
-    policy = ModelPolicy(policy_of(name), pipeline, num_steps=10)
+def test_what_the_robot_plays(name: str) -> None:
+    """From the folder alone: what LeRobot's `select_action` plays from the same noise, in robot units."""
+    policy, arrays = load_policy(GOLDEN / name), golden(name)
+    config = policy.model.config
+    assert policy.num_steps == 10
     for row, expected in enumerate(arrays["out.played"]):
         robot = {
             "state": arrays["in.state"][row],
             "images": {camera: arrays[f"in.{camera}"][row] for camera in ("top", "wrist")},
-            "prompt": "",
+            "prompt": "which is not read",
             "noise": arrays["in.noise"][row],
         }
         actions = policy.infer(robot)["actions"]
         assert actions.shape == (16 - (config.num_history - 1), 3)
         assert np.abs(actions[: len(expected)] - expected).max() < TOLERANCE
-    normalised = pipeline.model_inputs(
-        {camera: arrays[f"in.{camera}"] for camera in ("top", "wrist")}, arrays["in.state"], ["", ""]
-    )
+    images = {camera: arrays[f"in.{camera}"] for camera in ("top", "wrist")}
+    normalised = policy.pipeline.model_inputs(images, arrays["in.state"], ["", ""])
     assert "state" in normalised
     assert np.abs(normalised["state"] - arrays["out.state"]).max() < 1e-6
 
@@ -123,14 +114,13 @@ def test_the_recorded_cases_differ_where_they_should() -> None:
     assert batch.lerobot is not None
     assert (group.image_fusion, batch.image_fusion) == ("separate", "shared")
     assert (group.lerobot.batch_norm, batch.lerobot.batch_norm) == (False, True)
-    assert (group.lerobot.film_scale, batch.lerobot.film_scale) == (True, False)
     assert (group.lerobot.predicts_actions, batch.lerobot.predicts_actions) == (False, True)
     assert (group.lerobot.resize, batch.lerobot.resize) == (None, (68, 80))
     assert (group.lerobot.crop, batch.lerobot.crop) == ((70, 97), (57, 68))
     assert (group.clip_range, batch.clip_range) == (0.7, 0.0)
     assert (group.past_actions, batch.past_actions) == (1, 2)
     assert group.image_shape == (76, 100)
-    assert (group.default_num_steps, batch.default_num_steps) == (20, 10)
+    assert (group.lerobot.num_steps, batch.lerobot.num_steps) == (10, None)
     model, arrays = policy_of("group_norm"), golden("group_norm")
     assert model.schedule is not None
     model.schedule.clip_range = 0.0
@@ -154,10 +144,10 @@ def test_saved_as_native(name: str, tmp_path: Path) -> None:
 def test_key_table_of_the_full_sizes() -> None:
     """All names and shapes of LeRobot's policy with its defaults, but constants and counters; ours all used once."""
     manifest = json.loads((GOLDEN / "default_state_dict.json").read_text())
-    colours = ((0.0, 0.0, 0.0),) * 2, ((1.0, 1.0, 1.0),) * 2
+    style = LerobotStyle((96, 96), ((0.0, 0.0, 0.0),) * 2, ((1.0, 1.0, 1.0),) * 2, batch_norm=True)
     config = BaselineConfig(
         action_dim=3, state_dim=4, num_history=2, cameras=("top", "wrist"), state_input=True, image_fusion="separate",
-        step_embedding="sincos", lerobot=LerobotStyle(batch_norm=True, image_mean=colours[0], image_std=colours[1]),
+        step_embedding="sincos", lerobot=style,
     )  # fmt: skip
     table = key_table(config)
     with torch.device("meta"):
@@ -192,6 +182,13 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c.update(beta_schedule="linear"), "beta_schedule is 'linear'; only 'squaredcos_cap_v2' is supported"),
     (lambda c: c.update(use_peft=True), "use_peft is True; only False is supported"),
     (lambda c: c.update(prediction_type="v"), "prediction_type is 'v', expected 'epsilon' or 'sample'"),
+    (lambda c: c.update(novelty=1), "novelty is no setting of LeRobot 0.6.1"),
+    (lambda c: c.update(noise_scheduler_type="EDM"), "noise_scheduler_type is 'EDM', expected 'DDPM' or 'DDIM'"),
+    (lambda c: c.update(num_train_timesteps=2**31 - 1), "num_train_timesteps is 2147483647, expected at most 10000"),
+    (lambda c: c.update(num_inference_steps=0), "num_inference_steps is 0, expected a whole number"),
+    (lambda c: c.update(clip_sample_range=0.0), "clip_sample_range is 0.0, expected a number above 0"),
+    (lambda c: c.update(clip_sample=1), "clip_sample is 1, expected true or false"),
+    (lambda c: c.update(n_obs_steps=17), "n_obs_steps is 17, expected at most the horizon"),
     (lambda c: c.update(use_group_norm=False), "weights do not fit: "),
     (lambda c: c.update(use_film_scale_modulation=False), "of another shape"),
     (lambda c: c.update(use_separate_rgb_encoder_per_camera=False), "config.json describes another policy"),
@@ -329,9 +326,11 @@ def test_processors_that_are_refused(tmp_path: Path, change: Callable[..., objec
 
 
 def test_notes(tmp_path: Path) -> None:
-    folder = copy_of("group_norm", tmp_path, lambda c: c.update(num_inference_steps=20, novelty=1))
+    assert read_source(GOLDEN / "group_norm").notes == ()
+    folder = copy_of("group_norm", tmp_path, lambda c: c.update(num_inference_steps=15))
     assert read_source(folder).notes == (
-        f"{folder / 'config.json'} has settings that are not known and were left out: novelty",
+        f"{folder / 'config.json'} samples with DDIM in 15 steps; here it is DDIM, in 20 steps unless num_steps says "
+        "otherwise",
     )
     with pytest.warns(UserWarning, match="samples with DDPM in 50 steps; here it is DDIM, in 10 steps"):
         load_network(GOLDEN / "batch_norm")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from train_helpers import nano_baseline, nano_model, nano_preset
 
-from pizero.baseline.config import LerobotStyle
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.configs.presets import Preset
@@ -49,7 +49,7 @@ RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
 
 def test_a_chunk_that_starts_in_the_past_is_not_trained(dataset: Path, tmp_path: Path) -> None:
     """The windows of the data start at the newest observation."""
-    style = LerobotStyle(image_mean=((0.0,) * 3,) * 2, image_std=((1.0,) * 3,) * 2)
+    style = LerobotStyle((16, 16), ((0.0, 0.0, 0.0),) * 2, ((1.0, 1.0, 1.0),) * 2)
     model = nano_baseline(num_history=3, state_input=True, image_fusion="shared", lerobot=style)
     with pytest.raises(UserError, match="starts before the newest observation runs, but is not trained further"):
         train_policy(dataset, tmp_path / "run", dataclasses.replace(nano_preset(), model=model))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.types import UserError
 
 ImageFusion = Literal["stacked", "separate", "shared"]
@@ -18,40 +18,6 @@ StepSpacing = Literal["leading", "trailing"]
 _CHOICES = {
     "image_fusion": ImageFusion, "step_embedding": StepEmbedding, "objective": Objective, "step_spacing": StepSpacing,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LerobotStyle:
-    """What a diffusion policy of LeRobot does in another way, beside that its chunk starts at the oldest observation.
-
-    film_scale: false modulates with a shift alone. predicts_actions: the network's target is the action, not the noise.
-    batch_norm: the encoder has batch norms, whose statistics stay as they are, in place of group norms.
-    image_mean, image_std: three colours of each camera, of pixels in [0, 1]; the encoder sees (pixel - mean) / std.
-    image_width: of images that are not square; the config's image_size is their height. None: square.
-    resize, crop: (height, width) to which the images are resized and then cut about their centre; None: as they are.
-    """
-
-    film_scale: bool = True
-    predicts_actions: bool = False
-    batch_norm: bool = False
-    image_mean: tuple[tuple[float, float, float], ...] = ()
-    image_std: tuple[tuple[float, float, float], ...] = ()
-    image_width: int | None = None
-    resize: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std"):
-            if any(len(colours) != 3 or not all(map(math.isfinite, colours)) for colours in getattr(self, name)):
-                raise UserError(f"lerobot.{name} must be three numbers per camera, got {getattr(self, name)}")
-        if any(value <= 0 for colours in self.image_std for value in colours):
-            raise UserError(f"lerobot.image_std must be positive, got {self.image_std}")
-        for name in ("resize", "crop"):
-            size = getattr(self, name)
-            if size is not None and (len(size) != 2 or min(size) <= 0):
-                raise UserError(f"lerobot.{name} must be a height and a width, got {size}")
-        if self.image_width is not None and self.image_width <= 0:
-            raise UserError(f"lerobot.image_width must be positive, got {self.image_width}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +40,7 @@ class BaselineConfig:
         step embedding. stem_stride: by how much the encoder shrinks the image before its first level; 4 is ResNet's.
     encoder_widths: channels of the encoder's levels, two residual blocks each; four levels are ResNet-18.
     keypoints: of each encoder's spatial softmax. prompt_width: of the instruction's embedding table.
-    lerobot: for a policy that came from LeRobot, what it does in another way.
+    lerobot: of a policy that came from LeRobot; its `image_shape` counts and not `image_size`.
     """
 
     action_horizon: int = 16
@@ -122,12 +88,13 @@ class BaselineConfig:
                 raise UserError(f"encoder_widths {self.encoder_widths}: {width} is above 16 and no multiple of 16")
         if self.stem_stride not in (1, 2, 4):
             raise UserError(f"stem_stride is {self.stem_stride}; expected 1, 2 or 4")
-        self._check_style()
-        if min(self.positions) < 2:
+        if self.lerobot is None and self.image_size < 2 * self.encoder_stride:
             raise UserError(
-                f"image_size {min(self.encoded_size)}: the encoder shrinks it {self.encoder_stride} times and leaves "
-                "less than 2 x 2 positions for the keypoints; lower stem_stride or take fewer encoder_widths"
+                f"image_size {self.image_size}: the encoder shrinks it {self.encoder_stride} times and leaves less "
+                "than 2 x 2 positions for the keypoints; lower stem_stride or take fewer encoder_widths"
             )
+        if self.lerobot is not None:
+            self._check_lerobot(self.lerobot)
 
     def _check_numbers(self) -> None:
         for field in dataclasses.fields(self):
@@ -140,35 +107,16 @@ class BaselineConfig:
         if self.clip_range < 0:
             raise UserError(f"clip_range must not be negative, got {self.clip_range}")
 
-    def _check_style(self) -> None:
-        style = self.lerobot
-        if style is None:
-            return
+    def _check_lerobot(self, style: LerobotStyle) -> None:
         if not len(style.image_mean) == len(style.image_std) == len(self.cameras):
-            raise UserError(f"lerobot: got image means and deviations that are not one for each of {self.cameras}")
+            raise UserError(f"lerobot: expected image means and deviations for each of {', '.join(self.cameras)}")
         if self.image_fusion == "stacked" or self.objective != "diffusion":
             raise UserError("lerobot: expected the objective 'diffusion' and the image_fusion 'separate' or 'shared'")
-        whole = style.resize or self.image_shape
-        if style.crop is not None and (style.crop[0] > whole[0] or style.crop[1] > whole[1]):
-            raise UserError(f"lerobot.crop {style.crop} is larger than the images, {whole}")
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width) of the images in an observation."""
-        width = self.lerobot.image_width if self.lerobot is not None else None
-        return self.image_size, width or self.image_size
-
-    @property
-    def encoded_size(self) -> tuple[int, int]:
-        """(height, width) of what the encoder sees."""
-        style = self.lerobot
-        return self.image_shape if style is None else style.crop or style.resize or self.image_shape
-
-    @property
-    def positions(self) -> tuple[int, int]:
-        """Rows and columns of the encoder's last level."""
-        height, width = self.encoded_size
-        return -(-height // self.encoder_stride), -(-width // self.encoder_stride)
+        return (self.image_size, self.image_size) if self.lerobot is None else self.lerobot.image_shape
 
     @property
     def past_actions(self) -> int:
@@ -190,6 +138,8 @@ class BaselineConfig:
         """Steps of `sample_actions`: 10 of Euler, 20 of DDIM or the next lower divisor of `diffusion_steps`."""
         if self.objective == "flow":
             return 10
+        if self.lerobot is not None and self.lerobot.num_steps is not None:
+            return self.lerobot.num_steps
         return max(steps for steps in range(1, 21) if self.diffusion_steps % steps == 0)
 
     @property
@@ -214,21 +164,8 @@ class BaselineConfig:
             if name in values:
                 values[name] = tuple(values[name])
         if values.get("lerobot") is not None:
-            values["lerobot"] = _style_from_json(values["lerobot"])
+            values["lerobot"] = LerobotStyle.from_json(values["lerobot"])
         return BaselineConfig(**values)
-
-
-def _style_from_json(values: Mapping[str, Any]) -> LerobotStyle:
-    known = {field.name for field in dataclasses.fields(LerobotStyle)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"unknown keys in config.lerobot: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    values = dict(values)
-    for name in ("image_mean", "image_std"):
-        values[name] = tuple(tuple(colours) for colours in values.get(name, ()))
-    for name in ("resize", "crop"):
-        values[name] = None if values.get(name) is None else tuple(values[name])
-    return LerobotStyle(**values)
 
 
 LADDER: tuple[dict[str, Any], ...] = (

@@ -13,14 +13,15 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pizero.baseline.config import BaselineConfig, LerobotStyle
+from pizero.baseline.config import BaselineConfig
 from pizero.baseline.encoder import ImageEncoder
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.schedule import NoiseSchedule, step_at_flow_time, step_from_drawn_time
 from pizero.baseline.unet import StepEncoder, UNet1d
 from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
 from pizero.types import Observation
 
-STACKED, SHARED = "stacked", "shared"
+STACKED = "stacked"
 
 
 class DiffusionPolicy(nn.Module):
@@ -31,19 +32,19 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.config = config
-        style = self.style = config.lerobot or LerobotStyle()
+        style = config.lerobot
         self.schedule: NoiseSchedule | None = None
         if config.objective == "diffusion":
+            predicts_actions = style is not None and style.predicts_actions
             self.schedule = NoiseSchedule(
-                config.diffusion_steps, config.clip_range, config.step_spacing, style.predicts_actions
+                config.diffusion_steps, config.clip_range, config.step_spacing, predicts_actions
             )
+        batch_norm = style is not None and style.batch_norm
         stacked = config.image_fusion == "stacked"
         channels = 3 * len(config.cameras) if stacked else 3
         self.image_encoders = nn.ModuleDict(
             {
-                name: ImageEncoder(
-                    channels, config.encoder_widths, config.stem_stride, config.keypoints, style.batch_norm
-                )
+                name: ImageEncoder(channels, config.encoder_widths, config.stem_stride, config.keypoints, batch_norm)
                 for name in (config.cameras if config.image_fusion == "separate" else (config.image_fusion,))
             }
         )
@@ -51,7 +52,7 @@ class DiffusionPolicy(nn.Module):
         step_encoder = StepEncoder(config.step_embedding, config.diffusion_steps, config.step_width)
         self.unet = UNet1d(
             config.action_dim, config.observation_width, config.down_dims, config.kernel_size, config.groups,
-            step_encoder, style.film_scale,
+            step_encoder,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- observation
@@ -71,18 +72,19 @@ class DiffusionPolicy(nn.Module):
         return torch.cat([frames.flatten(1), prompt.float()], dim=-1)
 
     def _encode_images(self, observation: Observation) -> Tensor:
-        """All frames in one pass per encoder: [B, T, features]. An absent camera is an image of zeros."""
-        size, batch, history = self.config.image_shape, observation.batch_size, self.config.num_history
-        device = observation.prompt_tokens.device
+        """All frames of a camera in one pass: [B, T, features]. An absent camera is an image of zeros."""
+        batch, history, style = observation.batch_size, self.config.num_history, self.config.lerobot
+        device, shape = observation.prompt_tokens.device, self.config.image_shape
+        encoded_shape = shape if style is None else style.encoded_shape
         images: dict[str, Tensor] = {}
         for index, name in enumerate(self.config.cameras):
             image = observation.images.get(name)
             if image is None:
-                images[name] = torch.zeros(batch * history, 3, *self.config.encoded_size, device=device)
+                images[name] = torch.zeros(batch * history, 3, *encoded_shape, device=device)
                 continue
-            image = image.reshape(batch * history, *size, 3).permute(0, 3, 1, 2)
-            if self.config.lerobot is not None:
-                image = prepare_image(self.config.lerobot, image, index)
+            image = image.reshape(batch * history, *shape, 3).permute(0, 3, 1, 2)
+            if style is not None:
+                image = prepare_image(style, image, index)
             mask = observation.image_masks[name]
             if mask.device.type != "cpu" or not bool(mask.all()):  # a mask on the host costs no wait for the device
                 present = mask.to(device).repeat_interleave(history)
@@ -90,10 +92,8 @@ class DiffusionPolicy(nn.Module):
             images[name] = image
         if self.config.image_fusion == "stacked":
             images = {STACKED: torch.cat(list(images.values()), dim=1)}
-        if self.config.image_fusion == "shared":
-            features = self.image_encoders[SHARED](torch.cat(list(images.values()))).chunk(len(images))
-            return torch.cat(features, dim=-1).view(batch, history, -1)
-        features = [encoder(images[name]) for name, encoder in self.image_encoders.items()]
+        shared = self.config.image_fusion == "shared"
+        features = [self.image_encoders["shared" if shared else name](image) for name, image in images.items()]
         return torch.cat(features, dim=-1).view(batch, history, -1)
 
     # ---------------------------------------------------------------- training
@@ -121,7 +121,7 @@ class DiffusionPolicy(nn.Module):
         if self.schedule is not None:
             step = step_from_drawn_time(time, self.config.diffusion_steps)
             x_t = self.schedule.add_noise(repeated, noise, step)
-            target = repeated if self.style.predicts_actions else noise
+            target = repeated if self.schedule.predicts_actions else noise
         else:
             step = step_at_flow_time(time, self.config.diffusion_steps)
             x_t, target = interpolate(repeated, noise, time), velocity_target(repeated, noise)
@@ -192,7 +192,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def check_observation(config: BaselineConfig, observation: Observation) -> None:
     """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
-    batch, history, size = observation.batch_size, config.num_history, config.image_shape
+    batch, history, shape = observation.batch_size, config.num_history, config.image_shape
     unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
     if unknown:
         raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
@@ -206,11 +206,11 @@ def check_observation(config: BaselineConfig, observation: Observation) -> None:
             if mask.device.type == "cpu" and bool(mask.any()):
                 raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
             continue
-        fits = _has_shape(image, (batch, history, *size, 3))
+        fits = _has_shape(image, (batch, history, *shape, 3))
         if not fits or not image.is_floating_point():
             raise ValueError(
                 f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, "
-                f"expected float {(batch, history, *size, 3)} (batch, history, height, width, 3)"
+                f"expected float {(batch, history, *shape, 3)} (batch, history, height, width, 3)"
             )
     if config.state_input:
         expected = (batch, history, config.state_dim)

@@ -54,25 +54,18 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualBlock1d(nn.Module):
-    """Two convolutions, between them scale and shift per channel from the conditioning (FiLM), beside a shortcut.
+    """Two convolutions, between them scale and shift per channel from the conditioning (FiLM), beside a shortcut."""
 
-    film_scale: false for a shift alone.
-    """
-
-    def __init__(
-        self, channels: int, width: int, conditioning: int, kernel_size: int, groups: int, film_scale: bool
-    ) -> None:
+    def __init__(self, channels: int, width: int, conditioning: int, kernel_size: int, groups: int) -> None:
         super().__init__()
-        self.film_scale = film_scale
         self.conv1 = ConvBlock(channels, width, kernel_size, groups)
-        self.modulation = nn.Linear(conditioning, 2 * width if film_scale else width)
+        self.modulation = nn.Linear(conditioning, 2 * width)
         self.conv2 = ConvBlock(width, width, kernel_size, groups)
         self.shortcut = nn.Conv1d(channels, width, 1) if channels != width else nn.Identity()
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """x [M, W_in, H], conditioning [M, C] -> [M, W_out, H]."""
-        modulation = self.modulation(F.mish(conditioning))[..., None]
-        scale, shift = modulation.chunk(2, dim=1) if self.film_scale else (1.0, modulation)
+        scale, shift = self.modulation(F.mish(conditioning))[..., None].chunk(2, dim=1)
         return self.conv2(scale * self.conv1(x) + shift) + self.shortcut(x)
 
 
@@ -80,11 +73,11 @@ class Level(nn.Module):
     """Two residual blocks and a change of length: half ("down"), double ("up"), or none ("same")."""
 
     def __init__(
-        self, channels: int, width: int, conditioning: int, kernel_size: int, groups: int, film_scale: bool, resize: str
+        self, channels: int, width: int, conditioning: int, kernel_size: int, groups: int, resize: str
     ) -> None:
         super().__init__()
-        self.first = ResidualBlock1d(channels, width, conditioning, kernel_size, groups, film_scale)
-        self.second = ResidualBlock1d(width, width, conditioning, kernel_size, groups, film_scale)
+        self.first = ResidualBlock1d(channels, width, conditioning, kernel_size, groups)
+        self.second = ResidualBlock1d(width, width, conditioning, kernel_size, groups)
         self.resize: nn.Module = nn.Identity()
         if resize == "down":
             self.resize = nn.Conv1d(width, width, 3, stride=2, padding=1)
@@ -105,14 +98,14 @@ class UNet1d(nn.Module):
 
     def __init__(
         self, action_dim: int, observation_width: int, down_dims: Sequence[int], kernel_size: int, groups: int,
-        step_encoder: StepEncoder, film_scale: bool = True,
+        step_encoder: StepEncoder,
     ) -> None:  # fmt: skip
         super().__init__()
         self.step_encoder = step_encoder
         conditioning = observation_width + step_encoder.width
 
         def level(channels: int, width: int, resize: str) -> Level:
-            return Level(channels, width, conditioning, kernel_size, groups, film_scale, resize)
+            return Level(channels, width, conditioning, kernel_size, groups, resize)
 
         self.multiple = 2 ** (len(down_dims) - 1)
         resizes = ["down"] * (len(down_dims) - 1) + ["same"]

@@ -1,21 +1,22 @@
 """Reads diffusion policies of LeRobot (0.6.1): config.json of type "diffusion", model.safetensors, the processors.
 
 The network is our diffusion policy with `BaselineConfig.lerobot`. Image statistics are part of the model; those of
-state and action go into `Facts`. A setting that our policy cannot express raises UserError.
+state and action go into `Facts`. A setting that is not known, or that our policy cannot express, raises UserError.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.baseline.config import BaselineConfig, LerobotStyle
+from pizero.baseline.config import BaselineConfig
+from pizero.baseline.lerobot_style import Colours, LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.json_file import Settings, peek, read_object
 from pizero.checkpoints.keymap import Entry, matched
@@ -24,6 +25,7 @@ from pizero.checkpoints.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
 
 NAME = "lerobot-diffusion"
@@ -39,6 +41,7 @@ _WITHOUT_EFFECT = {
     "scheduler_warmup_steps", "normalization_mapping",
 }  # fmt: skip
 """Settings of training and of places, and two that are read elsewhere: the crop's shape and the processor's own map."""
+_MOST_STEPS = 10_000
 _READ = {
     "n_obs_steps", "input_features", "output_features", "horizon", "n_action_steps", "resize_shape", "crop_shape",
     "use_group_norm", "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera", "down_dims",
@@ -57,6 +60,8 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     if arch is not None:
         raise UserError(f"{folder} holds a diffusion policy, which knows its own sizes; leave arch out")
     settings = read_object(folder / "config.json")
+    if unknown := sorted(set(settings) - _READ - _WITHOUT_EFFECT - set(_FIXED)):
+        raise UserError(f"{settings.where}: {', '.join(unknown)} is no setting of LeRobot 0.6.1; it is not guessed")
     weights = SafetensorsWeights(folder)
     if any(name.startswith(("normalize_inputs.", "unnormalize_outputs.")) for name in weights):
         raise UserError(
@@ -69,10 +74,11 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     _check_grids(weights, config)
     ignored = [name for name in weights if name.endswith((".pos_grid", ".num_batches_tracked"))]
     compiled = any("._orig_mod." in name for name in weights)
-    tensors = matched(weights, key_table(config, compiled), ignored)
+    tensors = matched(weights, key_table(config, compiled, settings.flag("use_film_scale_modulation")), ignored)
     stats, notes = _norm_stats(before, _normaliser(folder, "policy_postprocessor"))
     renamed = before.renamed
-    facts = Facts(embodiment=None if renamed else _embodiment(features), norm_stats=stats)
+    embodiment = None if renamed else _embodiment(features)
+    facts = Facts(embodiment, stats, PaligemmaTokenizer.bytes())  # no prompt is read
     if renamed:
         notes.append(f"{folder}: the preprocessor renames observations; say yourself which camera is which")
     return Source(NAME, config, tensors, facts, (*notes, *_sampling_notes(settings, config)))
@@ -82,11 +88,23 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
     raise UserError(f"{NAME} checkpoints are read only; save the policy as native")
 
 
-def key_table(config: BaselineConfig, compiled: bool = False) -> list[Entry]:
-    """A row for every tensor of our policy. compiled: the names of a policy that was saved with its UNet compiled."""
+def key_table(config: BaselineConfig, compiled: bool = False, film_scale: bool = True) -> list[Entry]:
+    """A row for every tensor of our policy.
+
+    compiled: the names of a policy that was saved with its UNet compiled. film_scale: false for one that modulates with
+    a shift alone; ours has a scale, which is then 1.
+    """
     with torch.device("meta"):
         ours = list(DiffusionPolicy(config).state_dict())
-    return [Entry(name, _their_name(name, config, compiled)) for name in ours]
+    rows = [Entry(name, _their_name(name, config, compiled)) for name in ours]
+    if film_scale:
+        return rows
+    return [replace(row, to_ours=_with_scale) if ".modulation." in row.ours else row for row in rows]
+
+
+def _with_scale(shift: Tensor) -> Tensor:
+    """Weight [W, C] or bias [W] of a shift -> of scale and shift: in front a scale of 1, whatever the conditioning."""
+    return torch.cat([torch.ones_like(shift) if shift.ndim == 1 else torch.zeros_like(shift), shift])
 
 
 # -------------------------------------------------------------------- names
@@ -176,25 +194,30 @@ def _config(
     for name, value in _FIXED.items():
         if name in settings and settings.values[name] != value:
             raise UserError(f"{settings.where}: {name} is {settings.values[name]!r}; only {value!r} is supported")
-    target = settings.text("prediction_type")
-    if target not in ("epsilon", "sample"):
-        raise settings.wrong("prediction_type", "'epsilon' or 'sample'")
+    for name, known in (("prediction_type", ("epsilon", "sample")), ("noise_scheduler_type", ("DDPM", "DDIM"))):
+        if settings.text(name) not in known:
+            raise settings.wrong(name, f"{known[0]!r} or {known[1]!r}")
+    if settings.whole("num_train_timesteps") > _MOST_STEPS:
+        raise settings.wrong("num_train_timesteps", f"at most {_MOST_STEPS}")
+    if settings.whole("n_obs_steps") > settings.whole("horizon"):
+        raise settings.wrong("n_obs_steps", "at most the horizon")
+    if settings.flag("clip_sample") and settings.real("clip_sample_range") <= 0:
+        raise settings.wrong("clip_sample_range", "a number above 0")
     separate = settings.flag("use_separate_rgb_encoder_per_camera")
     root = f"diffusion.rgb_encoder.{'0.' if separate else ''}backbone."
     levels = [f"{root}{index}.0.conv1.weight" for index in range(4, 8)]
     if missing := [name for name in levels if name not in weights]:
         raise UserError(f"weights do not fit: {missing[0]} is missing; config.json describes another policy")
     mean, std = _image_statistics(before, list(features.cameras.values()))
-    height, width = features.image_shape
     style = LerobotStyle(
-        film_scale=settings.flag("use_film_scale_modulation"),
-        predicts_actions=target == "sample",
-        batch_norm=not settings.flag("use_group_norm"),
+        image_shape=features.image_shape,
         image_mean=mean,
         image_std=std,
-        image_width=None if width == height else width,
         resize=_pair(settings, "resize_shape"),
         crop=_pair(settings, "crop_shape"),
+        batch_norm=not settings.flag("use_group_norm"),
+        predicts_actions=settings.text("prediction_type") == "sample",
+        num_steps=_ddim_steps(settings),
     )
     return BaselineConfig(
         action_horizon=settings.whole("horizon"),
@@ -202,7 +225,6 @@ def _config(
         state_dim=features.state_dim,
         num_history=settings.whole("n_obs_steps"),
         cameras=tuple(features.cameras),
-        image_size=height,
         state_input=True,
         image_fusion="separate" if separate else "shared",
         step_embedding="sincos",
@@ -211,7 +233,7 @@ def _config(
         down_dims=settings.sizes("down_dims"),
         kernel_size=settings.whole("kernel_size"),
         step_width=settings.whole("diffusion_step_embed_dim"),
-        encoder_widths=tuple(weights.shape(name)[0] for name in levels),
+        encoder_widths=tuple(size for name in levels for size in weights.shape(name)[:1]),
         keypoints=settings.whole("spatial_softmax_num_keypoints"),
         lerobot=style,
     )
@@ -228,28 +250,39 @@ def _pair(settings: Settings, name: str) -> tuple[int, int] | None:
 
 def _check_grids(weights: SafetensorsWeights, config: BaselineConfig) -> None:
     """The positions that the keypoints are means of: ours are made, theirs are stored."""
-    height, width = config.positions
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    grid = torch.stack([x.flatten(), y.flatten()], dim=-1)
+    assert config.lerobot is not None
+    height, width = (-(-size // config.encoder_stride) for size in config.lerobot.encoded_shape)
     for name in weights:
-        if name.endswith(".pos_grid"):
-            stored = weights[name]
-            if stored.shape != grid.shape or not torch.allclose(stored.float(), grid, atol=1e-5):
-                raise UserError(f"weights do not fit: {name} is not the grid of {height} x {width} positions")
+        if name.endswith(".pos_grid") and not _is_grid(weights[name], height, width):
+            raise UserError(f"weights do not fit: {name} is not the grid of {height} x {width} positions")
+
+
+def _is_grid(stored: Tensor, height: int, width: int) -> bool:
+    if stored.shape != (height * width, 2):
+        return False
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    return torch.allclose(stored.float(), torch.stack([x.flatten(), y.flatten()], dim=-1), atol=1e-5)
+
+
+def _their_steps(settings: Settings) -> int:
+    """How often LeRobot calls its network for a chunk."""
+    given = settings.values.get("num_inference_steps") is not None
+    return settings.whole("num_inference_steps" if given else "num_train_timesteps")
+
+
+def _ddim_steps(settings: Settings) -> int | None:
+    """LeRobot's own number where it samples as we do: with DDIM, in a divisor of the training steps."""
+    steps = _their_steps(settings)
+    ours = settings.text("noise_scheduler_type") == "DDIM" and settings.whole("num_train_timesteps") % steps == 0
+    return steps if ours else None
 
 
 def _sampling_notes(settings: Settings, config: BaselineConfig) -> list[str]:
-    notes: list[str] = []
-    scheduler, steps = settings.text("noise_scheduler_type"), settings.values.get("num_inference_steps")
-    steps = config.diffusion_steps if steps is None else steps
-    if (scheduler, steps) != ("DDIM", config.default_num_steps):
-        notes.append(
-            f"{settings.where} samples with {scheduler} in {steps} steps; here it is DDIM, in "
-            f"{config.default_num_steps} steps unless num_steps says otherwise"
-        )
-    if unknown := sorted(set(settings) - _READ - _WITHOUT_EFFECT - set(_FIXED)):
-        notes.append(f"{settings.where} has settings that are not known and were left out: {', '.join(unknown)}")
-    return notes
+    if _ddim_steps(settings) is not None:
+        return []
+    theirs = f"{settings.text('noise_scheduler_type')} in {_their_steps(settings)} steps"
+    ours = f"DDIM, in {config.default_num_steps} steps unless num_steps says otherwise"
+    return [f"{settings.where} samples with {theirs}; here it is {ours}"]
 
 
 # -------------------------------------------------------------------- statistics
@@ -300,9 +333,6 @@ def _normaliser(folder: Path, name: str) -> _Normaliser:
     if found is None:
         raise UserError(f"{settings.where} has no normaliser; copy the checkpoint again")
     return _Normaliser(found.modes, found.stats, renamed)
-
-
-Colours = tuple[float, float, float]
 
 
 def _image_statistics(before: _Normaliser, keys: list[str]) -> tuple[tuple[Colours, ...], tuple[Colours, ...]]:

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.facts import make_pipeline
+from pizero.checkpoints.load import load_network, read_source
+from pizero.checkpoints.native import Checkpoint, is_native, load_checkpoint, verify_example
 from pizero.data.pipeline import Pipeline
 from pizero.types import ActionModel, RobotDict, UserError
 
@@ -89,13 +91,21 @@ def load_policy(
     seed: int = 0,
     verify: bool = False,
 ) -> ModelPolicy:
-    """The policy of a native checkpoint folder.
+    """The policy of a checkpoint folder; UserError when its format does not tell all that a pipeline needs.
 
     num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails.
     """
-    checkpoint = load_checkpoint(Path(path), device, dtype)
+    folder = Path(path)
+    foreign = folder.is_dir() and not is_native(folder)
+    checkpoint = _foreign(folder, device, dtype) if foreign else load_checkpoint(folder, device, dtype)
     if checkpoint.pipeline is None:
         raise UserError(f"{path} holds a model alone, without a pipeline; give the model and a Pipeline to ModelPolicy")
     if verify:
         verify_example(checkpoint)
     return ModelPolicy(checkpoint.model, checkpoint.pipeline, device=device, num_steps=num_steps, seed=seed)
+
+
+def _foreign(folder: Path, device: str | torch.device, dtype: str) -> Checkpoint:
+    source = read_source(folder)
+    pipeline = make_pipeline(source.config, source.facts)  # before gigabytes are read
+    return Checkpoint(load_network(folder, device, dtype), pipeline, None)
