@@ -310,11 +310,18 @@ def test_renamed_observations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda steps: steps.append({"registry_name": "my_step"}), "step 4 is a my_step, which is not known"),
+        (lambda steps: steps.append({"registry_name": "my_step"}), "step 4 is 'my_step', which LeRobot 0.6.1 does not"),
         (lambda steps: steps.pop(), "has no normaliser"),
         (lambda steps: steps[3].update(state_file="../x.safetensors"), "which is not one of this folder"),
         (lambda steps: steps[3]["config"]["norm_map"].update(VISUAL="QUANTILES"), "'QUANTILES' of observation.images"),
+        (lambda steps: steps.append(steps[3]), "step 4 is 'normalizer_processor', which LeRobot 0.6.1 does not"),
+        (lambda steps: steps[3].update(registry_name="unnormalizer_processor"), "step 3 is 'unnormalizer_processor'"),
         (lambda steps: steps.insert(0, 3), "step 0 is no object"),
+        (
+            lambda steps: steps[3]["config"].update(eps=1e-6),
+            "step 3: config: expected features, norm_map",
+        ),
+        (lambda steps: steps[3]["config"].update(normalize_observation_keys=["a"]), "expected features, norm_map and"),
     ],
 )
 def test_processors_that_are_refused(tmp_path: Path, change: Callable[..., object], message: str) -> None:
@@ -323,6 +330,53 @@ def test_processors_that_are_refused(tmp_path: Path, change: Callable[..., objec
     with pytest.raises(UserError) as error:
         load_network(folder)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("observation.state.max", torch.zeros(0), "the statistics of observation.state are not 4 numbers: max"),
+        ("observation.images.top.std", torch.ones(4, 1, 1), "of observation.images.top are not 3 numbers: std"),
+        ("observation.images.top.std", torch.tensor([1, 0.5, -1]), "lerobot.image_std must be positive"),
+        ("observation.state.std", torch.full((4,), torch.nan), "NaN"),
+    ],
+)
+def test_statistics_that_are_refused(tmp_path: Path, name: str, value: Tensor, message: str) -> None:
+    path = copy_of("group_norm", tmp_path) / "policy_preprocessor_step_3_normalizer_processor.safetensors"
+    save_file(load_file(path) | {name: value}, path)
+    with pytest.raises(UserError) as error:
+        load_policy(tmp_path)
+    assert message in str(error.value)
+
+
+def test_weights_that_are_refused(tmp_path: Path) -> None:
+    path = copy_of("group_norm", tmp_path) / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read .* copy the checkpoint again"):
+        load_policy(tmp_path)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    save_file(tensors | {"diffusion.unet.extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"0 missing; 1 left over \(diffusion.unet.extra\)"):
+        load_policy(tmp_path)
+    save_file(tensors | {"diffusion.unet.final_conv.1.bias": torch.full((3,), torch.inf)}, path)
+    with pytest.raises(UserError, match=r"1 with NaN or Inf \(unet.output.bias\)"):
+        load_policy(tmp_path)
+
+
+def test_cameras_without_the_usual_prefix(tmp_path: Path) -> None:
+    """As in policies whose cameras are `observation.image` and the like."""
+    copy_of("group_norm", tmp_path)
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text().replace("observation.images.", "observation."))
+    for path in tmp_path.glob("policy_*.safetensors"):
+        save_file({n.replace("observation.images.", "observation."): v for n, v in load_file(path).items()}, path)
+    source, usual = read_source(tmp_path), read_source(GOLDEN / "group_norm")
+    assert source.config == usual.config
+    assert source.facts.embodiment is not None
+    assert source.facts.embodiment.image_prefix == "observation."
+    assert source.facts.embodiment.cameras == {"top": "top", "wrist": "wrist"}
 
 
 def test_notes(tmp_path: Path) -> None:

@@ -7,30 +7,34 @@ state and action go into `Facts`. A setting that is not known, or that our polic
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pizero.baseline.config import BaselineConfig
-from pizero.baseline.lerobot_style import Colours, LerobotStyle
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.json_file import Settings, peek, read_object
 from pizero.checkpoints.keymap import Entry, matched
+from pizero.checkpoints.lerobot_diffusion_processors import (
+    ACTION,
+    STATE,
+    Normaliser,
+    image_statistics,
+    norm_stats,
+    read_normaliser,
+)  # fmt: skip
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
-from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
 
 NAME = "lerobot-diffusion"
-_STATE, _ACTION, _IMAGES = "observation.state", "action", "observation.images."
-_EPSILON = 1e-8  # LeRobot's, in place of a range of 0 and beside every standard deviation
+_IMAGES = "observation.images."
 _FIXED = {"vision_backbone": "resnet18", "beta_schedule": "squaredcos_cap_v2", "n_groups": 8, "use_peft": False}
 """What our policy cannot do in another way. (The last block of LeRobot's UNet has 8 groups whatever n_groups says.)"""
 _WITHOUT_EFFECT = {
@@ -41,13 +45,14 @@ _WITHOUT_EFFECT = {
     "scheduler_warmup_steps", "normalization_mapping",
 }  # fmt: skip
 """Settings of training and of places, and two that are read elsewhere: the crop's shape and the processor's own map."""
-_MOST_STEPS = 10_000
 _READ = {
     "n_obs_steps", "input_features", "output_features", "horizon", "n_action_steps", "resize_shape", "crop_shape",
     "use_group_norm", "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera", "down_dims",
     "kernel_size", "diffusion_step_embed_dim", "use_film_scale_modulation", "noise_scheduler_type",
     "num_train_timesteps", "prediction_type", "clip_sample", "clip_sample_range", "num_inference_steps",
 }  # fmt: skip
+_LARGEST = 10_000
+"""Of a number that no tensor's shape confirms."""
 
 
 def detect(folder: Path) -> bool:
@@ -69,17 +74,18 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
             "migrate_policy_normalization on it first"
         )
     features = _features(settings)
-    before = _normaliser(folder, "policy_preprocessor")
+    before = read_normaliser(folder, "policy_preprocessor")
     config = _config(settings, features, before, weights)
     _check_grids(weights, config)
     ignored = [name for name in weights if name.endswith((".pos_grid", ".num_batches_tracked"))]
     compiled = any("._orig_mod." in name for name in weights)
     tensors = matched(weights, key_table(config, compiled, settings.flag("use_film_scale_modulation")), ignored)
-    stats, notes = _norm_stats(before, _normaliser(folder, "policy_postprocessor"))
-    renamed = before.renamed
-    embodiment = None if renamed else _embodiment(features)
+    stats, notes = norm_stats(
+        features.state_dim, features.action_dim, before, read_normaliser(folder, "policy_postprocessor")
+    )
+    embodiment = None if before.renamed else _embodiment(features)
     facts = Facts(embodiment, stats, PaligemmaTokenizer.bytes())  # no prompt is read
-    if renamed:
+    if before.renamed:
         notes.append(f"{folder}: the preprocessor renames observations; say yourself which camera is which")
     return Source(NAME, config, tensors, facts, (*notes, *_sampling_notes(settings, config)))
 
@@ -172,15 +178,15 @@ def _features(settings: Settings) -> _Features:
         if kind == "VISUAL":
             keys.append(key)
             shapes.add(feature.sizes("shape"))
-        elif key != _STATE:
+        elif key != STATE:
             raise UserError(
-                f"{settings.where}: the input {key} ({kind}) is neither an image nor {_STATE}; not supported"
+                f"{settings.where}: the input {key} ({kind}) is neither an image nor {STATE}; not supported"
             )
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 3 or shape[0] != 3:
         raise UserError(f"{settings.where}: expected images of three colours and one size, got {sorted(shapes)}")
-    if _STATE not in inputs or list(outputs) != [_ACTION]:
-        raise UserError(f"{settings.where}: expected the input {_STATE} and the output {_ACTION} alone")
-    widths = [part.inner(key).sizes("shape") for part, key in ((inputs, _STATE), (outputs, _ACTION))]
+    if STATE not in inputs or list(outputs) != [ACTION]:
+        raise UserError(f"{settings.where}: expected the input {STATE} and the output {ACTION} alone")
+    widths = [part.inner(key).sizes("shape") for part, key in ((inputs, STATE), (outputs, ACTION))]
     if any(len(width) != 1 for width in widths):
         raise UserError(f"{settings.where}: expected a vector for state and action, got {widths}")
     prefix = _IMAGES if all(key.startswith(_IMAGES) for key in keys) else "observation."
@@ -188,17 +194,16 @@ def _features(settings: Settings) -> _Features:
     return _Features(dict(zip(names, keys, strict=True)), (shape[1], shape[2]), widths[0][0], widths[1][0])
 
 
-def _config(
-    settings: Settings, features: _Features, before: _Normaliser, weights: SafetensorsWeights
-) -> BaselineConfig:
+def _config(settings: Settings, features: _Features, before: Normaliser, weights: SafetensorsWeights) -> BaselineConfig:
     for name, value in _FIXED.items():
         if name in settings and settings.values[name] != value:
             raise UserError(f"{settings.where}: {name} is {settings.values[name]!r}; only {value!r} is supported")
     for name, known in (("prediction_type", ("epsilon", "sample")), ("noise_scheduler_type", ("DDPM", "DDIM"))):
         if settings.text(name) not in known:
             raise settings.wrong(name, f"{known[0]!r} or {known[1]!r}")
-    if settings.whole("num_train_timesteps") > _MOST_STEPS:
-        raise settings.wrong("num_train_timesteps", f"at most {_MOST_STEPS}")
+    for name in ("num_train_timesteps", "horizon"):
+        if settings.whole(name) > _LARGEST:
+            raise settings.wrong(name, f"at most {_LARGEST}")
     if settings.whole("n_obs_steps") > settings.whole("horizon"):
         raise settings.wrong("n_obs_steps", "at most the horizon")
     if settings.flag("clip_sample") and settings.real("clip_sample_range") <= 0:
@@ -208,7 +213,7 @@ def _config(
     levels = [f"{root}{index}.0.conv1.weight" for index in range(4, 8)]
     if missing := [name for name in levels if name not in weights]:
         raise UserError(f"weights do not fit: {missing[0]} is missing; config.json describes another policy")
-    mean, std = _image_statistics(before, list(features.cameras.values()))
+    mean, std = image_statistics(before, list(features.cameras.values()))
     style = LerobotStyle(
         image_shape=features.image_shape,
         image_mean=mean,
@@ -283,103 +288,6 @@ def _sampling_notes(settings: Settings, config: BaselineConfig) -> list[str]:
     theirs = f"{settings.text('noise_scheduler_type')} in {_their_steps(settings)} steps"
     ours = f"DDIM, in {config.default_num_steps} steps unless num_steps says otherwise"
     return [f"{settings.where} samples with {theirs}; here it is {ours}"]
-
-
-# -------------------------------------------------------------------- statistics
-
-
-@dataclass(frozen=True)
-class _Normaliser:
-    """What a saved processor pipeline normalises: mode by kind of feature, statistics by `feature.statistic`."""
-
-    modes: Mapping[str, object]
-    stats: Mapping[str, Tensor]
-    renamed: bool
-
-    def field(self, key: str) -> dict[str, np.ndarray]:
-        """mean, std, min, max, q01, q99 of one feature, those that are known, each flat."""
-        names = ("mean", "std", "min", "max", "q01", "q99")
-        return {n: self.stats[f"{key}.{n}"].double().flatten().numpy() for n in names if f"{key}.{n}" in self.stats}
-
-
-_STEPS = {
-    "rename_observations_processor", "to_batch_processor", "device_processor", "normalizer_processor",
-    "unnormalizer_processor",
-}  # fmt: skip
-
-
-def _normaliser(folder: Path, name: str) -> _Normaliser:
-    settings = read_object(folder / f"{name}.json")
-    steps = settings.values.get("steps")
-    if not isinstance(steps, list):
-        raise settings.wrong("steps", "a list")
-    found: _Normaliser | None = None
-    renamed = False
-    for index, values in enumerate(steps):
-        where = f"{settings.where}: step {index}"
-        if not isinstance(values, dict):
-            raise UserError(f"{where} is no object; copy the checkpoint again")
-        step = Settings(values, where)
-        kind = step.text("registry_name")
-        if kind not in _STEPS:
-            raise UserError(f"{where} is a {kind}, which is not known; only the processors of LeRobot 0.6.1 are")
-        if kind == "rename_observations_processor":
-            renamed |= bool(step.inner("config").values.get("rename_map"))
-        if kind.endswith("normalizer_processor"):
-            modes, file = step.inner("config").inner("norm_map").values, step.text("state_file", "")
-            if file and Path(file).name != file:
-                raise UserError(f"{where} names the file {file!r}, which is not one of this folder; it is not read")
-            found = _Normaliser(modes, SafetensorsWeights(folder, file) if file else {}, False)
-    if found is None:
-        raise UserError(f"{settings.where} has no normaliser; copy the checkpoint again")
-    return _Normaliser(found.modes, found.stats, renamed)
-
-
-def _image_statistics(before: _Normaliser, keys: list[str]) -> tuple[tuple[Colours, ...], tuple[Colours, ...]]:
-    """(mean, std) of every camera, such that (pixel - mean) / std is what LeRobot gives its encoder."""
-    mode = before.modes.get("VISUAL", "IDENTITY")
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for key in keys:
-        known = before.field(key)
-        if mode == "IDENTITY" or not known:  # LeRobot leaves a feature without statistics as it is
-            pairs.append((np.zeros(3), np.ones(3)))
-        elif mode == "MEAN_STD" and {"mean", "std"} <= known.keys():
-            pairs.append((known["mean"], known["std"] + _EPSILON))
-        elif mode == "MIN_MAX" and {"min", "max"} <= known.keys():
-            low, high = known["min"], _above(known["min"], known["max"])
-            pairs.append(((low + high) / 2, (high - low) / 2))
-        else:
-            raise UserError(f"the normalisation {mode!r} of {key} is not supported, or its statistics are missing")
-        if any(value.shape != (3,) for value in pairs[-1]):
-            raise UserError(f"the statistics of {key} are not one number for each of three colours")
-    mean, std = ([tuple(map(float, pair[index])) for pair in pairs] for index in (0, 1))
-    return tuple(mean), tuple(std)  # pyright: ignore[reportReturnType]
-
-
-def _norm_stats(before: _Normaliser, after: _Normaliser) -> tuple[NormStats | None, list[str]]:
-    """State as it comes in and action as it goes out; None with a note where our statistics cannot say it."""
-    state, action = before.field(_STATE), after.field(_ACTION)
-    modes = before.modes.get("STATE"), after.modes.get("ACTION")
-    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
-    low_high = needed.get(str(modes[0]))
-    required = {"mean", "std", *(low_high or ())}
-    if modes[0] != modes[1] or low_high is None or not (required <= state.keys() and required <= action.keys()):
-        return None, [
-            f"statistics of state ({modes[0]}) and action ({modes[1]}) are unknown: both must be there, and be "
-            "normalised in one and the same way, MEAN_STD, MIN_MAX or QUANTILES"
-        ]
-    if modes[0] == "MEAN_STD":
-        return NormStats("zscore", FieldStats(**state), FieldStats(**action), epsilon=_EPSILON), []
-    fields = []
-    for known in (state, action):  # a range from the least to the greatest value is one of quantiles 0 and 1
-        low, high = (known[name] for name in low_high)
-        fields.append(FieldStats(**{**known, "q01": low, "q99": _above(low, high)}))
-    return NormStats("quantile", *fields, epsilon=0.0), []
-
-
-def _above(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """`high`, or a little above `low` where the range is 0."""
-    return np.where(high == low, low + _EPSILON, high)
 
 
 def _embodiment(features: _Features) -> Embodiment:
