@@ -193,6 +193,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c.update(use_film_scale_modulation=False), "of another shape"),
     (lambda c: c.update(use_separate_rgb_encoder_per_camera=False), "config.json describes another policy"),
     (lambda c: c.update(horizon="16"), "horizon is '16', expected a whole number"),
+    (lambda c: c.update(horizon=10**400), "horizon is a number beyond all measure, expected a whole number"),
+    (lambda c: c.update(horizon=20_000), "horizon is 20000, expected at most 10000"),
     (lambda c: c.pop("horizon"), "has no 'horizon'"),
     (lambda c: c.update(kernel_size=5), "of another shape"),
     (lambda c: c.update(crop_shape=[41, 101]), "lerobot.crop (41, 101) is larger than the images, (76, 100)"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +103,7 @@ def peek(path: Path) -> Mapping[str, Any]:
 
 def short(value: object, length: int = 60) -> str:
     """A value for a message, in one line of bounded length."""
-    if isinstance(value, int | float) and not (isinstance(value, bool) or math.isnan(value)) and abs(value) > 1e18:
+    if isinstance(value, int | float) and abs(value) > 1e18:
         return "a number beyond all measure"
     text = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
     return text if len(text) <= length else text[: length - 3] + "..."
