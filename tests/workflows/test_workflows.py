@@ -166,8 +166,8 @@ def test_presets() -> None:
         model = diffusion.model
         assert isinstance(model, BaselineConfig)
         assert (model.image_size, model.num_history, model.action_horizon, model.state_input) == (size, 5, 16, False)
-        assert model.image_size // model.encoder_stride == 8
-        assert (diffusion.norm_mode, diffusion.train.ema_power) == ("zscore", 0.75)
+        assert model.image_size // model.encoder_stride == 4
+        assert (diffusion.norm_mode, diffusion.train.ema_power) == ("quantile", 0.75)
         assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
     with pytest.raises(UserError, match="unknown preset 'aloha'"):
         get_preset("aloha")
