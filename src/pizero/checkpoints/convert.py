@@ -178,7 +178,7 @@ def _add_example(folder: Path, model: Network, facts: Facts) -> None:
     observation = {
         "state": np.broadcast_to(state, (*history, len(state))).astype(np.float32),
         "images": {name: generator.integers(0, 256, shape, dtype=np.uint8) for name in cameras},
-        "prompt": "pick up the object",
+        "prompt": "go",
     }  # fmt: skip
     noise = generator.standard_normal((config.action_horizon, config.action_dim)).astype(np.float32)
     make_example(model, pipeline, observation, noise).save(folder / native.EXAMPLE)
