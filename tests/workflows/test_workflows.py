@@ -24,7 +24,6 @@ from pizero.workflows.evaluate import (
     EvaluateConfig,
     blank_images,
     evaluate_checkpoint,
-    find_checkpoint,
     swap_instructions,
 )
 from pizero.workflows.inspect import inspect, model_config
@@ -138,8 +137,8 @@ def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset
     other = evaluate_checkpoint(folder / "train", config.evaluate, tmp_path)
     assert other["per_task"].keys() == results["per_task"].keys()
     assert (tmp_path / "results.json").is_file()
-    with pytest.raises(UserError, match="neither a checkpoint nor the folder of a training run"):
-        find_checkpoint(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there is nothing at this path"):
+        evaluate_checkpoint(tmp_path / "nothing", config.evaluate, tmp_path)
 
 
 def test_inspect_a_checkpoint(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:

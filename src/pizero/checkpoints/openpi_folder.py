@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.source import Arch, Facts
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
 from pizero.files import write_bytes
@@ -94,8 +95,11 @@ def write_config(folder: Path, config: Pi0Config, dtype: torch.dtype) -> None:
     write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def check_writable(config: Pi0Config) -> None:
-    """UserError for a model that openpi would run differently, or not at all."""
+def writable_config(model: Network) -> Pi0Config:
+    """The config of a model that openpi can run; UserError for one that it would run differently, or not at all."""
+    config = model.config
+    if not isinstance(config, Pi0Config):
+        raise UserError(f"openpi has no {type(model).__name__}; only native folders hold it")
     if config.action_attention != "bidirectional":
         raise UserError(
             "openpi has no causal attention among actions: it would compute other actions from these weights"
@@ -105,6 +109,7 @@ def check_writable(config: Pi0Config) -> None:
             "openpi has a state token without adaptive norms (π0) or adaptive norms without a state token (π0.5); "
             f"this model has state_input {config.state_input!r} and time_conditioning {config.time_conditioning!r}"
         )
+    return config
 
 
 def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:

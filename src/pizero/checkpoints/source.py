@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from pizero.checkpoints.keymap import fill
+from pizero.checkpoints.models import Network, NetworkConfig, make_model
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 
 Arch = Pi0Config | Mapping[str, Any]
 """Sizes that a checkpoint does not tell: a config, or the layout of golden's tiny_config.json."""
@@ -38,14 +40,21 @@ class Source:
     """
 
     format: str
-    config: Pi0Config
+    config: NetworkConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()
 
+    def build(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Network:
+        """The network with these weights, for use; dtype None keeps each tensor's own."""
+        with torch.device("meta"):
+            model = make_model(self.config)
+        fill(model, self.tensors(), device, dtype)
+        return model.eval()
+
 
 class Format(Protocol):
-    """One module per foreign format has these three."""
+    """One module per format has these three."""
 
     def detect(self, folder: Path) -> bool:
         """Told by the content, never by a folder's name.
@@ -58,6 +67,6 @@ class Format(Protocol):
         """UserError with the list when names or shapes do not fit."""
         ...
 
-    def write(self, folder: Path, model: Pi0, facts: Facts) -> None:
+    def write(self, folder: Path, model: Network, facts: Facts) -> None:
         """Into an empty folder that exists; the caller renames it. The tensors keep the dtypes that the model has."""
         ...
