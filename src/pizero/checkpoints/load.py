@@ -9,20 +9,22 @@ from pathlib import Path
 
 import torch
 
-from pizero.checkpoints import lerobot_diffusion, openpi_jax, openpi_torch
-from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.models import Network, make_model
-from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
-from pizero.checkpoints.openpi_torch import config_from_arch
-from pizero.checkpoints.source import Arch, Format, Source
+from pizero.checkpoints import lerobot_diffusion, native, openpi_jax, openpi_torch
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.native import save_checkpoint, torch_dtype
+from pizero.checkpoints.openpi_folder import config_from_arch
+from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.source import Arch, Facts, Format, Source
+from pizero.files import new_folder
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {
-    "lerobot-diffusion": lerobot_diffusion, "openpi-torch": openpi_torch, "openpi-jax": openpi_jax
+    native.NAME: native, lerobot_diffusion.NAME: lerobot_diffusion, openpi_torch.NAME: openpi_torch,
+    openpi_jax.NAME: openpi_jax,
 }  # fmt: skip
-"""Foreign formats by the name that users type, in the order in which they are tried."""
+"""By the name that users type, in the order in which they are tried."""
 
 
 def load_model(
@@ -31,10 +33,11 @@ def load_model(
     dtype: str = "float32",
     arch: Arch | str | Path | None = None,
 ) -> Pi0:
-    """The π0 of a checkpoint folder of any known format, strictly; the format is told by the content.
+    """The π0 of a checkpoint of any known format, strictly; the format is told by the content.
 
-    dtype: "float32", "bfloat16" or "float16", for the large matrices. arch: sizes for a checkpoint whose own config
-    does not tell them, as a Pi0Config, a dictionary, or the path of a JSON file; the weights' shapes must agree.
+    path: a folder, or a hub id or address as for `remote.local_folder`. dtype: "float32", "bfloat16" or "float16", for
+    the large matrices. arch: sizes for a checkpoint whose own config does not tell them, as a Pi0Config, a dictionary,
+    or the path of a JSON file; the weights' shapes must agree.
     """
     model = load_network(path, device, dtype, arch)
     if not isinstance(model, Pi0):
@@ -49,38 +52,43 @@ def load_network(
     arch: Arch | str | Path | None = None,
 ) -> Network:
     """The same for a checkpoint of any model; arch is for a π0 alone. dtype None: as stored."""
-    folder, kind = Path(path), None if dtype is None else torch_dtype(dtype)
-    config = None if arch is None else _config(arch)
-    if is_native(folder):
-        model = load_checkpoint(folder, device, dtype).model
-        if config is not None and config != model.config:
-            raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
-        return model
-    source = read_source(folder, config)
+    kind = None if dtype is None else torch_dtype(dtype)
+    source = read_source(local_folder(path), arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    with torch.device("meta"):
-        model = make_model(source.config)
-    fill(model, source.tensors(), device, kind)
-    return model.eval()
+    return source.build(device, kind)
 
 
-def read_source(folder: Path, arch: Arch | None = None) -> Source:
-    """The reader's answer for a checkpoint that is not native; UserError when no format knows it."""
+def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
+    """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`."""
+    config = None if arch is None else read_arch(arch)
     for format in FORMATS.values():
         if format.detect(folder):
-            return format.read(folder, arch)
-    raise UserError(f"{folder} holds no checkpoint of a known format (native, {', '.join(FORMATS)}): {_found(folder)}")
+            return format.read(folder, config)
+    raise UserError(f"{folder} holds no checkpoint of a known format ({', '.join(FORMATS)}): {_found(folder)}")
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
-    """Writes the model alone, without transforms or an example; an older checkpoint in `folder` is replaced."""
-    if format != "native":
-        raise UserError(f"saving as {format!r} is not supported yet; expected 'native'")
-    save_checkpoint(Path(folder), model)
+    """Writes the model alone, without transforms or an example, in any format that `pizero convert` writes.
+
+    An older native checkpoint in `folder` is replaced; another format needs a new folder.
+    """
+    if format == native.NAME:
+        save_checkpoint(Path(folder), model)
+        return
+    with new_folder(Path(folder)) as partial:
+        find_format(format).write(partial, model, Facts())
 
 
-def _config(arch: Arch | str | Path) -> Pi0Config:
+def find_format(name: str) -> Format:
+    """A format by name; UserError lists them."""
+    if name not in FORMATS:
+        raise UserError(f"unknown checkpoint format {name!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def read_arch(arch: Arch | str | Path) -> Pi0Config:
+    """Sizes as users give them."""
     if isinstance(arch, Pi0Config):
         return arch
     if isinstance(arch, Mapping):
@@ -89,7 +97,9 @@ def _config(arch: Arch | str | Path) -> Pi0Config:
         values = json.loads(Path(arch).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
-    return config_from_arch(values)
+    if not isinstance(values, dict):
+        raise UserError(f"arch {arch} holds no JSON object")
+    return config_from_arch(values)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _found(folder: Path, shown: int = 8) -> str:

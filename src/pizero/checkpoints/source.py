@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from pizero.checkpoints.models import Network, NetworkConfig
+from pizero.checkpoints.keymap import fill
+from pizero.checkpoints.models import Network, NetworkConfig, make_model
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -43,9 +45,16 @@ class Source:
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()
 
+    def build(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Network:
+        """The network with these weights, for use; dtype None keeps each tensor's own."""
+        with torch.device("meta"):
+            model = make_model(self.config)
+        fill(model, self.tensors(), device, dtype)
+        return model.eval()
+
 
 class Format(Protocol):
-    """One module per foreign format has these three."""
+    """One module per format has these three."""
 
     def detect(self, folder: Path) -> bool:
         """Told by the content, never by a folder's name.
