@@ -19,6 +19,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints import lerobot_diffusion
+from pizero.checkpoints.convert import convert
 from pizero.checkpoints.lerobot_diffusion import key_table
 from pizero.checkpoints.load import load_model, load_network, read_source
 from pizero.checkpoints.native import load_checkpoint, save_checkpoint
@@ -136,6 +137,30 @@ def test_saved_as_native(name: str, tmp_path: Path) -> None:
     assert again.config == model.config
     sampled = again.sample_actions(observation(arrays), num_steps=10, noise=torch.from_numpy(arrays["in.noise"]))
     close(sampled, arrays["out.sampled"])
+
+
+def test_converted_to_native(tmp_path: Path) -> None:
+    """The robot comes along: the same weights and statistics, and the new folder plays the same actions."""
+    convert(GOLDEN / "group_norm", tmp_path / "native", "native")
+    before, after = (load_policy(folder) for folder in (GOLDEN / "group_norm", tmp_path / "native"))
+    assert before.model.config == after.model.config
+    assert before.pipeline.to_json() == after.pipeline.to_json()
+    for field in ("mean", "std", "q01", "q99"):
+        for part in ("state", "actions"):
+            stats = (getattr(getattr(policy.pipeline.norm_stats, part), field) for policy in (before, after))
+            assert np.array_equal(*stats)
+    assert isinstance(before.model, DiffusionPolicy)
+    assert isinstance(after.model, DiffusionPolicy)
+    again = after.model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in before.model.state_dict().items())
+    arrays = golden("group_norm")
+    robot = {
+        "state": arrays["in.state"][0],
+        "images": {camera: arrays[f"in.{camera}"][0] for camera in ("top", "wrist")},
+        "prompt": "",
+        "noise": arrays["in.noise"][0],
+    }
+    assert np.abs(after.infer(robot)["actions"][:8] - arrays["out.played"][0]).max() < TOLERANCE
 
 
 # ---------------------------------------------------------------- names
