@@ -22,8 +22,7 @@ import torch
 
 from pizero.checkpoints.example import Example, reproduce
 from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
-from pizero.checkpoints.keymap import Entry, matched
-from pizero.checkpoints.models import MODELS, Network, NetworkConfig, make_model, model_name
+from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
@@ -176,9 +175,8 @@ def _weights(folder: Path, arch: Arch | None = None) -> Source:
         raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
-    with torch.device("meta"):
-        names = make_model(config).state_dict()
-    return Source(NAME, config, matched(SafetensorsWeights(folder, WEIGHTS), [Entry(name, name) for name in names]))
+    weights = SafetensorsWeights(folder, WEIGHTS)
+    return Source(NAME, config, lambda: iter(weights.items()))
 
 
 def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.models import Network, NetworkConfig, make_model
+from pizero.checkpoints.models import Network, NetworkConfig, empty_model
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -47,8 +47,7 @@ class Source:
 
     def build(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Network:
         """The network with these weights, for use; dtype None keeps each tensor's own."""
-        with torch.device("meta"):
-            model = make_model(self.config)
+        model = empty_model(self.config)
         fill(model, self.tensors(), device, dtype)
         return model.eval()
 
