@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer check format bench clean
+.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -44,6 +44,11 @@ $(PEER)/.done: benchmarks/peers/openpi_requirements.txt
 	$(PEER)/bin/python -m pip install --quiet -r benchmarks/peers/openpi_requirements.txt
 	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* $(PEER)/lib/python3.11/site-packages/transformers/
 	touch $@
+
+# make record-lerobot-diffusion LEROBOT_ENV=<a virtual environment with lerobot==0.6.1 and diffusers>   records the golden files of its policy
+record-lerobot-diffusion:
+	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
+	OMP_NUM_THREADS=1 $(LEROBOT_ENV)/bin/python benchmarks/peers/record_lerobot_diffusion.py tests/golden/lerobot_diffusion
 
 check: setup
 	$(BIN)/ruff check .

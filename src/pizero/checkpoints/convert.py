@@ -114,8 +114,8 @@ def fixed_observation(config: NetworkConfig) -> Observation:
     """The same for every model of these sizes: one sample, all cameras, random pixels, state and tokens."""
     generator = torch.Generator().manual_seed(SEED)
     history = (config.num_history,) if config.num_history > 1 else ()
-    size, length = config.image_size, config.prompt_length
-    images = {name: torch.rand(1, *history, size, size, 3, generator=generator) * 2 - 1 for name in config.cameras}
+    shape, length = config.image_shape, config.prompt_length
+    images = {name: torch.rand(1, *history, *shape, 3, generator=generator) * 2 - 1 for name in config.cameras}
     return Observation(
         images=images,
         image_masks={name: torch.ones(1, dtype=torch.bool) for name in images},
@@ -173,7 +173,7 @@ def _add_example(folder: Path, model: Network, facts: Facts) -> None:
     config, generator = model.config, np.random.default_rng(SEED)
     history = (config.num_history,) if config.num_history > 1 else ()
     state = pipeline.norm_stats.state.mean[: pipeline.robot_state_dim]
-    shape = (*history, config.image_size, config.image_size, 3)
+    shape = (*history, *config.image_shape, 3)
     cameras = pipeline.embodiment.cameras.values()
     observation = {
         "state": np.broadcast_to(state, (*history, len(state))).astype(np.float32),

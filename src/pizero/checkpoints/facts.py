@@ -84,7 +84,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         cameras=config.cameras,
         prompt_format=PROMPT_FORMATS[config.state_input],
         prompt_length=config.prompt_length,
-        image_size=(config.image_size, config.image_size),
+        image_size=config.image_shape,
         state_dim=config.state_dim,
         action_dim=config.action_dim,
         num_history=config.num_history,

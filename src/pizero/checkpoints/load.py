@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pizero.checkpoints import native, openpi_jax, openpi_torch
+from pizero.checkpoints import lerobot_diffusion, native, openpi_jax, openpi_torch
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi_folder import config_from_arch
@@ -20,7 +20,10 @@ from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
-FORMATS: dict[str, Format] = {native.NAME: native, openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax}
+FORMATS: dict[str, Format] = {
+    native.NAME: native, lerobot_diffusion.NAME: lerobot_diffusion, openpi_torch.NAME: openpi_torch,
+    openpi_jax.NAME: openpi_jax,
+}  # fmt: skip
 """By the name that users type, in the order in which they are tried."""
 
 
