@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer check format bench clean
+.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -57,6 +57,11 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	$(LEROBOT_PYTHON) -m venv .peers/lerobot
 	.peers/lerobot/bin/python -m pip install --quiet -r benchmarks/peers/lerobot_requirements.txt
 	touch $@
+
+# make record-lerobot-diffusion LEROBOT_ENV=<a virtual environment with lerobot==0.6.1 and diffusers>   records the golden files of its policy
+record-lerobot-diffusion:
+	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
+	OMP_NUM_THREADS=1 $(LEROBOT_ENV)/bin/python benchmarks/peers/record_lerobot_diffusion.py tests/golden/lerobot_diffusion
 
 check: setup
 	$(BIN)/ruff check .

@@ -95,6 +95,11 @@ class ActionModelConfig(Protocol):
         ...
 
     @property
+    def past_actions(self) -> int:
+        """Actions at the chunk's start that lie before the newest observation; they are never played."""
+        ...
+
+    @property
     def default_num_steps(self) -> int:
         """Steps of `sample_actions` where nobody says how many."""
         ...

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from pizero.baseline.config import LADDER, SMALL_SIZES, BaselineConfig, ladder_config, small_baseline
+from pizero.baseline.config import (
+    LADDER,
+    SMALL_SIZES,
+    BaselineConfig,
+    ladder_config,
+    small_baseline,
+)
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.types import UserError
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"image_fusion": "late"}, "image_fusion is 'late'; expected one of stacked, separate"),
+    ({"image_fusion": "late"}, "image_fusion is 'late'; expected one of stacked, separate, shared"),
     ({"step_embedding": "mlp"}, "step_embedding is 'mlp'; expected one of table, sincos"),
     ({"objective": "vae"}, "objective is 'vae'; expected one of diffusion, flow"),
     ({"step_spacing": "even"}, "step_spacing is 'even'; expected one of leading, trailing"),
@@ -46,6 +53,52 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
 def test_json_round_trip(rung: int) -> None:
     config = ladder_config(rung, small_baseline("tiny"))
     assert BaselineConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def lerobot_style(**changes: Any) -> LerobotStyle:
+    values = {"image_shape": (96, 128), "image_mean": ((0.5, 0.4, 0.3),) * 2, "image_std": ((0.2, 0.3, 0.1),) * 2}
+    return LerobotStyle(**{**values, **changes})
+
+
+def test_a_policy_of_lerobot() -> None:
+    style = lerobot_style(resize=(92, 120), crop=(90, 100), num_steps=25)
+    config = BaselineConfig(image_fusion="shared", num_history=3, lerobot=style)
+    assert BaselineConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert (config.image_shape, BaselineConfig(image_size=64).image_shape) == ((96, 128), (64, 64))
+    assert (config.past_actions, BaselineConfig(num_history=3).past_actions) == (2, 0)
+    assert config.default_num_steps == 25
+    assert style.encoded_shape == (90, 100)
+    assert lerobot_style(resize=(92, 120)).encoded_shape == (92, 120)
+    assert lerobot_style().encoded_shape == (96, 128)
+
+
+@pytest.mark.parametrize(
+    ("style", "changes", "message"),
+    [
+        ({}, {"cameras": ("top",)}, "expected image means and deviations for each of top"),
+        ({}, {"image_fusion": "stacked"}, "image_fusion 'separate' or 'shared'"),
+        ({}, {"objective": "flow"}, "expected the objective 'diffusion'"),
+        ({"crop": (97, 90)}, {}, "lerobot.crop (97, 90) is larger than the images, (96, 128)"),
+        ({"resize": (64, 64), "crop": (64, 65)}, {}, "larger than the images, (64, 64)"),
+        ({"image_std": ((0.2, 0.0, 0.1),) * 2}, {}, "lerobot.image_std must be positive"),
+        ({"image_std": ((0.2, float("nan"), 0.1),) * 2}, {}, "lerobot.image_std must be positive"),
+    ],
+)
+def test_a_policy_of_lerobot_that_is_refused(style: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        BaselineConfig(**{"image_fusion": "shared", **changes}, lerobot=lerobot_style(**style))
+    assert message in str(error.value)
+
+
+def test_json_of_another_style_is_refused() -> None:
+    values = BaselineConfig(image_fusion="shared", lerobot=lerobot_style()).to_json()
+    values["lerobot"]["colour"] = 1
+    with pytest.raises(UserError, match=r"unknown keys in config.lerobot: colour; known: batch_norm"):
+        BaselineConfig.from_json(values)
+
+
+def test_the_default_number_of_steps_divides_the_training_steps() -> None:
+    assert [BaselineConfig(diffusion_steps=n).default_num_steps for n in (100, 50, 60, 7, 1)] == [20, 10, 20, 7, 1]
 
 
 def test_json_keeps_defaults_and_refuses_unknown_keys() -> None:

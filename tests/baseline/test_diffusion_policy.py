@@ -73,7 +73,17 @@ def test_cameras_are_stacked_or_apart() -> None:
     assert "image_encoders.left_wrist_0_rgb.stem.weight" in dict(separate.named_parameters())
 
 
-@pytest.mark.parametrize("image_fusion", ["stacked", "separate"])
+def test_a_shared_encoder_sees_each_camera() -> None:
+    """The same features as separate encoders of equal weights."""
+    shared, separate = make_model(image_fusion="shared"), make_model(image_fusion="separate")
+    assert list(shared.image_encoders) == ["shared"]
+    for encoder in separate.image_encoders.values():
+        encoder.load_state_dict(shared.image_encoders["shared"].state_dict())
+    observation = make_observation(shared.config)
+    assert torch.allclose(shared.encode(observation), separate.encode(observation), atol=1e-5)
+
+
+@pytest.mark.parametrize("image_fusion", ["stacked", "separate", "shared"])
 def test_every_image_of_the_history_is_read(image_fusion: str) -> None:
     model = make_model(image_fusion=image_fusion, num_history=3)
     observation = with_gradient(make_observation(model.config))
@@ -83,7 +93,7 @@ def test_every_image_of_the_history_is_read(image_fusion: str) -> None:
         assert (image.grad.abs().sum(dim=(2, 3, 4)) > 0).all()
 
 
-@pytest.mark.parametrize("image_fusion", ["stacked", "separate"])
+@pytest.mark.parametrize("image_fusion", ["stacked", "separate", "shared"])
 def test_an_absent_camera_is_zeros(image_fusion: str) -> None:
     model = make_model(image_fusion=image_fusion)
     full = make_observation(model.config)

@@ -41,11 +41,15 @@ def test_the_full_encoder_is_a_resnet_18() -> None:
     assert sum(p.numel() for p in encoder.parameters()) - heads == 11_176_512
 
 
-def test_no_batch_statistics() -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_no_batch_statistics(batch_norm: bool) -> None:
     """A sample's features do not depend on the batch that it comes in, in training as well."""
-    encoder = ImageEncoder(3, (8, 16), 1, keypoints=4).train()
+    encoder = ImageEncoder(3, (8, 16), 1, keypoints=4, batch_norm=batch_norm).train()
     images = torch.rand(3, 3, 16, 16, generator=seeded(0))
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
     assert torch.allclose(encoder(images)[1:2], encoder(images[1:2]), atol=1e-5)
+    assert len(before) == (20 if batch_norm else 0)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
 
 
 def make_unet(kind: StepEmbedding = "sincos", levels: tuple[int, ...] = (16, 24, 32)) -> UNet1d:

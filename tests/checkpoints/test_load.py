@@ -74,7 +74,7 @@ def test_one_line_says_what_was_found(tmp_path: Path) -> None:
 
 
 def test_what_is_not_supported_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'onnx' is not supported yet"):
+    with pytest.raises(UserError, match="unknown checkpoint format 'onnx'"):
         save_model(Pi0(small_config("nano")), tmp_path / "m", format="onnx")
     with pytest.raises(UserError, match="unknown dtype"):
         load_model(tmp_path, dtype="int3")

@@ -15,7 +15,7 @@ from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.example import Example, make_example
 from pizero.checkpoints.native import (
-    is_native,
+    detect,
     load_checkpoint,
     load_model_weights,
     save_checkpoint,
@@ -192,7 +192,7 @@ def test_never_replaces_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "dear"
     (tmp_path / "empty").mkdir()
     save_checkpoint(tmp_path / "empty", make_model())
-    assert is_native(tmp_path / "empty")
+    assert detect(tmp_path / "empty")
 
 
 def test_loading_is_strict(saved: Path) -> None:

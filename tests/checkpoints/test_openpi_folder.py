@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pizero.checkpoints import openpi_jax, openpi_torch
-from pizero.checkpoints.openpi_folder import check_writable, read_facts, write_assets, write_config
+from pizero.checkpoints.openpi_folder import read_facts, writable_config, write_assets, write_config
 from pizero.checkpoints.source import Facts, Format
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import FieldStats, Mode, NormStats
@@ -155,5 +155,5 @@ def test_what_openpi_lacks_is_refused(tmp_path: Path, changes: dict[str, str], t
     with pytest.raises(UserError, match=text):
         format.write(tmp_path, Pi0(config), Facts())
     assert not list(tmp_path.iterdir())
-    check_writable(small_config("nano"))
-    check_writable(small_config("nano", pi05=True, state_input="none"))
+    assert writable_config(Pi0(small_config("nano"))) == small_config("nano")
+    writable_config(Pi0(small_config("nano", pi05=True, state_input="none")))

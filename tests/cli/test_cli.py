@@ -41,8 +41,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["collect", "tabletop", "--output", "{tmp}/d", "--episodes", "0"], "must be at least 1"),
         (["norm-stats", "{tmp}/none"], "none"),
         (["train", "{tmp}/none", "--preset", "tabletop", "--output", "{tmp}/r"], "none"),
-        (["evaluate", "{tmp}/none", "--env", "tabletop"], "neither a checkpoint nor the folder of a training run"),
-        (["inspect", "{tmp}/none"], "neither a checkpoint"),
+        (["evaluate", "{tmp}/none", "--env", "tabletop"], "there is nothing at this path"),
+        (["inspect", "{tmp}/none"], "there is nothing at this path"),
     ],
 )
 def test_a_mistake_is_one_line(

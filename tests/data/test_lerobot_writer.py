@@ -248,7 +248,8 @@ def test_exception_leaves_nothing(tmp_path: Path, image_format: str, error: type
 
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_lerobot_writer import make, write

@@ -21,7 +21,7 @@ LAYERS = (
     {"workflows", "configs", "cli"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-WITHIN = {("types", "files"), ("workflows", "configs"), ("cli", "workflows"), ("cli", "configs")}
+WITHIN = {("files", "types"), ("workflows", "configs"), ("cli", "workflows"), ("cli", "configs")}
 """Imports between parts of one layer."""
 BASELINE_MAY_USE = {"pizero.model.flow_matching", "pizero.model.layers"}
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from train_helpers import nano_baseline, nano_model, nano_preset
 
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.configs.presets import Preset
@@ -44,6 +45,14 @@ RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
     (nano_baseline(), {"ema_power": 0.75, "ema_decay": 0.9999, "threads": 1}),
     (nano_baseline(num_history=3, state_input=True, objective="flow"), {"augmentation": "shift", "threads": 1}),
 ]
+
+
+def test_a_chunk_that_starts_in_the_past_is_not_trained(dataset: Path, tmp_path: Path) -> None:
+    """The windows of the data start at the newest observation."""
+    style = LerobotStyle((16, 16), ((0.0, 0.0, 0.0),) * 2, ((1.0, 1.0, 1.0),) * 2)
+    model = nano_baseline(num_history=3, state_input=True, image_fusion="shared", lerobot=style)
+    with pytest.raises(UserError, match="starts before the newest observation runs, but is not trained further"):
+        train_policy(dataset, tmp_path / "run", dataclasses.replace(nano_preset(), model=model))
 
 
 @pytest.mark.parametrize(("model", "changes"), RESUMED, ids=["pi0", "muon", "diffusion", "flow"])

@@ -24,7 +24,6 @@ from pizero.workflows.evaluate import (
     EvaluateConfig,
     blank_images,
     evaluate_checkpoint,
-    find_checkpoint,
     swap_instructions,
 )
 from pizero.workflows.inspect import inspect, model_config
@@ -138,8 +137,8 @@ def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset
     other = evaluate_checkpoint(folder / "train", config.evaluate, tmp_path)
     assert other["per_task"].keys() == results["per_task"].keys()
     assert (tmp_path / "results.json").is_file()
-    with pytest.raises(UserError, match="neither a checkpoint nor the folder of a training run"):
-        find_checkpoint(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there is nothing at this path"):
+        evaluate_checkpoint(tmp_path / "nothing", config.evaluate, tmp_path)
 
 
 def test_inspect_a_checkpoint(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:
@@ -167,8 +166,8 @@ def test_presets() -> None:
         model = diffusion.model
         assert isinstance(model, BaselineConfig)
         assert (model.image_size, model.num_history, model.action_horizon, model.state_input) == (size, 5, 16, False)
-        assert model.image_size // model.encoder_stride == 8
-        assert (diffusion.norm_mode, diffusion.train.ema_power) == ("zscore", 0.75)
+        assert model.image_size // model.encoder_stride == 4
+        assert (diffusion.norm_mode, diffusion.train.ema_power) == ("quantile", 0.75)
         assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
     with pytest.raises(UserError, match="unknown preset 'aloha'"):
         get_preset("aloha")

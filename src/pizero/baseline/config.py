@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.types import UserError
 
-ImageFusion = Literal["stacked", "separate"]
+ImageFusion = Literal["stacked", "separate", "shared"]
 StepEmbedding = Literal["table", "sincos"]
 Objective = Literal["diffusion", "flow"]
 StepSpacing = Literal["leading", "trailing"]
@@ -25,7 +26,8 @@ class BaselineConfig:
 
     num_history: observations per sample T, oldest first. cameras: the model's names. state_input: false ignores the
         state. instruction: false ignores the prompt.
-    image_fusion: "stacked" (the cameras are channels of one image) or "separate" (an encoder for each camera).
+    image_fusion: "stacked" (the cameras are channels of one image), "separate" (an encoder for each camera) or "shared"
+        (one encoder for every camera, one after the other).
     step_embedding: "table" (a learned vector for each of `diffusion_steps`) or "sincos". With the flow objective the
         table is read at the entry nearest to the flow time, so that both objectives take both embeddings.
     objective: "diffusion" (DDPM training, squared-cosine schedule, noise as the target; DDIM sampling) or "flow".
@@ -38,6 +40,7 @@ class BaselineConfig:
         step embedding. stem_stride: by how much the encoder shrinks the image before its first level; 4 is ResNet's.
     encoder_widths: channels of the encoder's levels, two residual blocks each; four levels are ResNet-18.
     keypoints: of each encoder's spatial softmax. prompt_width: of the instruction's embedding table.
+    lerobot: of a policy that came from LeRobot; its `image_shape` counts and not `image_size`.
     """
 
     action_horizon: int = 16
@@ -64,6 +67,7 @@ class BaselineConfig:
     vocab_size: int = 257_152
     prompt_length: int = 48
     prompt_width: int = 64
+    lerobot: LerobotStyle | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -84,11 +88,13 @@ class BaselineConfig:
                 raise UserError(f"encoder_widths {self.encoder_widths}: {width} is above 16 and no multiple of 16")
         if self.stem_stride not in (1, 2, 4):
             raise UserError(f"stem_stride is {self.stem_stride}; expected 1, 2 or 4")
-        if self.image_size < 2 * self.encoder_stride:
+        if self.lerobot is None and self.image_size < 2 * self.encoder_stride:
             raise UserError(
                 f"image_size {self.image_size}: the encoder shrinks it {self.encoder_stride} times and leaves less "
                 "than 2 x 2 positions for the keypoints; lower stem_stride or take fewer encoder_widths"
             )
+        if self.lerobot is not None:
+            self._check_lerobot(self.lerobot)
 
     def _check_numbers(self) -> None:
         for field in dataclasses.fields(self):
@@ -100,6 +106,22 @@ class BaselineConfig:
                 raise UserError(f"BaselineConfig.{field.name} must be positive, got {value}")
         if self.clip_range < 0:
             raise UserError(f"clip_range must not be negative, got {self.clip_range}")
+
+    def _check_lerobot(self, style: LerobotStyle) -> None:
+        if not len(style.image_mean) == len(style.image_std) == len(self.cameras):
+            raise UserError(f"lerobot: expected image means and deviations for each of {', '.join(self.cameras)}")
+        if self.image_fusion == "stacked" or self.objective != "diffusion":
+            raise UserError("lerobot: expected the objective 'diffusion' and the image_fusion 'separate' or 'shared'")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the images in an observation."""
+        return (self.image_size, self.image_size) if self.lerobot is None else self.lerobot.image_shape
+
+    @property
+    def past_actions(self) -> int:
+        """Actions of the chunk that lie before the newest observation."""
+        return 0 if self.lerobot is None else self.num_history - 1
 
     @property
     def encoder_stride(self) -> int:
@@ -113,8 +135,12 @@ class BaselineConfig:
 
     @property
     def default_num_steps(self) -> int:
-        """Steps of `sample_actions`: 20 of DDIM, 10 of Euler."""
-        return 20 if self.objective == "diffusion" else 10
+        """Steps of `sample_actions`: 10 of Euler, 20 of DDIM or the next lower divisor of `diffusion_steps`."""
+        if self.objective == "flow":
+            return 10
+        if self.lerobot is not None and self.lerobot.num_steps is not None:
+            return self.lerobot.num_steps
+        return max(steps for steps in range(1, 21) if self.diffusion_steps % steps == 0)
 
     @property
     def observation_width(self) -> int:
@@ -137,6 +163,8 @@ class BaselineConfig:
         for name in ("cameras", "down_dims", "encoder_widths"):
             if name in values:
                 values[name] = tuple(values[name])
+        if values.get("lerobot") is not None:
+            values["lerobot"] = LerobotStyle.from_json(values["lerobot"])
         return BaselineConfig(**values)
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.encoder import ImageEncoder
+from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.schedule import NoiseSchedule, step_at_flow_time, step_from_drawn_time
 from pizero.baseline.unet import StepEncoder, UNet1d
 from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
@@ -30,15 +32,20 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         self.config = config
+        style = config.lerobot
         self.schedule: NoiseSchedule | None = None
         if config.objective == "diffusion":
-            self.schedule = NoiseSchedule(config.diffusion_steps, config.clip_range, config.step_spacing)
+            predicts_actions = style is not None and style.predicts_actions
+            self.schedule = NoiseSchedule(
+                config.diffusion_steps, config.clip_range, config.step_spacing, predicts_actions
+            )
+        batch_norm = style is not None and style.batch_norm
         stacked = config.image_fusion == "stacked"
         channels = 3 * len(config.cameras) if stacked else 3
         self.image_encoders = nn.ModuleDict(
             {
-                name: ImageEncoder(channels, config.encoder_widths, config.stem_stride, config.keypoints)
-                for name in ((STACKED,) if stacked else config.cameras)
+                name: ImageEncoder(channels, config.encoder_widths, config.stem_stride, config.keypoints, batch_norm)
+                for name in (config.cameras if config.image_fusion == "separate" else (config.image_fusion,))
             }
         )
         self.prompt_embedding = nn.Embedding(config.vocab_size, config.prompt_width) if config.instruction else None
@@ -65,16 +72,19 @@ class DiffusionPolicy(nn.Module):
         return torch.cat([frames.flatten(1), prompt.float()], dim=-1)
 
     def _encode_images(self, observation: Observation) -> Tensor:
-        """All frames in one pass per encoder: [B, T, features]. An absent camera is an image of zeros."""
-        size, batch, history = self.config.image_size, observation.batch_size, self.config.num_history
-        device = observation.prompt_tokens.device
+        """All frames of a camera in one pass: [B, T, features]. An absent camera is an image of zeros."""
+        batch, history, style = observation.batch_size, self.config.num_history, self.config.lerobot
+        device, shape = observation.prompt_tokens.device, self.config.image_shape
+        encoded_shape = shape if style is None else style.encoded_shape
         images: dict[str, Tensor] = {}
-        for name in self.config.cameras:
+        for index, name in enumerate(self.config.cameras):
             image = observation.images.get(name)
             if image is None:
-                images[name] = torch.zeros(batch * history, 3, size, size, device=device)
+                images[name] = torch.zeros(batch * history, 3, *encoded_shape, device=device)
                 continue
-            image = image.reshape(batch * history, size, size, 3).permute(0, 3, 1, 2)
+            image = image.reshape(batch * history, *shape, 3).permute(0, 3, 1, 2)
+            if style is not None:
+                image = prepare_image(style, image, index)
             mask = observation.image_masks[name]
             if mask.device.type != "cpu" or not bool(mask.all()):  # a mask on the host costs no wait for the device
                 present = mask.to(device).repeat_interleave(history)
@@ -82,7 +92,8 @@ class DiffusionPolicy(nn.Module):
             images[name] = image
         if self.config.image_fusion == "stacked":
             images = {STACKED: torch.cat(list(images.values()), dim=1)}
-        features = [encoder(images[name]) for name, encoder in self.image_encoders.items()]
+        shared = self.config.image_fusion == "shared"
+        features = [self.image_encoders["shared" if shared else name](image) for name, image in images.items()]
         return torch.cat(features, dim=-1).view(batch, history, -1)
 
     # ---------------------------------------------------------------- training
@@ -109,7 +120,8 @@ class DiffusionPolicy(nn.Module):
         repeated = actions.expand_as(noise)
         if self.schedule is not None:
             step = step_from_drawn_time(time, self.config.diffusion_steps)
-            x_t, target = self.schedule.add_noise(repeated, noise, step), noise
+            x_t = self.schedule.add_noise(repeated, noise, step)
+            target = repeated if self.schedule.predicts_actions else noise
         else:
             step = step_at_flow_time(time, self.config.diffusion_steps)
             x_t, target = interpolate(repeated, noise, time), velocity_target(repeated, noise)
@@ -131,6 +143,7 @@ class DiffusionPolicy(nn.Module):
     ) -> Tensor:
         """Noise becomes an action chunk [B, H, D] (float32, normalised); the observation is encoded once.
 
+        With `config.lerobot` the first `config.past_actions` of the chunk lie before the newest observation.
         num_steps: None takes the config's, 20 of DDIM or 10 of flow; for DDIM a divisor of the training steps. noise:
         [B, H, D], or drawn with `generator`. solver: of the flow; DDIM is its own, and takes the default alone.
         """
@@ -159,6 +172,18 @@ class DiffusionPolicy(nn.Module):
             )
 
 
+def prepare_image(style: LerobotStyle, image: Tensor, camera: int) -> Tensor:
+    """One camera's images [M, 3, h, w] in [-1, 1] -> normalised, resized and cut about their centre."""
+    mean, std = (image.new_tensor(value[camera])[:, None, None] for value in (style.image_mean, style.image_std))
+    image = ((image + 1) / 2 - mean) / std
+    if style.resize is not None:
+        image = F.interpolate(image, style.resize, mode="bilinear", align_corners=False, antialias=True)
+    if style.crop is not None:
+        top, left = (round((whole - cut) / 2) for whole, cut in zip(image.shape[-2:], style.crop, strict=True))
+        image = image[..., top : top + style.crop[0], left : left + style.crop[1]]
+    return image
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x [B, L, W] over the positions where mask [B, L] is true -> [B, W]; zeros where none is."""
     weights = mask[..., None].to(x.dtype)
@@ -167,7 +192,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def check_observation(config: BaselineConfig, observation: Observation) -> None:
     """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
-    batch, history, size = observation.batch_size, config.num_history, config.image_size
+    batch, history, shape = observation.batch_size, config.num_history, config.image_shape
     unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
     if unknown:
         raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
@@ -181,11 +206,11 @@ def check_observation(config: BaselineConfig, observation: Observation) -> None:
             if mask.device.type == "cpu" and bool(mask.any()):
                 raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
             continue
-        fits = _has_shape(image, (batch, history, size, size, 3))
+        fits = _has_shape(image, (batch, history, *shape, 3))
         if not fits or not image.is_floating_point():
             raise ValueError(
                 f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, "
-                f"expected float {(batch, history, size, size, 3)} (batch, history, height, width, 3)"
+                f"expected float {(batch, history, *shape, 3)} (batch, history, height, width, 3)"
             )
     if config.state_input:
         expected = (batch, history, config.state_dim)

@@ -16,15 +16,18 @@ from pizero.types import UserError
 class NoiseSchedule:
     """Squared-cosine schedule of `num_steps` diffusion steps: 0 is beside the action, `num_steps` - 1 is noise.
 
+    predicts_actions: the network says what the actions are, not what the noise is.
+
     Not a module and without weights, so that it is the same for a model that is made without memory. UserError when
     `diffusers` is not installed.
     """
 
-    def __init__(self, num_steps: int, clip_range: float, spacing: StepSpacing) -> None:
+    def __init__(self, num_steps: int, clip_range: float, spacing: StepSpacing, predicts_actions: bool = False) -> None:
         if importlib.util.find_spec("diffusers") is None:
             raise UserError("diffusers is not installed; install the baseline extra: pip install 'pizero[baseline]'")
         self.num_steps, self.clip_range = num_steps, clip_range
         self.spacing: StepSpacing = spacing
+        self.predicts_actions = predicts_actions
         self._kept: Tensor = self._scheduler().alphas_cumprod
         """[num_steps]: the share of the actions' variance that is left at each step; the rest is noise."""
 
@@ -33,17 +36,17 @@ class NoiseSchedule:
         kept = self._kept.to(step.device)[step][..., None, None]
         return kept.sqrt() * actions + (1 - kept).sqrt() * noise
 
-    def sample(self, predict_noise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:
+    def sample(self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:
         """Deterministic DDIM from noise [B, H, D] to actions [B, H, D] in float32.
 
-        predict_noise takes x [B, H, D] and the diffusion step [B]; it is called `num_steps` times.
+        `predict` takes x [B, H, D] and the diffusion step [B]; it is called `num_steps` times.
         """
         if num_steps < 1 or self.num_steps % num_steps:
             raise UserError(f"num_steps: got {num_steps}, expected a divisor of the {self.num_steps} training steps")
         scheduler, x = self._scheduler(), noise.float()
         scheduler.set_timesteps(num_steps)
         for step in scheduler.timesteps.tolist():
-            predicted = predict_noise(x, torch.full(x.shape[:1], step, device=x.device))
+            predicted = predict(x, torch.full(x.shape[:1], step, device=x.device))
             x = scheduler.step(predicted.float(), step, x, return_dict=False)[0]
         return x
 
@@ -52,7 +55,8 @@ class NoiseSchedule:
 
         with torch.device("cpu"):  # whatever device a model is made on
             return DDIMScheduler(
-                num_train_timesteps=self.num_steps, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon",
+                num_train_timesteps=self.num_steps, beta_schedule="squaredcos_cap_v2",
+                prediction_type="sample" if self.predicts_actions else "epsilon",
                 clip_sample=self.clip_range > 0, clip_sample_range=self.clip_range, timestep_spacing=self.spacing,
             )  # fmt: skip
 

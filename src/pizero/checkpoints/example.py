@@ -24,6 +24,7 @@ _IMAGE = "image/"
 @dataclass(frozen=True)
 class Example:
     """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` steps of sampling.
+    Actions that lie before the observation are left out.
 
     The observation has the history that the pipeline asks for.
     """
@@ -99,6 +100,7 @@ def sample_chunks(
     """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
 
     The one way from raw observations through the model and back: values are checked, and the batch is one model call.
+    Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
     device: where the model is; None asks its parameters.
     """
     if device is None:
@@ -106,7 +108,8 @@ def sample_chunks(
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
     actions = model.sample_actions(observation, num_steps=num_steps, noise=torch.from_numpy(noise).to(device))
     states = np.stack([np.asarray(raw["state"]) for raw in observations])
-    return pipeline.robot_actions(actions.float().cpu().numpy(), states)
+    chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
+    return pipeline.robot_actions(chunk, states)
 
 
 def _in_float32(model: ActionModel) -> bool:

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pizero.checkpoints.json_file import peek
 from pizero.checkpoints.keymap import Entry, matched
 from pizero.checkpoints.lerobot_processors import (
     image_keys,
     model_cameras,
     read_config,
     read_facts,
-    read_json,
     robot_config,
     write_processors,
 )
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
@@ -48,11 +49,7 @@ _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_at
 
 def detect(folder: Path) -> bool:
     """Told by the type that config.json names and by the names in the file."""
-    try:
-        values = read_json(folder / CONFIG)
-    except UserError:
-        return False
-    return values.get("type") in _PRESETS and any(
+    return peek(folder / CONFIG).get("type") in _PRESETS and any(
         name.removeprefix(_PREFIX) == "action_in_proj.weight" for name in weight_names(folder)
     )
 
@@ -79,7 +76,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, tensors, facts, tuple(notes))
 
 
-def write(folder: Path, model: Pi0, facts: Facts) -> None:
+def write(folder: Path, model: Network, facts: Facts) -> None:
     """Files that LeRobot 0.6.1 opens strictly: "model." names, and copies where its heads are not tied.
 
     The robot's dims and cameras are those of `facts`; where they are unknown, the model's own stand there, as in
@@ -90,6 +87,8 @@ def write(folder: Path, model: Pi0, facts: Facts) -> None:
     Warns where the statistics are unknown, and where the sizes are none that LeRobot has a name for: it cannot open
     those. UserError for a switch that LeRobot does not have.
     """
+    if not isinstance(model, Pi0):
+        raise UserError(f"the format {NAME} has no {type(model).__name__}; only native folders hold it")
     values = written_config(model, facts)
     (folder / CONFIG).write_text(json.dumps(values, indent=4))
     write_safetensors(folder / WEIGHTS, WrittenTensors(model))
@@ -98,6 +97,12 @@ def write(folder: Path, model: Pi0, facts: Facts) -> None:
         warnings.warn(
             "the norm stats are unknown, so LeRobot will neither scale states nor actions until it is given some; "
             "fine-tune it there, or convert a checkpoint that has them",
+            stacklevel=3,
+        )
+    elif facts.convention != "lerobot":
+        warnings.warn(
+            "LeRobot shrinks images without a low-pass filter and reads π0's prompts as they are; this model was "
+            f"trained otherwise, so its actions differ a little for images that are not {model.config.image_size} wide",
             stacklevel=3,
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pizero.checkpoints.json_file import read_object
 from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment
@@ -53,20 +54,9 @@ class _Step:
 # ---------------------------------------------------------------- reading
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object; UserError when the file cannot be read as one."""
-    try:
-        values: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; copy the checkpoint again")
-    return values
-
-
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
     """LeRobot's config.json; UserError where a key has another type than LeRobot writes."""
-    values = read_json(path)
+    values = read_object(path).values
     whole = ("chunk_size", "max_state_dim", "max_action_dim", "tokenizer_max_length", "num_inference_steps")
     wrong = [name for name in whole if not isinstance(values.get(name, 1), int) or values.get(name, 1) < 1]
     wrong += ["empty_cameras"] * (not isinstance(values.get("empty_cameras", 0), int))
@@ -135,7 +125,7 @@ def _read_steps(folder: Path, name: str, notes: list[str]) -> dict[str, _Step]:
     known = {_RENAME, _RELATIVE, _NORMALIZE, _UNNORMALIZE, _ABSOLUTE, *_PLAIN_STEPS}
     steps: dict[str, _Step] = {}
     try:
-        for step in read_json(path)["steps"]:
+        for step in read_object(path).values["steps"]:
             registered = step.get("registry_name") or step["class"]
             if registered not in known:
                 notes.append(f"{path.name} has the step {registered!r}, which is not known; what it does is left out")

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
-from pizero.checkpoints import lerobot, openpi_jax, openpi_torch
-from pizero.checkpoints.keymap import fill
+from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.native import is_native, load_checkpoint, save_checkpoint, torch_dtype
-from pizero.checkpoints.openpi_torch import config_from_arch
-from pizero.checkpoints.source import Arch, Format, Source
-from pizero.data.pipeline import Pipeline, PromptFormat
-from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import Pi0Config, StateInput
+from pizero.checkpoints.native import save_checkpoint, torch_dtype
+from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.source import Arch, Facts, Format, Source
+from pizero.files import new_folder
+from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
-FORMATS: dict[str, Format] = {"lerobot": lerobot, "openpi-torch": openpi_torch, "openpi-jax": openpi_jax}
-"""Foreign formats by the name that users type, in the order in which they are tried."""
-_PROMPT_FORMATS: dict[StateInput, PromptFormat] = {"token": "pi0", "prompt": "pi05", "none": "none"}
+FORMATS: dict[str, Format] = {
+    native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
+    openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax,
+}  # fmt: skip
+"""By the name that users type, in the order in which they are tried."""
 
 
 def load_model(
@@ -33,10 +33,11 @@ def load_model(
     dtype: str = "float32",
     arch: Arch | str | Path | None = None,
 ) -> Pi0:
-    """The π0 of a checkpoint folder of any known format, strictly; the format is told by the content.
+    """The π0 of a checkpoint of any known format, strictly; the format is told by the content.
 
-    dtype: "float32", "bfloat16" or "float16", for the large matrices. arch: sizes for a checkpoint whose own config
-    does not tell them, as a Pi0Config, a dictionary, or the path of a JSON file; the weights' shapes must agree.
+    path: a folder, or a hub id or address as for `remote.local_folder`. dtype: "float32", "bfloat16" or "float16", for
+    the large matrices. arch: sizes for a checkpoint whose own config does not tell them, as a Pi0Config, a dictionary,
+    or the path of a JSON file; the weights' shapes must agree.
     """
     model = load_network(path, device, dtype, arch)
     if not isinstance(model, Pi0):
@@ -51,105 +52,52 @@ def load_network(
     arch: Arch | str | Path | None = None,
 ) -> Network:
     """The same for a checkpoint of any model; arch is for a π0 alone. dtype None: as stored."""
-    folder, kind = Path(path), None if dtype is None else torch_dtype(dtype)
-    arch = None if arch is None else _arch(arch)
-    if is_native(folder):
-        model = load_checkpoint(folder, device, dtype).model
-        if arch is not None and (arch if isinstance(arch, Pi0Config) else config_from_arch(arch)) != model.config:
-            raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
-        return model
-    source = read_source(folder, arch)
+    kind = None if dtype is None else torch_dtype(dtype)
+    source = read_source(local_folder(path), arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    return _model_of(source, device, kind)
+    return source.build(device, kind)
 
 
-def load_with_pipeline(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: str = "float32",
-    arch: Arch | str | Path | None = None,
-    tokenizer: str | Path | PaligemmaTokenizer | None = None,
-) -> tuple[Pi0, Pipeline]:
-    """The π0 of a checkpoint that is not native, and the pipeline that it tells of.
-
-    tokenizer: a vocabulary, or its SentencePiece file, for a checkpoint without. UserError, before any weights are
-    read, when what a policy needs stays unknown.
-    """
-    folder = Path(path)
-    source = read_source(folder, None if arch is None else _arch(arch))
-    if tokenizer is not None:
-        known = tokenizer if isinstance(tokenizer, PaligemmaTokenizer) else PaligemmaTokenizer(tokenizer)
-        source = dataclasses.replace(source, facts=dataclasses.replace(source.facts, tokenizer=known))
-    pipeline = pipeline_of(source, folder)
-    for note in source.notes:
-        warnings.warn(note, stacklevel=2)
-    return _model_of(source, device, torch_dtype(dtype)), pipeline
-
-
-def pipeline_of(source: Source, folder: Path) -> Pipeline:
-    """UserError that names what the checkpoint in `folder` does not tell."""
-    facts, config = source.facts, source.config
-    embodiment, norm_stats, tokenizer, convention = (
-        facts.embodiment, facts.norm_stats, facts.tokenizer, facts.convention
-    )  # fmt: skip
-    if embodiment is None or norm_stats is None or tokenizer is None or convention is None:
-        missing = [
-            *["the robot (cameras and dims)"] * (embodiment is None),
-            *["the norm stats"] * (norm_stats is None),
-            *["the vocabulary (give its SentencePiece file as tokenizer)"] * (tokenizer is None),
-            *["how images and prompts are prepared"] * (convention is None),
-        ]
-        notes = f" ({'; '.join(source.notes)})" if source.notes else ""
-        raise UserError(f"{folder} does not tell what a policy needs: {', '.join(missing)}{notes}")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, the model's table {config.vocab_size}; "
-            "give the one that the model was trained with"
-        )
-    return Pipeline(
-        embodiment,
-        norm_stats,
-        tokenizer,
-        cameras=config.cameras,
-        prompt_format=_PROMPT_FORMATS[config.state_input],
-        prompt_length=config.prompt_length,
-        image_size=(config.image_size, config.image_size),
-        state_dim=config.state_dim,
-        action_dim=config.action_dim,
-        convention=convention,
-    )
-
-
-def read_source(folder: Path, arch: Arch | None = None) -> Source:
-    """The reader's answer for a checkpoint that is not native; UserError when no format knows it."""
+def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
+    """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`."""
+    sizes = None if arch is None else read_arch(arch)
     for format in FORMATS.values():
         if format.detect(folder):
-            return format.read(folder, arch)
-    raise UserError(f"{folder} holds no checkpoint of a known format (native, {', '.join(FORMATS)}): {_found(folder)}")
+            return format.read(folder, sizes)
+    raise UserError(f"{folder} holds no checkpoint of a known format ({', '.join(FORMATS)}): {_found(folder)}")
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
-    """Writes the model alone, without transforms or an example; an older checkpoint in `folder` is replaced."""
-    if format != "native":
-        raise UserError(f"saving as {format!r} is not supported yet; expected 'native'")
-    save_checkpoint(Path(folder), model)
+    """Writes the model alone, without transforms or an example, in any format that `pizero convert` writes.
+
+    An older native checkpoint in `folder` is replaced; another format needs a new folder.
+    """
+    if format == native.NAME:
+        save_checkpoint(Path(folder), model)
+        return
+    with new_folder(Path(folder)) as partial:
+        find_format(format).write(partial, model, Facts())
 
 
-def _model_of(source: Source, device: str | torch.device, dtype: torch.dtype | None) -> Pi0:
-    with torch.device("meta"):
-        model = Pi0(source.config)
-    fill(model, source.tensors(), device, dtype)
-    return model.eval()
+def find_format(name: str) -> Format:
+    """A format by name; UserError lists them."""
+    if name not in FORMATS:
+        raise UserError(f"unknown checkpoint format {name!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
-def _arch(arch: Arch | str | Path) -> Arch:
+def read_arch(arch: Arch | str | Path) -> Arch:
+    """Sizes as users give them, or those in a file of them; whose words they are, the format knows."""
     if isinstance(arch, Pi0Config | Mapping):
         return arch
     try:
-        return json.loads(Path(arch).read_text())
+        values: Any = json.loads(Path(arch).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"arch {arch} holds no JSON object")
+    return cast("dict[str, Any]", values)
 
 
 def _found(folder: Path, shown: int = 8) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.policy import DiffusionPolicy
@@ -26,6 +30,24 @@ def model_name(config: NetworkConfig) -> str:
     return next(name for name, (kind, _) in MODELS.items() if isinstance(config, kind))
 
 
+def empty_model(config: NetworkConfig) -> Network:
+    """Names and shapes alone, on the meta device; filling nothing takes seconds at full size, so it is left out."""
+    with torch.device("meta"), _NoFilling():
+        return make_model(config)
+
+
 def make_model(config: NetworkConfig) -> Network:
     """A model with fresh weights."""
     return MODELS[model_name(config)][1](config)
+
+
+class _NoFilling(TorchFunctionMode):
+    """`torch.nn.init` and what it calls return the tensor as it is."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "zeros_", "ones_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

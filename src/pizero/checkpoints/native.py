@@ -3,6 +3,7 @@
 config.json                                    format, version, model, sizes and switches
 model.safetensors                              the weights, under the names of the modules
 pipeline.json norm_stats.json tokenizer.model  what turns robot dictionaries into tensors and back
+facts.json                                     in its place where some of that is unknown
 example.npz                                    an observation and the action chunk that it must give
 training_state/                                the trainer's; neither read nor written here
 """
@@ -12,20 +13,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pizero.checkpoints.example import Example, reproduce
-from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.models import MODELS, Network, NetworkConfig, make_model, model_name
+from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
+from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
+from pizero.checkpoints.openpi_folder import config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
+from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
 from pizero.types import UserError
 
+NAME = "native"
 FORMAT, VERSION = "pizero", 1
 CONFIG, EXAMPLE, PIPELINE = "config.json", "example.npz", "pipeline.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,13 +44,33 @@ class Checkpoint:
     example: Example | None
 
 
-def is_native(folder: Path) -> bool:
+def detect(folder: Path) -> bool:
     """Told by the format that config.json names."""
     try:
         values = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT
+
+
+def read(folder: Path, arch: Arch | None = None) -> Source:
+    """Sizes and facts; `arch` must agree with them."""
+    source = _weights(folder, arch)
+    if not (folder / PIPELINE).is_file():
+        return replace(source, facts=load_facts(folder))
+    pipeline = Pipeline.load(folder)
+    facts = pipeline_facts(pipeline)
+    if make_pipeline(source.config, facts).to_json() != pipeline.to_json():
+        raise UserError(f"{folder}: {PIPELINE} and {CONFIG} do not fit together; copy the checkpoint again")
+    return replace(source, facts=facts)
+
+
+def write(folder: Path, model: Network, facts: Facts) -> None:
+    """The pipeline where all of it is known, else the facts that are."""
+    complete = not unknown(facts)
+    _write(folder, model, make_pipeline(model.config, facts) if complete else None, None)
+    if not complete:
+        save_facts(facts, folder)
 
 
 def save_checkpoint(
@@ -65,7 +89,7 @@ def save_checkpoint(
     folder = folder.absolute()
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     _put_back(old, folder)
-    if folder.exists() and not is_native(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not detect(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not a checkpoint; choose another folder, it will not be overwritten")
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -87,18 +111,16 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str | None = None) -> Checkpoint:
     """The checkpoint in `folder`, strictly; `dtype` as for `load_model`, or None for that of the file."""
     kind = None if dtype is None else torch_dtype(dtype)
-    config = read_config(folder)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
-    with torch.device("meta"):
-        model = make_model(config)
-    fill(model, SafetensorsWeights(folder, WEIGHTS).items(), device, kind)
     return Checkpoint(
-        model=model.eval(),
+        model=_weights(folder).build(device, kind),
         pipeline=Pipeline.load(folder) if (folder / PIPELINE).is_file() else None,
-        example=Example.load(folder / EXAMPLE) if (folder / EXAMPLE).is_file() else None,
+        example=load_example(folder),
     )
+
+
+def load_example(folder: Path) -> Example | None:
+    """The stored example, if there is one."""
+    return Example.load(folder / EXAMPLE) if (folder / EXAMPLE).is_file() else None
 
 
 def load_model_weights(model: Network, folder: Path) -> None:
@@ -146,6 +168,16 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"unknown dtype {name!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _weights(folder: Path, arch: Arch | None = None) -> Source:
+    config = read_config(folder)
+    if arch is not None and (config_from_arch(arch) if isinstance(arch, Mapping) else arch) != config:
+        raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
+    weights = SafetensorsWeights(folder, WEIGHTS)
+    return Source(NAME, config, lambda: iter(weights.items()))
 
 
 def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None) -> None:

@@ -7,6 +7,7 @@ variants and openpi does not read it, so what we write has all our sizes and swi
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.source import Arch, Facts
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
 from pizero.files import write_bytes
@@ -96,8 +98,11 @@ def write_config(folder: Path, config: Pi0Config, dtype: torch.dtype) -> None:
     write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def check_writable(config: Pi0Config) -> None:
-    """UserError for a model that openpi would run differently, or not at all."""
+def writable_config(model: Network) -> Pi0Config:
+    """The config of a model that openpi can run; UserError for one that it would run differently, or not at all."""
+    config = model.config
+    if not isinstance(config, Pi0Config):
+        raise UserError(f"openpi has no {type(model).__name__}; only native folders hold it")
     if config.action_attention != "bidirectional":
         raise UserError(
             "openpi has no causal attention among actions: it would compute other actions from these weights"
@@ -107,6 +112,7 @@ def check_writable(config: Pi0Config) -> None:
             "openpi has a state token without adaptive norms (π0) or adaptive norms without a state token (π0.5); "
             f"this model has state_input {config.state_input!r} and time_conditioning {config.time_conditioning!r}"
         )
+    return config
 
 
 def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:
@@ -129,9 +135,15 @@ def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
     openpi derives the mode from the model and has one epsilon: UserError for another mode; another epsilon goes into
     the spread, which gives the same numbers.
     """
-    stats = facts.norm_stats
-    if stats is None:
+    if facts.norm_stats is None:
         return
+    if facts.convention != "openpi":
+        warnings.warn(
+            "openpi shrinks images with a low-pass filter and cleans prompts; this model was trained otherwise, so its "
+            f"actions differ a little for images that are not {config.image_size} wide",
+            stacklevel=3,
+        )
+    stats = facts.norm_stats.in_convention("openpi")
     if stats.mode != _mode(config):
         raise UserError(
             f"the norm stats are for mode {stats.mode!r}, but openpi would use {_mode(config)!r} with this model; "

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pizero.checkpoints import openpi_folder
 from pizero.checkpoints.keymap import listed
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.orbax import METADATA, ArrayToWrite, OrbaxArrays, stored_names, write_arrays
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
 from pizero.model.config import GemmaConfig, Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 NAME = "openpi-jax"
@@ -76,10 +76,9 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, tensors, facts, (*notes, *more))
 
 
-def write(folder: Path, model: Pi0, facts: Facts) -> None:
+def write(folder: Path, model: Network, facts: Facts) -> None:
     """`params/` with the key paths of a training run, config.json and, where the statistics are known, `assets/`."""
-    config = model.config
-    openpi_folder.check_writable(config)
+    config = openpi_folder.writable_config(model)
     weights = model.state_dict()
     write_arrays(folder / _PARAMS, [_to_write(row, weights) for row in table(config)])
     openpi_folder.write_config(folder, config, weights["token_embedding.weight"].dtype)

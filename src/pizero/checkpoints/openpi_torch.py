@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pizero.checkpoints import openpi_folder
 from pizero.checkpoints.keymap import Entry, expand, matched
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_folder import VARIANTS, config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 __all__ = ["NAME", "config_from_arch", "detect", "key_table", "read", "write"]
@@ -52,10 +52,9 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, tensors, facts, (*told, *_untied(folder, weights), *notes))
 
 
-def write(folder: Path, model: Pi0, facts: Facts) -> None:
+def write(folder: Path, model: Network, facts: Facts) -> None:
     """Weights under the port's names, with its config.json and, where the statistics are known, its assets."""
-    config = model.config
-    openpi_folder.check_writable(config)
+    config = openpi_folder.writable_config(model)
     ours = model.state_dict()
     tensors = {
         row.theirs: row.to_theirs(ours[row.ours]) if row.to_theirs else ours[row.ours] for row in key_table(config)

@@ -97,9 +97,18 @@ class ArrayToWrite:
 
 
 def write_arrays(folder: Path, arrays: list[ArrayToWrite]) -> None:
-    """A folder as Orbax writes one, in one process: database, tree, shardings and chunks."""
-    ts = _tensorstore()
+    """A folder as Orbax writes one, in one process: database, tree, chunks. OSError when the disk is full."""
     folder.mkdir()
+    try:
+        _write_database(folder, arrays)
+    except ValueError as error:  # TensorStore's word for what the system refuses
+        raise OSError(str(error).rsplit(": ", 1)[-1]) from error
+    for name, values in _descriptions(arrays).items():
+        write_bytes(folder / name, json.dumps(values).encode())
+
+
+def _write_database(folder: Path, arrays: list[ArrayToWrite]) -> None:
+    ts = _tensorstore()
     database = {"context": ts.Context()}  # one for all, or every array would commit files of its own
     created = ts.Transaction()
     for array in arrays:
@@ -125,8 +134,6 @@ def write_arrays(folder: Path, arrays: list[ArrayToWrite]) -> None:
                 transaction.commit_sync()
                 transaction, waiting = ts.Transaction(), 0
     transaction.commit_sync()
-    for name, values in _descriptions(arrays).items():
-        write_bytes(folder / name, json.dumps(values).encode())
 
 
 def _descriptions(arrays: list[ArrayToWrite]) -> dict[str, Any]:

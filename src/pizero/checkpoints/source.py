@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from pizero.checkpoints.keymap import fill
+from pizero.checkpoints.models import Network, NetworkConfig, empty_model
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.types import Convention
 
 Arch = Pi0Config | Mapping[str, Any]
@@ -27,8 +29,8 @@ class Facts:
     embodiment: Embodiment | None = None
     norm_stats: NormStats | None = None
     tokenizer: PaligemmaTokenizer | None = None
-    convention: Convention | None = None
-    """How the model's images were resized and its prompts cleaned."""
+    convention: Convention = "openpi"
+    """How the model's images were resized and its prompts cleaned: a matter of the format's project."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,20 @@ class Source:
     """
 
     format: str
-    config: Pi0Config
+    config: NetworkConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()
 
+    def build(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Network:
+        """The network with these weights, for use; dtype None keeps each tensor's own."""
+        model = empty_model(self.config)
+        fill(model, self.tensors(), device, dtype)
+        return model.eval()
+
 
 class Format(Protocol):
-    """One module per foreign format has these three."""
+    """One module per format has these three."""
 
     def detect(self, folder: Path) -> bool:
         """Told by the content, never by a folder's name.
@@ -61,6 +69,6 @@ class Format(Protocol):
         """UserError with the list when names or shapes do not fit."""
         ...
 
-    def write(self, folder: Path, model: Pi0, facts: Facts) -> None:
+    def write(self, folder: Path, model: Network, facts: Facts) -> None:
         """Into an empty folder that exists; the caller renames it. The tensors keep the dtypes that the model has."""
         ...

@@ -16,8 +16,8 @@ class Arguments:
     Example: pizero evaluate runs/tabletop --env tabletop --episodes 40
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or the folder of a run, whose newest checkpoint is taken."""
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
     env: Literal["tabletop", "metaworld"]
     """Simulator."""
     episodes: int = 50
@@ -34,6 +34,14 @@ class Arguments:
     """Environments side by side, served by one model call; does not change the results."""
     num_videos: int = 4
     """Episodes that are recorded."""
+    embodiment: str | None = None
+    """Robot, where the checkpoint does not tell it; so the following."""
+    norm_stats: Path | None = None
+    """norm_stats.json of the robot's data."""
+    tokenizer: Path | None = None
+    """SentencePiece model."""
+    arch: Path | None = None
+    """JSON with the model's sizes."""
     output: Path | None = None
     """Folder for results.json and videos; without it `evaluation` inside the run's or checkpoint's folder."""
 
@@ -44,7 +52,8 @@ def run(arguments: Arguments) -> int:
 
     values = vars(arguments).copy()
     checkpoint, output = values.pop("checkpoint"), values.pop("output")
-    folder = output or checkpoint / "evaluation"
-    results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder)
+    options = {name: values.pop(name) for name in ("embodiment", "norm_stats", "tokenizer", "arch")}
+    folder = output or Path(checkpoint if Path(checkpoint).exists() else ".") / "evaluation"
+    results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder, **options)
     print_results(results, folder)
     return 1 if results["errors"] else 0

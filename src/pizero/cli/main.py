@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
+    "convert": "any checkpoint format to any other, verified before it gets its name",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

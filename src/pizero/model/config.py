@@ -129,6 +129,16 @@ class Pi0Config:
         return 1
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the images in an observation."""
+        return self.image_size, self.image_size
+
+    @property
+    def past_actions(self) -> int:
+        """The chunk starts at the present observation."""
+        return 0
+
+    @property
     def default_num_steps(self) -> int:
         """Integration steps of `sample_actions`."""
         return 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.load import load_with_pipeline
-from pizero.checkpoints.native import is_native, load_checkpoint, verify_example
+from pizero.checkpoints.facts import given, make_pipeline
+from pizero.checkpoints.load import read_source
+from pizero.checkpoints.native import Checkpoint, load_example, torch_dtype, verify_example
+from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch
+from pizero.data.embodiments import Embodiment
+from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import ActionModel, RobotDict, UserError
@@ -92,24 +97,23 @@ def load_policy(
     seed: int = 0,
     verify: bool = False,
     arch: Arch | str | Path | None = None,
-    tokenizer: str | Path | PaligemmaTokenizer | None = None,
+    embodiment: Embodiment | str | None = None,
+    norm_stats: NormStats | str | Path | None = None,
+    tokenizer: PaligemmaTokenizer | str | Path | None = None,
 ) -> ModelPolicy:
-    """The policy of a checkpoint folder.
+    """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
-    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails. arch, tokenizer:
-    as for `load_with_pipeline`, for a checkpoint of another project; UserError when it does not tell what is needed.
+    embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
+    what is missing. Given all the same, they take the place of the checkpoint's own.
+    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails or there is none.
     """
-    folder = Path(path)
-    if folder.is_dir() and not is_native(folder):
-        if verify:
-            raise UserError(f"{folder} is not native, so it has no example to verify; leave verify out")
-        model, pipeline = load_with_pipeline(folder, device, dtype, arch, tokenizer)
-        return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)
-    if arch is not None or tokenizer is not None:
-        raise UserError(f"{folder} is a native checkpoint, which has both; leave arch and tokenizer out")
-    checkpoint = load_checkpoint(folder, device, dtype)
-    if checkpoint.pipeline is None:
-        raise UserError(f"{path} holds a model alone, without a pipeline; give the model and a Pipeline to ModelPolicy")
+    folder = local_folder(path)
+    source = read_source(folder, arch)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
+    facts = given(source.facts, embodiment, norm_stats, tokenizer)
+    pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
+    model = source.build(device, torch_dtype(dtype))
     if verify:
-        verify_example(checkpoint)
-    return ModelPolicy(checkpoint.model, checkpoint.pipeline, device=device, num_steps=num_steps, seed=seed)
+        verify_example(Checkpoint(model, pipeline, load_example(folder)))
+    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)

@@ -56,6 +56,10 @@ class Trainer:
         make_example: Callable[[Network], Example] | None = None,
         device: str = "cpu",
     ) -> None:
+        if model.config.past_actions:
+            raise UserError(
+                "a policy whose chunk starts before the newest observation runs, but is not trained further"
+            )
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
         self.loader, self.validation, self._make_example = loader, validation, make_example
         self.device = torch.device(device)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pizero.checkpoints.native import load_example
+from pizero.checkpoints.remote import local_folder
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes
@@ -44,14 +46,10 @@ class EvaluateConfig:
     threads: int = 0
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder itself, or the newest one of a run's folder."""
-    if (path / "config.json").is_file():
-        return path
-    found = sorted((path / "checkpoints").glob("[0-9]" * 7))
-    if not found:
-        raise UserError(f"{path} is neither a checkpoint nor the folder of a training run with checkpoints")
-    return found[-1]
+def find_checkpoint(path: str | Path) -> str | Path:
+    """The newest checkpoint of a training run's folder; else the path itself."""
+    found = sorted((Path(path) / "checkpoints").glob("[0-9]" * 7))
+    return found[-1] if found else path
 
 
 def evaluate_policy(
@@ -90,9 +88,13 @@ def evaluate_policy(
     return results
 
 
-def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """`evaluate_policy` of a checkpoint or of a run's newest one; its stored example is run first."""
-    policy = load_policy(find_checkpoint(checkpoint), num_steps=config.num_steps, verify=True)
+def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: Path, **options: Any) -> dict[str, Any]:
+    """`evaluate_policy` of a checkpoint or of a run's newest one; its stored example, if any, is run first.
+
+    options: as for `load_policy`.
+    """
+    path = local_folder(find_checkpoint(checkpoint))
+    policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)
 
 

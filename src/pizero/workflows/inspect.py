@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pizero.checkpoints.native import read_config
+from pizero.checkpoints.load import read_source
+from pizero.checkpoints.remote import local_folder
 from pizero.configs.presets import PRESETS, get_preset
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
@@ -23,7 +24,7 @@ def model_config(name: str) -> Pi0Config:
     """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path."""
     if name in FULL_SIZE:
         return FULL_SIZE[name]()
-    config = get_preset(name).model if name in PRESETS else read_config(find_checkpoint(Path(name)))
+    config = get_preset(name).model if name in PRESETS else read_source(local_folder(find_checkpoint(name))).config
     if not isinstance(config, Pi0Config):
         raise UserError(f"{name} holds a diffusion policy; inspect shows π0 and π0.5")
     return config

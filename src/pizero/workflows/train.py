@@ -14,26 +14,22 @@ import numpy as np
 import torch
 
 from pizero.checkpoints.example import Example, make_example
+from pizero.checkpoints.facts import make_pipeline
 from pizero.checkpoints.load import load_network
 from pizero.checkpoints.models import Network, make_model, model_name
+from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS
 from pizero.data.loader import FrameCache, Loader, split_episodes
 from pizero.data.norm_stats import NormStats, near_constant_dimensions
-from pizero.data.pipeline import Pipeline, PromptFormat
+from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import write_bytes
 from pizero.train.trainer import Progress, Trainer, list_checkpoints
 from pizero.types import RobotDict, UserError
 from pizero.workflows.norm_stats import dataset_norm_stats
 from pizero.workflows.progress import console, progress_bar
-
-PROMPT_FORMATS: dict[str | bool, PromptFormat] = {
-    "token": "pi0", "prompt": "pi05", "none": "none",
-    True: "pi0", False: "pi0",  # the diffusion policy is given the state and reads it or not
-}  # fmt: skip
-"""By the config's `state_input`."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +57,7 @@ def build_pipeline(
         vocabulary = PaligemmaTokenizer(tokenizer)
     else:
         vocabulary = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
-    if vocabulary.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocabulary.vocab_size} pieces, the model's table {config.vocab_size}; "
-            "choose a smaller tokenizer or a larger vocab_size"
-        )
-    return Pipeline(
-        embodiment=EMBODIMENTS[preset.embodiment](),
-        norm_stats=norm_stats,
-        tokenizer=vocabulary,
-        cameras=config.cameras,
-        prompt_format=PROMPT_FORMATS[config.state_input],
-        prompt_length=config.prompt_length,
-        image_size=(config.image_size, config.image_size),
-        state_dim=config.state_dim,
-        action_dim=config.action_dim,
-        num_history=config.num_history,
-    )
+    return make_pipeline(config, Facts(EMBODIMENTS[preset.embodiment](), norm_stats, vocabulary))
 
 
 def train_policy(

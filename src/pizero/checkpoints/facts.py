@@ -1,0 +1,137 @@
+"""What a checkpoint tells of the robot: kept beside weights that came without all of it, and made into a pipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pizero.checkpoints.models import NetworkConfig
+from pizero.checkpoints.remote import paligemma_tokenizer
+from pizero.checkpoints.source import Facts
+from pizero.data.embodiments import EMBODIMENTS, Embodiment
+from pizero.data.norm_stats import NormStats
+from pizero.data.pipeline import Pipeline, PromptFormat
+from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
+from pizero.files import write_bytes
+from pizero.types import UserError
+
+FACTS, STATS, TOKENIZER = "facts.json", "norm_stats.json", "tokenizer.model"
+PALIGEMMA_VOCABULARY = 257_152
+"""Entries of the token table of a model that started from PaliGemma; then no other tokenizer fits."""
+
+PROMPT_FORMATS: dict[str | bool, PromptFormat] = {
+    "token": "pi0", "prompt": "pi05", "none": "none",
+    True: "pi0", False: "pi0",  # the diffusion policy is given the state and reads it or not
+}  # fmt: skip
+"""By the config's `state_input`."""
+
+
+def unknown(facts: Facts) -> tuple[str, ...]:
+    """The names of what is not known and what a pipeline needs."""
+    return tuple(name for name in ("embodiment", "norm_stats", "tokenizer") if getattr(facts, name) is None)
+
+
+def needed_options(facts: Facts, config: NetworkConfig) -> tuple[str, ...]:
+    """What a pipeline for this model needs beside the facts; PaliGemma's tokenizer need not be given."""
+    default = ("tokenizer",) if config.vocab_size == PALIGEMMA_VOCABULARY else ()
+    return tuple(name for name in unknown(facts) if name not in default)
+
+
+def given(
+    facts: Facts,
+    embodiment: Embodiment | str | None = None,
+    norm_stats: NormStats | str | Path | None = None,
+    tokenizer: PaligemmaTokenizer | str | Path | None = None,
+) -> Facts:
+    """The facts with what the user says in the place of what the checkpoint says.
+
+    embodiment: or its name. norm_stats, tokenizer: or their files.
+    """
+    if isinstance(embodiment, str):
+        if embodiment not in EMBODIMENTS:
+            raise UserError(f"unknown embodiment {embodiment!r}; expected one of {', '.join(EMBODIMENTS)}")
+        embodiment = EMBODIMENTS[embodiment]()
+    if isinstance(norm_stats, str | Path):
+        norm_stats = NormStats.load(norm_stats)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = PaligemmaTokenizer(tokenizer)
+    values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer}
+    return replace(facts, **{name: value for name, value in values.items() if value is not None})
+
+
+def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
+    """From robot dictionaries to this model's tensors. UserError names what is unknown, or does not fit the model.
+
+    A model with PaliGemma's vocabulary has PaliGemma's tokenizer unless another is known; it is downloaded once.
+    """
+    if missing := needed_options(facts, config):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise UserError(f"the checkpoint does not tell {' nor '.join(missing)}, and it is not guessed; give {options}")
+    assert facts.embodiment is not None
+    assert facts.norm_stats is not None
+    tokenizer = facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer())
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model's table {config.vocab_size}; "
+            "choose a smaller tokenizer or a larger vocab_size"
+        )
+    return Pipeline(
+        embodiment=facts.embodiment,
+        norm_stats=facts.norm_stats,
+        tokenizer=tokenizer,
+        cameras=config.cameras,
+        prompt_format=PROMPT_FORMATS[config.state_input],
+        prompt_length=config.prompt_length,
+        image_size=config.image_shape,
+        state_dim=config.state_dim,
+        action_dim=config.action_dim,
+        num_history=config.num_history,
+        convention=facts.convention,
+    )
+
+
+def save_facts(facts: Facts, folder: Path) -> None:
+    """facts.json, and the files of what is known."""
+    values: dict[str, Any] = {
+        "embodiment": None if facts.embodiment is None else facts.embodiment.to_json(),
+        "norm_stats": facts.norm_stats is not None,
+        "tokenizer": None,
+        "convention": facts.convention,
+    }
+    if facts.norm_stats is not None:
+        facts.norm_stats.save(folder / STATS)
+    if facts.tokenizer is not None:
+        byte_level = isinstance(facts.tokenizer.encoder, ByteEncoder)
+        values["tokenizer"] = "bytes" if byte_level else "sentencepiece"
+        if not byte_level:
+            facts.tokenizer.save(folder / TOKENIZER)
+    write_bytes(folder / FACTS, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def load_facts(folder: Path) -> Facts:
+    """What `save_facts` wrote; nothing known when it wrote nothing."""
+    path = folder / FACTS
+    if not path.is_file():
+        return Facts()
+    try:
+        values = json.loads(path.read_text())
+        embodiment, tokenizer, stats = (values[name] for name in ("embodiment", "tokenizer", "norm_stats"))
+        return Facts(
+            embodiment=None if embodiment is None else Embodiment.from_json(embodiment),
+            norm_stats=NormStats.load(folder / STATS) if stats else None,
+            tokenizer=None if tokenizer is None
+            else PaligemmaTokenizer.bytes() if tokenizer == "bytes"
+            else PaligemmaTokenizer(folder / TOKENIZER),
+            convention=values.get("convention", "openpi"),
+        )  # fmt: skip
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
+
+
+def pipeline_facts(pipeline: Pipeline) -> Facts:
+    """The inverse of `make_pipeline`."""
+    return Facts(pipeline.embodiment, pipeline.norm_stats, pipeline.tokenizer, pipeline.convention)

@@ -1,0 +1,41 @@
+"""pizero convert: any checkpoint format to any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes a checkpoint in another format, and proves it: the result is read again and must sample the same actions.
+
+    Example: pizero convert gs://openpi-assets/checkpoints/pi05_base pi05 --to native --embodiment generic
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Checkpoint folder of any format, a Hugging Face id (owner/name), or an address (hf://, gs://)."""
+    target: Annotated[Path, tyro.conf.Positional]
+    """New folder."""
+    to: Literal["native", "openpi-torch", "openpi-jax", "lerobot"]
+    """Format of the result."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the large matrices; without it every tensor keeps its own."""
+    arch: Path | None = None
+    """JSON with the model's sizes, for a source that does not tell them (docs/checkpoints.md)."""
+    embodiment: str | None = None
+    """Robot, where the source does not tell it; so the following."""
+    norm_stats: Path | None = None
+    """norm_stats.json of the robot's data."""
+    tokenizer: Path | None = None
+    """SentencePiece model."""
+
+
+def run(arguments: Arguments) -> int:
+    from pizero.workflows.convert import convert_and_print
+
+    convert_and_print(**vars(arguments))
+    return 0
