@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer record-lerobot-diffusion check format bench clean
+.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -43,6 +43,19 @@ $(PEER)/.done: benchmarks/peers/openpi_requirements.txt
 	$(PEER_PYTHON) -m venv $(PEER)
 	$(PEER)/bin/python -m pip install --quiet -r benchmarks/peers/openpi_requirements.txt
 	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* $(PEER)/lib/python3.11/site-packages/transformers/
+	touch $@
+
+# make test-lerobot-peer   LeRobot itself opens what pizero writes, and the reverse
+# Needs Python 3.12 (LEROBOT_PYTHON=python3.12); makes .peers/lerobot, or takes LEROBOT_ENV=<an environment with LeRobot>.
+LEROBOT_PYTHON ?= python3.12
+LEROBOT_ENV ?=
+LEROBOT = $(or $(LEROBOT_ENV),.peers/lerobot)
+test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
+	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT)/bin/python benchmarks/peers/lerobot_opens_ours.py
+
+.peers/lerobot/.done: benchmarks/peers/lerobot_requirements.txt
+	$(LEROBOT_PYTHON) -m venv .peers/lerobot
+	.peers/lerobot/bin/python -m pip install --quiet -r benchmarks/peers/lerobot_requirements.txt
 	touch $@
 
 # make record-lerobot-diffusion LEROBOT_ENV=<a virtual environment with lerobot==0.6.1 and diffusers>   records the golden files of its policy

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,15 @@ RobotDict: TypeAlias = dict[str, Any]
 """One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}.
 
 For a policy with an observation history of T > 1: state [T, d] and images [T, h, w, 3], oldest first.
+"""
+
+Convention: TypeAlias = Literal["openpi", "lerobot"]
+"""Whose way of preparing inputs a checkpoint was trained with; they differ in three small things.
+
+images: openpi shrinks with a low-pass filter and rounds to grey levels; lerobot interpolates plainly, without rounding.
+prompt: openpi strips it and turns "_" and line breaks into spaces; lerobot's π0 leaves it as it is.
+normalisation: openpi adds 1e-6 to every scale, in both directions; lerobot 1e-8, when dividing by a standard deviation,
+and in the place of a quantile range that is 0.
 """
 
 

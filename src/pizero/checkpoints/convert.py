@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from pizero.checkpoints import native
 from pizero.checkpoints.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.checkpoints.facts import given, make_pipeline, needed_options, unknown
-from pizero.checkpoints.load import FORMATS, find_format, read_arch, read_source
+from pizero.checkpoints.load import FORMATS, find_format, read_source
 from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.checkpoints.native import torch_dtype
 from pizero.checkpoints.remote import local_folder
@@ -75,8 +76,7 @@ def convert(
     """
     writer = find_format(to)
     folder, target = local_folder(source), Path(target).absolute()
-    sizes = None if arch is None else read_arch(arch)
-    opened = read_source(folder, sizes)
+    opened = read_source(folder, arch)
     facts = given(opened.facts, embodiment, norm_stats, tokenizer)
     if folder.absolute() in (target, *target.parents):
         raise UserError(f"{target} lies in the source {folder}; choose a folder elsewhere")
@@ -91,11 +91,13 @@ def convert(
             model = cast_weights(model, torch_dtype(dtype))
         _check_room(model, target)
         on_step(f"writing {to}")
-        writer.write(partial, model, facts)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            writer.write(partial, model, facts)
         del model
         gc.collect()
         on_step("reading the result")
-        again, notes = _read_again(partial, writer, opened.config, sizes)
+        again, notes = _read_again(partial, writer, opened.config)
         model = again.build()
         on_step("sampling from the result")
         difference, largest = _difference(expected, _sample(model), tolerance)
@@ -106,7 +108,8 @@ def convert(
             source=opened.format, target=to, parameters=parameters,
             num_bytes=sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()),
             dtypes=_dtypes(model), difference=difference, largest=largest,
-            known=_known(again.facts), unknown=needed_options(again.facts, again.config), notes=(*opened.notes, *notes),
+            known=_known(again.facts), unknown=needed_options(again.facts, again.config),
+            notes=(*opened.notes, *(str(warning.message) for warning in told), *notes),
         )  # fmt: skip
 
 
@@ -150,10 +153,8 @@ def _difference(expected: Tensor, actual: Tensor, tolerance: float) -> tuple[flo
     return difference, largest
 
 
-def _read_again(
-    folder: Path, writer: Format, config: NetworkConfig, sizes: Arch | None
-) -> tuple[Source, tuple[str, ...]]:
-    """As a user would read it: detected, and without `arch` if its files tell the sizes."""
+def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[Source, tuple[str, ...]]:
+    """As a user would read it: detected, and without `arch` where its files tell the sizes."""
     detected = next((name for name, format in FORMATS.items() if format.detect(folder)), None)
     if detected is None or FORMATS[detected] is not writer:
         raise UserError(f"the result is recognised as {detected}, which is not what was written; nothing is left of it")
@@ -162,9 +163,10 @@ def _read_again(
         if again.config == config:
             return again, ()
     except UserError:
-        if not isinstance(config, Pi0Config):
-            raise
-    return writer.read(folder, config if sizes is None else sizes), (SIZES_UNTOLD,)  # pyright: ignore[reportArgumentType]
+        pass
+    if not isinstance(config, Pi0Config):
+        raise UserError("the result has other sizes than the source; nothing is left of it")
+    return writer.read(folder, config), (SIZES_UNTOLD,)
 
 
 def _add_example(folder: Path, model: Network, facts: Facts) -> None:

@@ -88,6 +88,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         state_dim=config.state_dim,
         action_dim=config.action_dim,
         num_history=config.num_history,
+        convention=facts.convention,
     )
 
 
@@ -97,6 +98,7 @@ def save_facts(facts: Facts, folder: Path) -> None:
         "embodiment": None if facts.embodiment is None else facts.embodiment.to_json(),
         "norm_stats": facts.norm_stats is not None,
         "tokenizer": None,
+        "convention": facts.convention,
     }
     if facts.norm_stats is not None:
         facts.norm_stats.save(folder / STATS)
@@ -122,6 +124,7 @@ def load_facts(folder: Path) -> Facts:
             tokenizer=None if tokenizer is None
             else PaligemmaTokenizer.bytes() if tokenizer == "bytes"
             else PaligemmaTokenizer(folder / TOKENIZER),
+            convention=values.get("convention", "openpi"),
         )  # fmt: skip
     except UserError:
         raise
@@ -130,4 +133,5 @@ def load_facts(folder: Path) -> Facts:
 
 
 def pipeline_facts(pipeline: Pipeline) -> Facts:
-    return Facts(embodiment=pipeline.embodiment, norm_stats=pipeline.norm_stats, tokenizer=pipeline.tokenizer)
+    """The inverse of `make_pipeline`."""
+    return Facts(pipeline.embodiment, pipeline.norm_stats, pipeline.tokenizer, pipeline.convention)

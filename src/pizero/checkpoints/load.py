@@ -6,13 +6,13 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
-from pizero.checkpoints import lerobot_diffusion, native, openpi_jax, openpi_torch
+from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
-from pizero.checkpoints.openpi_folder import config_from_arch
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.files import new_folder
@@ -21,8 +21,8 @@ from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {
-    native.NAME: native, lerobot_diffusion.NAME: lerobot_diffusion, openpi_torch.NAME: openpi_torch,
-    openpi_jax.NAME: openpi_jax,
+    native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
+    openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax,
 }  # fmt: skip
 """By the name that users type, in the order in which they are tried."""
 
@@ -61,10 +61,10 @@ def load_network(
 
 def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
     """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`."""
-    config = None if arch is None else read_arch(arch)
+    sizes = None if arch is None else read_arch(arch)
     for format in FORMATS.values():
         if format.detect(folder):
-            return format.read(folder, config)
+            return format.read(folder, sizes)
     raise UserError(f"{folder} holds no checkpoint of a known format ({', '.join(FORMATS)}): {_found(folder)}")
 
 
@@ -87,19 +87,17 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def read_arch(arch: Arch | str | Path) -> Pi0Config:
-    """Sizes as users give them."""
-    if isinstance(arch, Pi0Config):
+def read_arch(arch: Arch | str | Path) -> Arch:
+    """Sizes as users give them, or those in a file of them; whose words they are, the format knows."""
+    if isinstance(arch, Pi0Config | Mapping):
         return arch
-    if isinstance(arch, Mapping):
-        return config_from_arch(arch)
     try:
-        values = json.loads(Path(arch).read_text())
+        values: Any = json.loads(Path(arch).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"arch {arch} holds no JSON object")
-    return config_from_arch(values)  # pyright: ignore[reportUnknownArgumentType]
+    return cast("dict[str, Any]", values)
 
 
 def _found(folder: Path, shown: int = 8) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from pizero.checkpoints.example import Example, reproduce
 from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
 from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
+from pizero.checkpoints.openpi_folder import config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
@@ -171,7 +172,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def _weights(folder: Path, arch: Arch | None = None) -> Source:
     config = read_config(folder)
-    if arch is not None and arch != config:
+    if arch is not None and (config_from_arch(arch) if isinstance(arch, Mapping) else arch) != config:
         raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")

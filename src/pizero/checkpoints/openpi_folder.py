@@ -7,6 +7,7 @@ variants and openpi does not read it, so what we write has all our sizes and swi
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
     """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
     if "vlm" not in values:
         return Pi0Config.from_json(values)
+    if "pi05" not in values:
+        raise UserError("arch has no 'pi05' (true or false), so it does not say which model it is; add it")
     preset = Pi0Config.pi05 if values["pi05"] else Pi0Config.pi0
     vision = {name: values["vision"][name] for name in ("width", "depth", "mlp_dim", "num_heads")}
     return preset(
@@ -132,9 +135,15 @@ def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
     openpi derives the mode from the model and has one epsilon: UserError for another mode; another epsilon goes into
     the spread, which gives the same numbers.
     """
-    stats = facts.norm_stats
-    if stats is None:
+    if facts.norm_stats is None:
         return
+    if facts.convention != "openpi":
+        warnings.warn(
+            "openpi shrinks images with a low-pass filter and cleans prompts; this model was trained otherwise, so its "
+            f"actions differ a little for images that are not {config.image_size} wide",
+            stacklevel=3,
+        )
+    stats = facts.norm_stats.in_convention("openpi")
     if stats.mode != _mode(config):
         raise UserError(
             f"the norm stats are for mode {stats.mode!r}, but openpi would use {_mode(config)!r} with this model; "

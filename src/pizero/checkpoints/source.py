@@ -16,9 +16,10 @@ from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
+from pizero.types import Convention
 
 Arch = Pi0Config | Mapping[str, Any]
-"""Sizes that a checkpoint does not tell: a config, or the layout of golden's tiny_config.json."""
+"""Sizes that a checkpoint does not tell: a config, our own JSON, or the words of the checkpoint's own project."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Facts:
     embodiment: Embodiment | None = None
     norm_stats: NormStats | None = None
     tokenizer: PaligemmaTokenizer | None = None
+    convention: Convention = "openpi"
+    """How the model's images were resized and its prompts cleaned: a matter of the format's project."""
 
 
 @dataclass(frozen=True)

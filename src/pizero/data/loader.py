@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.images import resize_with_pad
 from pizero.data.pipeline import ModelInputs, Pipeline
+from pizero.types import Convention
 
 MEMORY_LIMIT = 6 * 2**30
 """Bytes of decoded frames that are kept in memory; a larger dataset is decoded as it is read."""
@@ -27,7 +28,10 @@ class Batch:
 
 
 class FrameCache:
-    """Frames of the cameras that the model reads, at the model's size: uint8 [F, h, w, 3] each, or read on demand."""
+    """Frames of the cameras that the model reads, at the model's size: uint8 [F, h, w, 3] each, or read on demand.
+
+    convention: of the resizing; "lerobot" is rounded to grey levels here.
+    """
 
     def __init__(
         self,
@@ -36,9 +40,11 @@ class FrameCache:
         image_size: tuple[int, int],
         on_progress: Callable[[int, int], None] | None = None,
         memory_limit: int = MEMORY_LIMIT,
+        convention: Convention = "openpi",
     ) -> None:
         self._dataset = dataset
         self._size = image_size
+        self._convention: Convention = convention
         self._frames: dict[str, NDArray[np.uint8]] = {}
         total = dataset.num_frames * len(cameras)
         self.in_memory = total * image_size[0] * image_size[1] * 3 <= memory_limit
@@ -48,7 +54,7 @@ class FrameCache:
         for camera in cameras:
             frames = np.empty((dataset.num_frames, *image_size, 3), np.uint8)
             for positions, images in dataset.iter_images(camera):
-                frames[positions] = resize_with_pad(images, *image_size)
+                frames[positions] = self._resize(images)
                 done += len(images)
                 if on_progress is not None:
                     on_progress(done, total)
@@ -58,8 +64,12 @@ class FrameCache:
         """uint8 [N, h, w, 3] of the frames with these positions [N], in their order; [N, T, h, w, 3] of [N, T]."""
         if self.in_memory:
             return self._frames[camera][frames]
-        images = resize_with_pad(self._dataset.images(camera, frames.ravel()), *self._size)
+        images = self._resize(self._dataset.images(camera, frames.ravel()))
         return images.reshape(*frames.shape, *images.shape[1:])
+
+    def _resize(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        resized = resize_with_pad(images, *self._size, self._convention)
+        return (np.rint(resized) if self._convention == "lerobot" else resized).astype(np.uint8, copy=False)
 
 
 class Loader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.files import write_bytes
-from pizero.types import UserError
+from pizero.types import Convention, UserError
 
 if TYPE_CHECKING:
     from pizero.data.transforms import RelativeActions
@@ -25,6 +25,7 @@ Mode: TypeAlias = Literal["zscore", "quantile"]
 Floats: TypeAlias = NDArray[np.float64]
 
 EPSILON = 1e-6
+LEROBOT_EPSILON = 1e-8
 NEAR_CONSTANT = 1e-4
 """A spread below this, in the data's own units, counts as none."""
 _QUANTILES = (0.01, 0.99)
@@ -85,16 +86,18 @@ class NormStats:
     state: FieldStats
     actions: FieldStats
     epsilon: float = EPSILON
+    convention: Convention = "openpi"
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise UserError(f"norm stats: got mode {self.mode!r}, expected one of {get_args(Mode)}")
+        for what, value, known in (("mode", self.mode, Mode), ("convention", self.convention, Convention)):
+            if value not in get_args(known):
+                raise UserError(f"norm stats: got {what} {value!r}, expected one of {get_args(known)}")
         self.state.spread(self.mode)
         self.actions.spread(self.mode)
 
     def save(self, path: Path | str) -> None:
         """Writes JSON; the file appears whole or not at all."""
-        data = {"mode": self.mode, "epsilon": self.epsilon}
+        data = {"mode": self.mode, "epsilon": self.epsilon, "convention": self.convention}
         stats = {"state": self.state.to_json(), "actions": self.actions.to_json()}
         write_bytes(Path(path), json.dumps(data | {"norm_stats": stats}, indent=1).encode())
 
@@ -115,7 +118,28 @@ class NormStats:
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
         state, actions = (FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions"))
-        return cls(found, state, actions, float(stored.get("epsilon", EPSILON)))
+        epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
+        return cls(found, state, actions, epsilon, convention)
+
+    def in_convention(self, convention: Convention) -> NormStats:
+        """Statistics that normalise in `convention` as these do in theirs; what the epsilons differ by goes into them.
+
+        Exact on the way in; on the way out a z-score's scale is 1e-8 off, in the data's units.
+        """
+        if convention == self.convention:
+            return self
+        epsilon = EPSILON if convention == "openpi" else LEROBOT_EPSILON
+
+        def moved(stats: FieldStats) -> FieldStats:
+            if self.mode == "zscore":
+                return replace(stats, std=stats.std + (self.epsilon - epsilon))
+            assert stats.q01 is not None  # spread() refuses statistics without quantiles
+            spread = stats.spread("quantile")
+            if convention == "lerobot":
+                return replace(stats, q99=stats.q01 + (spread + self.epsilon))
+            return replace(stats, q99=stats.q01 + (np.where(spread == 0, self.epsilon, spread) - epsilon))
+
+        return NormStats(self.mode, moved(self.state), moved(self.actions), epsilon, convention)
 
 
 def field_stats(values: NDArray[np.floating[Any]]) -> FieldStats:

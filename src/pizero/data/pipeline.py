@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.embodiments import Embodiment
-from pizero.data.images import resize_with_pad, to_float
+from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
 from pizero.files import write_bytes
-from pizero.types import Observation, RobotDict, UserError
+from pizero.types import Convention, Observation, RobotDict, UserError
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
@@ -38,7 +38,7 @@ class ModelInputs(TypedDict):
     With an observation history of T > 1: images [B, T, H, W, 3] and state [B, T, state_dim], oldest first.
     """
 
-    images: dict[str, NDArray[np.uint8]]  # [B, H, W, 3]
+    images: dict[str, GreyLevels]  # [B, H, W, 3]
     image_masks: dict[str, NDArray[np.bool_]]  # [B], true where the sample has the camera
     prompt_tokens: NDArray[np.int64]  # [B, L]
     prompt_mask: NDArray[np.bool_]  # [B, L], true where a token is real
@@ -46,7 +46,10 @@ class ModelInputs(TypedDict):
 
 
 _FILES = ("pipeline.json", "norm_stats.json", "tokenizer.model")
-_FIELDS = ("cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim", "num_history")
+_FIELDS = (
+    "cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim", "num_history", "convention"
+)  # fmt: skip
+_LATER = {"num_history": 1, "convention": "openpi"}  # what older checkpoints do not say
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Pipeline:
     state_dim, action_dim: the model's widths, at least the robot's.
     num_history: observations per sample T, oldest first. From 2 on images and state have an axis for them, before their
         own axes; the newest state is the one that relative actions start from.
+    convention: how images are resized and prompts cleaned; the norm stats have their own.
     """
 
     embodiment: Embodiment
@@ -71,10 +75,13 @@ class Pipeline:
     state_dim: int
     action_dim: int
     num_history: int = 1
+    convention: Convention = "openpi"
 
     def __post_init__(self) -> None:
         if self.prompt_format not in get_args(PromptFormat):
             raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
+        if self.convention not in get_args(Convention):
+            raise UserError(f"convention: got {self.convention!r}, expected one of {get_args(Convention)}")
         if self.num_history < 1:
             raise UserError(f"num_history must be at least 1, got {self.num_history}")
         if self.num_history > 1 and self.prompt_format == "pi05":
@@ -149,7 +156,7 @@ class Pipeline:
             if not isinstance(prompt, str):
                 raise UserError(f"prompt: got {type(prompt).__name__}, expected text")
         normalised = self._normaliser(self.norm_stats.state)(self._checked_state(state, batch))
-        present: dict[str, NDArray[np.uint8]] = {}
+        present: dict[str, GreyLevels] = {}
         masks = {camera: np.zeros(batch, dtype=np.bool_) for camera in self.cameras}
         for camera, robot_camera in self.embodiment.cameras.items():
             image, masks[camera] = self._camera(images[robot_camera], batch, robot_camera)
@@ -158,7 +165,7 @@ class Pipeline:
         if not present:
             raise UserError("images: every camera is absent; expected at least one image")
         in_prompt = normalised if self.prompt_format == "pi05" else None
-        tokens, mask = self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length)
+        tokens, mask = self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length, self.convention)
         inputs = ModelInputs(images=present, image_masks=masks, prompt_tokens=tokens.astype(np.int64), prompt_mask=mask)
         if self.prompt_format != "none":
             inputs["state"] = pad_to(normalised.astype(np.float32), self.state_dim)
@@ -203,7 +210,7 @@ class Pipeline:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], norm_stats: NormStats, tokenizer: PaligemmaTokenizer) -> Pipeline:
         """Raises UserError when a key is missing or unknown."""
-        data = {"num_history": 1, **data}  # older checkpoints do not say it
+        data = {**_LATER, **data}
         expected = {*_FIELDS, "embodiment", "tokenizer"}
         if set(data) != expected:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
@@ -237,7 +244,7 @@ class Pipeline:
         return cls.from_json(values, NormStats.load(stats), read)
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
-        return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon)
+        return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)
 
     def _checked_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
         _check_shape("state", state.shape, (batch, *self._history, self.robot_state_dim), self._note)
@@ -253,24 +260,23 @@ class Pipeline:
         checked = self._checked_state(state, batch)
         return checked[:, -1] if self.num_history > 1 else checked
 
-    def _camera(
-        self, images: CameraImages, batch: int, name: str
-    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.bool_]]:
-        """(uint8 [B, (T,) H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""
+    def _camera(self, images: CameraImages, batch: int, name: str) -> tuple[GreyLevels | None, NDArray[np.bool_]]:
+        """([B, (T,) H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""
         if images is None:
             return None, np.zeros(batch, dtype=np.bool_)
         _check_shape(f"images/{name}: number of samples", (len(images),), (batch,))
         if isinstance(images, np.ndarray):
             _check_image(images, name, (batch, *self._history, "h", "w", 3), self._note)
-            return resize_with_pad(images, *self.image_size), np.ones(batch, dtype=np.bool_)
+            return resize_with_pad(images, *self.image_size, self.convention), np.ones(batch, dtype=np.bool_)
         mask = np.array([image is not None for image in images])
         if not mask.any():
             return None, mask
-        out = np.zeros((batch, *self._history, *self.image_size, 3), dtype=np.uint8)
+        kind = np.uint8 if self.convention == "openpi" else np.float32
+        out = np.zeros((batch, *self._history, *self.image_size, 3), dtype=kind)
         for row, image in enumerate(images):
             if image is not None:
                 _check_image(image, name, (*self._history, "h", "w", 3), self._note)
-                out[row] = resize_with_pad(image, *self.image_size)
+                out[row] = resize_with_pad(image, *self.image_size, self.convention)
         return out, mask
 
 

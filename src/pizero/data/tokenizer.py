@@ -3,7 +3,8 @@
 Without state:  "{prompt}" with the begin mark, then "\\n" encoded by itself        (π0; π0.5 that ignores the state)
 With state:     "Task: {prompt}, State: {256-bin integers};\\nAction: "             (π0.5)
 
-The prompt is stripped, and "_" and line breaks become spaces.
+The prompt is stripped, and "_" and line breaks become spaces. In the convention "lerobot" the form without state is the
+prompt as it is, "\\n" appended where it does not end in one, encoded as a whole; the form with state is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.files import write_bytes
-from pizero.types import UserError
+from pizero.types import Convention, UserError
 
 PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID = 0, 1, 2, 3
 _STATE_BIN_EDGES = np.linspace(-1, 1, 257)[:-1]
@@ -70,25 +71,29 @@ class PaligemmaTokenizer:
         self.encoder = encoder
         self.vocab_size = vocab_size
         self.model = model
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[tuple[str, Convention], list[int]] = {}
         self._warned = False
 
     def encode(
-        self, prompt: str, state: NDArray[np.floating[Any]] | None, length: int
+        self, prompt: str, state: NDArray[np.floating[Any]] | None, length: int, convention: Convention = "openpi"
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """(tokens, mask), both [length]; mask is true where a token is real.
 
         state: normalised, unpadded [d], for the form with state. Too many tokens are cut, with one warning.
         """
-        tokens, mask = self.encode_batch([prompt], None if state is None else state[None], length)
+        tokens, mask = self.encode_batch([prompt], None if state is None else state[None], length, convention)
         return tokens[0], mask[0]
 
     def encode_batch(
-        self, prompts: Sequence[str], states: NDArray[np.floating[Any]] | None, length: int
+        self,
+        prompts: Sequence[str],
+        states: NDArray[np.floating[Any]] | None,
+        length: int,
+        convention: Convention = "openpi",
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The same for B prompts and states [B, d]: (tokens, mask), both [B, length]."""
         if states is None:
-            ids = [self._encode_prompt(prompt) for prompt in prompts]
+            ids = [self._encode_prompt(prompt, convention) for prompt in prompts]
         else:
             bins = cast("list[list[int]]", state_bins(states).tolist())
             ids = [self._encode_with_state(p, b) for p, b in zip(prompts, bins, strict=True)]
@@ -108,12 +113,15 @@ class PaligemmaTokenizer:
             raise UserError("tokenizer: this one has no SentencePiece model to save; make it from a model file")
         write_bytes(Path(path), self.model)
 
-    def _encode_prompt(self, prompt: str) -> list[int]:
-        ids = self._cache.get(prompt)
+    def _encode_prompt(self, prompt: str, convention: Convention) -> list[int]:
+        ids = self._cache.get((prompt, convention))
         if ids is None:
-            ids = self.encoder.encode(_clean(prompt), add_bos=True) + self.encoder.encode("\n", add_bos=False)
+            if convention == "lerobot":
+                ids = self.encoder.encode(prompt if prompt.endswith("\n") else prompt + "\n", add_bos=True)
+            else:
+                ids = self.encoder.encode(_clean(prompt), add_bos=True) + self.encoder.encode("\n", add_bos=False)
             if len(self._cache) < _CACHE_SIZE:
-                self._cache[prompt] = ids
+                self._cache[prompt, convention] = ids
         return ids
 
     def _encode_with_state(self, prompt: str, bins: list[int]) -> list[int]:

@@ -140,7 +140,8 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
 def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> FrameCache:
     bar = bars.add_task("reading frames", total=None, note="")
     report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
-    return FrameCache(dataset, list(pipeline.embodiment.cameras.values()), pipeline.image_size, report)
+    cameras = list(pipeline.embodiment.cameras.values())
+    return FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
 
 
 def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:

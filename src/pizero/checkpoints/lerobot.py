@@ -1,0 +1,246 @@
+"""Checkpoints of LeRobot's `pi0` and `pi05` policies (version 0.6.1): config.json, model.safetensors, two processors.
+
+The tensors have the names of openpi's port, with the prefix "model." or without it. config.json names the variants of
+the experts but not their sizes; `lerobot_processors` reads and writes what LeRobot knows of the robot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pizero.checkpoints.json_file import peek
+from pizero.checkpoints.keymap import Entry, matched
+from pizero.checkpoints.lerobot_processors import (
+    image_keys,
+    model_cameras,
+    read_config,
+    read_facts,
+    robot_config,
+    write_processors,
+)
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.openpi_torch import config_from_arch, key_table
+from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.source import Arch, Facts, Source
+from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.pi0 import Pi0
+from pizero.types import UserError
+
+NAME = "lerobot"
+CONFIG = "config.json"
+_PRESETS = {"pi0": Pi0Config.pi0(), "pi05": Pi0Config.pi05()}
+_VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
+_PREFIX = "model."
+_INSIDE = "paligemma_with_expert."
+EMBEDDED = _INSIDE + "paligemma.model.language_model.embed_tokens.weight"
+_LM_HEAD = _INSIDE + "paligemma.lm_head.weight"
+_EXPERT_HEAD = _INSIDE + "gemma_expert.lm_head.weight"
+_FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_attention_layernorm", "model.norm")
+"""Parts of the names inside of `_INSIDE` that LeRobot keeps in float32 when its dtype is bfloat16."""
+
+
+def detect(folder: Path) -> bool:
+    """Told by the type that config.json names and by the names in the file."""
+    return peek(folder / CONFIG).get("type") in _PRESETS and any(
+        name.removeprefix(_PREFIX) == "action_in_proj.weight" for name in weight_names(folder)
+    )
+
+
+def read(folder: Path, arch: Arch | None = None) -> Source:
+    """What the folder holds, strictly. The token embedding is embed_tokens; without it LeRobot copies lm_head there."""
+    values = read_config(folder / CONFIG)
+    weights = SafetensorsWeights(folder)
+    prefix = _PREFIX if _PREFIX + "action_in_proj.weight" in weights else ""
+    table = next((prefix + name for name in (EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + EMBEDDED)
+    config = _read_config(values, arch)
+    if arch is None and table in weights and weights.shape(table)[-1] != config.prefix.width:
+        raise UserError(
+            f"{folder / CONFIG} names {values.get('paligemma_variant')}, of width {config.prefix.width}, but the "
+            f"weights have {weights.shape(table)[-1]}; give the sizes with arch"
+        )
+    rows = key_table(config, table.removeprefix(prefix))
+    rows = [dataclasses.replace(row, theirs=prefix + row.theirs) for row in rows]
+    tensors = matched(weights, rows, ignored=(prefix + _LM_HEAD, prefix + _EXPERT_HEAD))
+    facts, notes = read_facts(folder, values, config)
+    head = prefix + _LM_HEAD
+    if table != head and head in weights and not torch.equal(weights[head], weights[table]):
+        notes.append(f"{head} differs from {table}, which the forward pass reads and which is taken")
+    return Source(NAME, config, tensors, facts, tuple(notes))
+
+
+def write(folder: Path, model: Network, facts: Facts) -> None:
+    """Files that LeRobot 0.6.1 opens strictly: "model." names, and copies where its heads are not tied.
+
+    The robot's dims and cameras are those of `facts`; where they are unknown, the model's own stand there, as in
+    LeRobot's base checkpoints, and the processors have no statistics: LeRobot then scales nothing until it is given
+    some (`lerobot-train` takes the dataset's). Images have the model's size in config.json, which nothing checks.
+    LeRobot resizes images and reads prompts in its own way (`types.Convention`) whatever the facts say.
+
+    Warns where the statistics are unknown, and where the sizes are none that LeRobot has a name for: it cannot open
+    those. UserError for a switch that LeRobot does not have.
+    """
+    if not isinstance(model, Pi0):
+        raise UserError(f"the format {NAME} has no {type(model).__name__}; only native folders hold it")
+    values = written_config(model, facts)
+    (folder / CONFIG).write_text(json.dumps(values, indent=4))
+    write_safetensors(folder / WEIGHTS, WrittenTensors(model))
+    write_processors(folder, values, facts)
+    if facts.norm_stats is None:
+        warnings.warn(
+            "the norm stats are unknown, so LeRobot will neither scale states nor actions until it is given some; "
+            "fine-tune it there, or convert a checkpoint that has them",
+            stacklevel=3,
+        )
+    elif facts.convention != "lerobot":
+        warnings.warn(
+            "LeRobot shrinks images without a low-pass filter and reads π0's prompts as they are; this model was "
+            f"trained otherwise, so its actions differ a little for images that are not {model.config.image_size} wide",
+            stacklevel=3,
+        )
+
+
+class WrittenTensors(Mapping[str, Tensor]):
+    """LeRobot's names and tensors of a model, made when they are asked for.
+
+    LeRobot's dtypes: bfloat16 matrices stay so, but not those that it keeps in float32; it has no float16.
+    """
+
+    def __init__(self, model: Pi0) -> None:
+        self._ours = model.state_dict()
+        self._rows = {_PREFIX + row.theirs: row for row in key_table(model.config, EMBEDDED)}
+        self._rows[_PREFIX + _LM_HEAD] = Entry("token_embedding.weight", _LM_HEAD)
+        self._expert_head = model.config.vocab_size, model.config.expert.width
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name == _PREFIX + _EXPERT_HEAD:  # nothing reads it
+            table = self._ours["token_embedding.weight"]
+            return table.new_zeros((), dtype=self._dtype(name, table)).expand(self._expert_head)
+        row = self._rows[name]
+        tensor = self._ours[row.ours]
+        return (row.to_theirs(tensor) if row.to_theirs else tensor).to(self._dtype(name, tensor))
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._rows
+        yield _PREFIX + _EXPERT_HEAD
+
+    def __len__(self) -> int:
+        return len(self._rows) + 1
+
+    @property
+    def dtype(self) -> str:
+        """LeRobot's option: "bfloat16" where every tensor is that it does not keep in float32."""
+        kinds = {self._ours[row.ours].dtype for name, row in self._rows.items() if not kept_in_float32(name)}
+        return "bfloat16" if kinds == {torch.bfloat16} else "float32"
+
+    def _dtype(self, name: str, tensor: Tensor) -> torch.dtype:
+        return torch.float32 if kept_in_float32(name) or tensor.dtype == torch.float16 else tensor.dtype
+
+
+def kept_in_float32(name: str) -> bool:
+    inside = name.removeprefix(_PREFIX)
+    return not inside.startswith(_INSIDE) or any(part in inside for part in _FLOAT32)
+
+
+def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
+    """Switches and dims of config.json, sizes of its variants or of `arch`, which must not contradict it."""
+    preset = _PRESETS[values["type"]]
+    height, width = values.get("image_resolution", (224, 224))
+    if height != width:
+        raise UserError(f"{CONFIG}: image_resolution is {height} x {width}; only square images can be read")
+    for name, value in (("min_period", 4e-3), ("max_period", 4.0)):
+        if values.get(name, value) != value:
+            raise UserError(f"{CONFIG}: {name} is {values[name]}; the time embedding here has {value}")
+    told: dict[str, Any] = {
+        "state_input": preset.state_input, "time_conditioning": preset.time_conditioning, "image_size": height,
+        "prompt_length": values.get("tokenizer_max_length", preset.prompt_length),
+        "state_dim": values.get("max_state_dim", 32), "action_dim": values.get("max_action_dim", 32),
+        "action_horizon": values.get("chunk_size", 50),
+        "cameras": model_cameras(values),
+    }  # fmt: skip
+    if arch is None:
+        names = values.get("paligemma_variant", "gemma_2b"), values.get("action_expert_variant", "gemma_300m")
+        unknown = [str(name) for name in names if name not in _VARIANTS]
+        if unknown:
+            raise UserError(f"{CONFIG} names the variant {unknown[0]!r}, whose sizes are not known; give them by arch")
+        return dataclasses.replace(preset, prefix=_VARIANTS[names[0]], expert=_VARIANTS[names[1]], **told)
+    if isinstance(arch, Mapping) and "chunk_size" in arch:
+        sizes = _sizes(arch)
+        given = {name: arch[key] for name, key in _ARCH_KEYS.items() if key in arch}
+        config = dataclasses.replace(preset, **{**told, **given}, **sizes)
+    else:
+        config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
+    if len(config.cameras) >= len(image_keys(values)):
+        told["cameras"] = config.cameras
+    differing = [name for name, value in told.items() if getattr(config, name) != value]
+    if differing:
+        shown = ", ".join(f"{name} {getattr(config, name)} instead of {told[name]}" for name in differing)
+        raise UserError(f"arch contradicts {CONFIG}: {shown}")
+    return config
+
+
+_ARCH_KEYS = {"action_horizon": "chunk_size", "prompt_length": "tokenizer_max_length"}
+
+
+def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an arch in the words of LeRobot and Transformers: vlm, expert, vision (hidden_size, ...), vocab_size."""
+    try:
+        vision = arch["vision"]
+        return {
+            "vision": SiglipConfig(
+                width=vision["hidden_size"],
+                depth=vision["num_hidden_layers"],
+                mlp_dim=vision["intermediate_size"],
+                num_heads=vision["num_attention_heads"],
+                patch_size=vision["patch_size"],
+            ),
+            "prefix": GemmaConfig(**arch["vlm"]),
+            "expert": GemmaConfig(**arch["expert"]),
+            "vocab_size": arch["vocab_size"],
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"arch has no {error} in vlm, expert, vision or beside them; complete it") from error
+
+
+def written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
+    config = model.config
+    kind = next(
+        (
+            name
+            for name, preset in _PRESETS.items()
+            if (config.state_input, config.time_conditioning) == (preset.state_input, preset.time_conditioning)
+        ),
+        None,
+    )
+    if kind is None or config.action_attention != "bidirectional":
+        raise UserError(
+            f"LeRobot has no policy with state_input {config.state_input!r}, time_conditioning "
+            f"{config.time_conditioning!r} and {config.action_attention} action attention; write another format"
+        )
+    variants = {sizes: name for name, sizes in _VARIANTS.items()}
+    standard = config.vision == SO400M and config.vocab_size == _PRESETS[kind].vocab_size
+    if not (standard and config.prefix in variants and config.expert in variants):
+        warnings.warn("LeRobot has no name for this model's sizes and cannot open it; reading it needs arch")
+    return {
+        "type": kind,
+        "n_obs_steps": 1,
+        **robot_config(config, facts),
+        "device": None,
+        "paligemma_variant": variants.get(config.prefix, "gemma_2b"),
+        "action_expert_variant": variants.get(config.expert, "gemma_300m"),
+        "dtype": WrittenTensors(model).dtype,
+        "chunk_size": config.action_horizon,
+        "n_action_steps": config.action_horizon,
+        "max_state_dim": config.state_dim,
+        "max_action_dim": config.action_dim,
+        "num_inference_steps": config.default_num_steps,
+        "image_resolution": [config.image_size, config.image_size],
+        "tokenizer_max_length": config.prompt_length,
+    }
