@@ -9,6 +9,7 @@ from importlib.metadata import version
 COMMANDS = {
     "quickstart": "collects demonstrations in the built-in simulator, trains a tiny π0, evaluates it, writes a report",
     "collect": "records a simulator's scripted demonstrator as a LeRobot v3.0 dataset",
+    "check": "what is wrong with a dataset, alone or beside a checkpoint",
     "norm-stats": "statistics of a dataset's state and actions, in seconds",
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
