@@ -28,8 +28,9 @@ class Arguments:
     observations and neither state nor instruction."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
-    checkpoint: Path | None = None
-    """Start from these weights instead of fresh ones."""
+    checkpoint: str | None = None
+    """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, or a
+    PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (PaliGemma's, say); without it a small one is trained on the dataset's prompts."""
     norm_stats: Path | None = None
