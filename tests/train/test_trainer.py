@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -278,6 +280,23 @@ def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
     baseline = dataclasses.replace(preset, model=nano_baseline())
     with pytest.raises(UserError, match=r"a start for π0 and π0\.5 alone"):
         train_policy(dataset, tmp_path / "no", baseline, start=golden)
+
+
+def test_an_episode_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "data")
+    path = next((copy / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    key = next(name for name in table.column_names if name.startswith("observation.images."))
+    rows = table.column(key).to_pylist()
+    wrong = next(i for i, episode in enumerate(table.column("episode_index").to_pylist()) if episode == 1)
+    rows[wrong]["bytes"] = b"no picture"
+    index = table.column_names.index(key)
+    field = table.schema.field(index)
+    pq.write_table(table.set_column(index, field, pa.array(rows, type=field.type)), path)
+    preset = nano_preset(steps=1, save_every=1, validate_every=1)
+    with pytest.raises(UserError, match=r"episode 1: frame 0 of .* cannot be decoded"):
+        train_policy(copy, tmp_path / "strict", preset)
+    train_policy(copy, tmp_path / "run", preset, skip_bad_episodes=True)
 
 
 def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:

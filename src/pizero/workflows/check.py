@@ -51,7 +51,7 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
     """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
     findings (severity, check, where, evidence, advice), and with a checkpoint "replay" (`open_loop.summarize`).
     """
-    dataset = LeRobotDataset(root)
+    dataset = LeRobotDataset(root, tolerance=None)  # gaps are findings
     policy = _policy(config)
     embodiment = _embodiment(dataset, config, policy)
     horizon = config.horizon or (policy.noise_shape[0] if policy else 50)

@@ -11,11 +11,16 @@ from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
 
 
 def norm_stats(
-    root: Path, embodiment: str | None, mode: Mode, horizon: int, output: Path | None
+    root: Path,
+    embodiment: str | None,
+    mode: Mode,
+    horizon: int,
+    output: Path | None,
+    skip_bad_episodes: bool = False,
 ) -> tuple[NormStats, Path, int, float]:
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are."""
     started = time.perf_counter()
-    dataset = LeRobotDataset(root)
+    dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
     stats = dataset_norm_stats(dataset, None if embodiment is None else EMBODIMENTS[embodiment](), mode, horizon)
     path = output or root / "meta" / "norm_stats.json"
     stats.save(path)

@@ -20,6 +20,7 @@ from pizero.checkpoints.models import Network, make_model, model_name
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
+from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS
 from pizero.data.loader import FrameCache, Loader, split_episodes
@@ -83,24 +84,26 @@ def train_policy(
     stats: Path | None = None,
     device: str = "cpu",
     episodes: Sequence[int] | None = None,
+    skip_bad_episodes: bool = False,
 ) -> TrainResult:
     """Trains `preset` on the dataset, or on some of its episodes, into `folder`.
 
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
+    skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     """
     torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
     found = list_checkpoints(folder)
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
-    dataset = LeRobotDataset(dataset_root, episodes=episodes)
+    dataset = LeRobotDataset(dataset_root, episodes=episodes, skip_bad_episodes=skip_bad_episodes)
     model, facts = _initial_model(preset, start)
     preset = replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)
     pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats, facts)
     config = preset.train
-    training, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
     with progress_bar() as bars:
-        cache = _load_frames(dataset, pipeline, bars)
+        dataset, cache = _load_frames(dataset, pipeline, bars, skip_bad_episodes)
+        split = split_episodes(dataset, config.validation_fraction, config.seed)
         loaders = [
             Loader(
                 dataset, pipeline, cache, frames,
@@ -108,7 +111,7 @@ def train_policy(
                 early_frames=config.early_frames,
             )
             if len(frames) else None
-            for frames in (training, held_out)
+            for frames in split
         ]  # fmt: skip
         assert loaders[0] is not None
         trainer = Trainer(
@@ -159,11 +162,22 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
     return reached
 
 
-def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> FrameCache:
+def _load_frames(
+    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, skip_bad_episodes: bool
+) -> tuple[LeRobotDataset, FrameCache]:
+    """The frames, and the dataset without the episodes whose images cannot be decoded."""
     bar = bars.add_task("reading frames", total=None, note="")
     report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
     cameras = list(pipeline.embodiment.cameras.values())
-    return FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
+    while True:
+        try:
+            return dataset, FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
+        except BadEpisodeError as error:
+            good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
+            if not skip_bad_episodes or not good:
+                raise
+            console.print(f"[yellow]left out[/] {error}")
+            dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
 
 
 def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,10 +59,3 @@ class Subject:
     def place(self, frame: int) -> str:
         """ "frame 12 of episode 3"."""
         return f"frame {self.dataset.frame_index[frame]} of episode {self.dataset.episode_index[frame]}"
-
-
-def episodes_text(indices: Iterable[int], shown: int = 6) -> str:
-    """ "episode 3", "episodes 1, 2 and 40 more"."""
-    found = sorted(indices)
-    more = f" and {len(found) - shown} more" if len(found) > shown else ""
-    return f"episode{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:shown]))}{more}"

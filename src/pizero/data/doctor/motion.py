@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.doctor.finding import Finding, Subject, episodes_text
+from pizero.data.datasets.layout import episodes_text
+from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.norm_stats import NEAR_CONSTANT
 
 SHIFTS = tuple(range(-5, 6))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pizero.data.doctor.finding import Finding, Subject, episodes_text
+from pizero.data.datasets.layout import episodes_text
+from pizero.data.doctor.finding import Finding, Subject
 
 JITTER = 0.25
 """Of a frame's time, that a time stamp may be off."""
