@@ -17,7 +17,7 @@ class Arguments:
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
-    """LeRobot dataset folder."""
+    """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
     checkpoint: str | None = None
     """Checkpoint or training run, of any format: replays recorded episodes and compares the actions."""
     embodiment: str | None = None

@@ -17,7 +17,7 @@ class Arguments:
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
-    """LeRobot dataset folder."""
+    """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
     embodiment: Literal["tabletop", "metaworld"] | None = None
     """Robot, whose relative actions are taken into account; without it the dataset's own columns."""
     mode: Literal["zscore", "quantile"] = "zscore"

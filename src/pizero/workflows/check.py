@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pizero.checkpoints.facts import given
+from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.doctor.examine import examine
@@ -51,7 +52,7 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
     """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
     findings (severity, check, where, evidence, advice), and with a checkpoint "replay" (`open_loop.summarize`).
     """
-    dataset = LeRobotDataset(root, tolerance=None)  # gaps are findings
+    dataset = LeRobotDataset(local_folder(root, "dataset"), tolerance=None)  # gaps are findings
     policy = _policy(config)
     embodiment = _embodiment(dataset, config, policy)
     horizon = config.horizon or (policy.noise_shape[0] if policy else 50)

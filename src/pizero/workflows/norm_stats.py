@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS, Embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
@@ -20,6 +21,7 @@ def norm_stats(
 ) -> tuple[NormStats, Path, int, float]:
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are."""
     started = time.perf_counter()
+    root = local_folder(root, "dataset")
     dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
     stats = dataset_norm_stats(dataset, None if embodiment is None else EMBODIMENTS[embodiment](), mode, horizon)
     path = output or root / "meta" / "norm_stats.json"

@@ -95,7 +95,9 @@ def train_policy(
     found = list_checkpoints(folder)
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
-    dataset = LeRobotDataset(dataset_root, episodes=episodes, skip_bad_episodes=skip_bad_episodes)
+    dataset = LeRobotDataset(
+        local_folder(dataset_root, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes
+    )
     model, facts = _initial_model(preset, start)
     preset = replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)
