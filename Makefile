@@ -9,7 +9,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,baseline,openpi,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,baseline,openpi,hdf5,dev]'
 	touch $@
 
 demo: setup
@@ -52,6 +52,7 @@ LEROBOT_ENV ?=
 LEROBOT = $(or $(LEROBOT_ENV),.peers/lerobot)
 test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT)/bin/python benchmarks/peers/lerobot_opens_ours.py
+	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT)/bin/python benchmarks/peers/lerobot_opens_datasets.py
 
 .peers/lerobot/.done: benchmarks/peers/lerobot_requirements.txt
 	$(LEROBOT_PYTHON) -m venv .peers/lerobot

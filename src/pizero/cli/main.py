@@ -16,6 +16,7 @@ COMMANDS = {
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
+    "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

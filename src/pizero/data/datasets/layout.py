@@ -61,6 +61,7 @@ class Layout:
     """A dataset's description, whatever the version. `tasks[i]` is the text of task_index i."""
 
     root: Path
+    version: str
     fps: float
     robot_type: str
     features: dict[str, Feature]
@@ -91,6 +92,7 @@ def _read_v30(root: Path, info: dict[str, Any]) -> Layout:
     stats_path = root / STATS_PATH
     return Layout(
         root=root,
+        version=VERSION,
         fps=float(info["fps"]),
         robot_type=str(info.get("robot_type") or "unknown"),
         features=features,
@@ -117,6 +119,7 @@ def _read_v2(root: Path, info: dict[str, Any]) -> Layout:
     stats_path = root / STATS_PATH  # of v2.0; v2.1 has those of single episodes
     return Layout(
         root=root,
+        version=str(info["codebase_version"]),
         fps=float(info["fps"]),
         robot_type=str(info.get("robot_type") or "unknown"),
         features=features,
