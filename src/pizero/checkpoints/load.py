@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -15,7 +13,7 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
-from pizero.files import new_folder
+from pizero.files import new_folder, read_json
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -91,13 +89,7 @@ def read_arch(arch: Arch | str | Path) -> Arch:
     """Sizes as users give them, or those in a file of them; whose words they are, the format knows."""
     if isinstance(arch, Pi0Config | Mapping):
         return arch
-    try:
-        values: Any = json.loads(Path(arch).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"arch {arch} holds no JSON object")
-    return cast("dict[str, Any]", values)
+    return read_json(Path(arch))
 
 
 def _found(folder: Path, shown: int = 8) -> str:

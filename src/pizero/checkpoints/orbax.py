@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.files import write_bytes
+from pizero.files import read_json, write_bytes
 from pizero.types import UserError
 
 METADATA = "_METADATA"
@@ -180,13 +180,10 @@ def _spec(folder: Path, stored: str, driver: str) -> dict[str, Any]:
 
 def _metadata(folder: Path) -> Mapping[str, Any]:
     path = folder / METADATA
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
-    if not isinstance(values, dict) or not isinstance(values.get("tree_metadata"), dict):  # pyright: ignore[reportUnknownMemberType]
+    values = read_json(path)
+    if not isinstance(values.get("tree_metadata"), dict):
         raise UserError(f"{path} has no tree_metadata; it is not of a version of Orbax that is read here")
-    return values  # pyright: ignore[reportUnknownVariableType]
+    return values
 
 
 def _key_paths(folder: Path) -> list[tuple[str, ...]]:

@@ -21,7 +21,7 @@ from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
-from pizero.files import write_bytes
+from pizero.files import read_json, values_of, write_bytes
 from pizero.types import Convention, Observation, RobotDict, UserError
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
@@ -232,16 +232,12 @@ class Pipeline:
     def load(cls, folder: Path | str) -> Pipeline:
         """Reads what `save` wrote."""
         pipeline, stats, tokenizer = (Path(folder) / name for name in _FILES)
-        try:
-            data = json.loads(pipeline.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"pipeline: cannot read {pipeline}: {error}") from error
-        if not isinstance(data, dict):
-            raise UserError(f"pipeline: {pipeline} holds no JSON object; copy the checkpoint again")
-        values = cast("dict[str, Any]", data)
+        values = read_json(pipeline)
         byte_level = values.get("tokenizer") == "bytes"
         read = PaligemmaTokenizer.bytes() if byte_level else PaligemmaTokenizer(tokenizer)
-        return cls.from_json(values, NormStats.load(stats), read)
+        norm_stats = NormStats.load(stats)
+        with values_of(pipeline):
+            return cls.from_json(values, norm_stats, read)
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)
