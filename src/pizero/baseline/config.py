@@ -107,9 +107,8 @@ class BaselineConfig:
             value = getattr(self, field.name)
             if field.type == "tuple[int, ...]":
                 if not isinstance(value, tuple) or not 0 < len(cast("tuple[object, ...]", value)) <= _MOST_LEVELS:
-                    raise UserError(
-                        f"{field.name} must be positive numbers, at least one and at most {_MOST_LEVELS}, got {str(value)[:60]}"
-                    )
+                    most = f"at least one and at most {_MOST_LEVELS}"
+                    raise UserError(f"{field.name} must be positive numbers, {most}, got {str(value)[:60]}")
                 for number in cast("tuple[object, ...]", value):
                     check_whole(field.name, number)
             elif field.type == "int":

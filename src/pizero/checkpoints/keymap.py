@@ -102,6 +102,11 @@ def fill(
     model.load_state_dict(found, strict=True, assign=True)
 
 
+def equal(a: Tensor, b: Tensor) -> bool:
+    """`torch.equal`, which raises for two dtypes."""
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Without a temporary of the tensor's size."""
     if not tensor.is_floating_point() or not tensor.numel():

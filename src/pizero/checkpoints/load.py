@@ -11,6 +11,7 @@ import torch
 from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
+from pizero.checkpoints.refusals import refusal
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.files import new_folder, read_json
@@ -63,7 +64,7 @@ def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
     for format in FORMATS.values():
         if format.detect(folder):
             return format.read(folder, sizes)
-    raise UserError(f"{folder} holds no checkpoint of a known format ({', '.join(FORMATS)}): {_found(folder)}")
+    raise UserError(refusal(folder, lambda path: any(format.detect(path) for format in FORMATS.values())))
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
@@ -90,13 +91,3 @@ def read_arch(arch: Arch | str | Path) -> Arch:
     if isinstance(arch, Pi0Config | Mapping):
         return arch
     return read_json(Path(arch))
-
-
-def _found(folder: Path, shown: int = 8) -> str:
-    if not folder.exists():
-        return "there is nothing at this path"
-    if not folder.is_dir():
-        return "it is a file; give the folder"
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"found {', '.join(names[:shown])}{more}" if names else "the folder is empty"

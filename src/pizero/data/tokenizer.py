@@ -50,9 +50,14 @@ class PaligemmaTokenizer:
 
         try:
             model = Path(path).read_bytes()
+            if not model:
+                raise OSError("the file is empty")  # SentencePiece would wait for a later one
             encoder = cast(Any, SentencePieceProcessor)(model_proto=model)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"tokenizer: cannot read a SentencePiece model from {path}: {error}") from error
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"tokenizer: cannot read a SentencePiece model from {path} ({reason}); copy it again"
+            ) from error
         self._set(encoder, int(encoder.vocab_size()), model)
 
     @classmethod
