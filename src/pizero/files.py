@@ -42,8 +42,10 @@ def values_of(where: Path | str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        reason = " ".join(repr(error).split())[:200]
+    except KeyError as error:
+        raise UserError(f"{where} has no {str(error)[:100]}; complete it, or copy it again") from error
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} holds a value of another kind than expected ({reason}); copy it again") from error
 
 

@@ -194,7 +194,7 @@ _ARCH_KEYS = {"action_horizon": "chunk_size", "prompt_length": "tokenizer_max_le
 
 def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
     """Of an arch in the words of LeRobot and Transformers: vlm, expert, vision (hidden_size, ...), vocab_size."""
-    with values_of("arch: vlm, expert, vision, or beside them,"):
+    with values_of("arch"):
         vision = arch["vision"]
         return {
             "vision": SiglipConfig(

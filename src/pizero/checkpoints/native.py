@@ -154,8 +154,8 @@ def read_config(folder: Path) -> NetworkConfig:
     name = values.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"{path} holds a model {name!r}, expected one of {', '.join(MODELS)}")
-    if "config" not in values:
-        raise UserError(f"{path} has no 'config'; copy the checkpoint again")
+    if not isinstance(values.get("config"), dict):
+        raise UserError(f"{path} has no 'config' with sizes; copy the checkpoint again")
     with values_of(path):
         return MODELS[name][0].from_json(values["config"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pizero.checkpoints.json_file import peek, short
 from pizero.checkpoints.safetensors_file import WEIGHTS
+from pizero.files import read_json
 from pizero.types import UserError
 
 _SAFETENSORS = "save its state dict as safetensors where it was trained"
@@ -17,17 +18,22 @@ _ENDINGS = {
     (".npz", ".npy"): "big_vision's format, as PaliGemma's: a start for training and not a policy, or arrays",
     (".msgpack", ".h5"): "of a framework that is not read here; save it as safetensors",
 }
-_PEFT = "adapter_config.json"
+_CONFIG, _PEFT = "config.json", "adapter_config.json"
 _DEPTH, _MOST_FOLDERS = 4, 2_000
 """How far below a folder checkpoints are looked for: LeRobot's lie in checkpoints/<step>/pretrained_model."""
 
 
 def refusal(path: Path, known: Callable[[Path], bool]) -> str:
-    """One line on a path that no format knows. known: whether a folder is a checkpoint of some format."""
+    """One line on a path that no format knows. known: whether a folder is a checkpoint of some format.
+
+    UserError when its config.json cannot be read.
+    """
     if not path.exists():
         return f"{path}: there is nothing at this path"
     if not path.is_dir():
         return f"{path} {_file(path, known)}"
+    if (path / _CONFIG).is_file():
+        read_json(path / _CONFIG)  # says what is wrong with it
     return f"{path} {_config(path) or _content(path, known) or _listed(path)}"
 
 
@@ -40,7 +46,7 @@ def _file(path: Path, known: Callable[[Path], bool]) -> str:
 
 def _config(folder: Path) -> str | None:
     """By what its JSON files say."""
-    config = peek(folder / "config.json")
+    config = peek(folder / _CONFIG)
     policy, kind = config.get("type"), config.get("model_type")
     if (folder / _PEFT).is_file():
         base = peek(folder / _PEFT).get("base_model_name_or_path")

@@ -131,7 +131,7 @@ def _paths(folder: Path, name: str) -> list[Path]:
         if Path(shard).name != shard or "\0" in shard:
             raise UserError(f"{index} names the shard {shard!r}, which is not a file of this folder; it is not read")
         if not (folder / shard).is_file():
-            raise UserError(f"{folder} has no {shard}, which {index.name} names; copy the checkpoint again")
+            raise UserError(f"{folder} has no {shard!r}, which {index.name} names; copy the checkpoint again")
     return [folder / shard for shard in shards]
 
 

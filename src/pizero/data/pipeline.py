@@ -22,7 +22,7 @@ from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
 from pizero.files import read_json, values_of, write_bytes
-from pizero.types import Convention, Observation, RobotDict, UserError
+from pizero.types import LARGEST_LENGTH, Convention, Observation, RobotDict, UserError, as_tuple, check_whole
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
@@ -82,8 +82,10 @@ class Pipeline:
             raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
         if self.convention not in get_args(Convention):
             raise UserError(f"convention: got {self.convention!r}, expected one of {get_args(Convention)}")
-        if self.num_history < 1:
-            raise UserError(f"num_history must be at least 1, got {self.num_history}")
+        for name in ("num_history", "prompt_length", "state_dim", "action_dim"):
+            check_whole(name, getattr(self, name))
+        for size in self.image_size:
+            check_whole("image_size", size, LARGEST_LENGTH)
         if self.num_history > 1 and self.prompt_format == "pi05":
             raise UserError(f"num_history {self.num_history}: a prompt holds one state; choose another prompt_format")
         unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
@@ -216,7 +218,7 @@ class Pipeline:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
         height, width = data["image_size"]
         values: dict[str, Any] = {name: data[name] for name in _FIELDS}
-        values["image_size"], values["cameras"] = (height, width), tuple(data["cameras"])
+        values["image_size"], values["cameras"] = (height, width), as_tuple(data["cameras"])
         return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)
 
     def save(self, folder: Path | str) -> None:
