@@ -46,7 +46,8 @@ def check_cameras(cameras: object) -> None:
     names = cast("tuple[object, ...]", cameras if isinstance(cameras, tuple) else ())
     fits = 0 < len(names) <= _MOST_CAMERAS and all(isinstance(name, str) and name for name in names)
     if not fits or len(set(names)) != len(names):
-        raise UserError(f"cameras must be named and distinct, 1 to {_MOST_CAMERAS} of them, got {repr(cast(object, cameras))[:200]}")
+        got = repr(cast(object, cameras))[:200]
+        raise UserError(f"cameras must be named and distinct, 1 to {_MOST_CAMERAS} of them, got {got}")
 
 
 def as_tuple(value: Any) -> Any:

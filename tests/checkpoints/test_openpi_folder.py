@@ -137,7 +137,7 @@ def test_config_json_names_openpis_variants(tmp_path: Path) -> None:
 def test_a_broken_config_json(tmp_path: Path, content: str) -> None:
     shutil.copy(GOLDEN / "pi0_d32" / "torch" / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="config.json .*; copy it again"):
+    with pytest.raises(UserError, match=r"config\.json .*; copy it again"):
         openpi_torch.read(tmp_path, None)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pizero.checkpoints import refusals
 from pizero.checkpoints.load import load_model, read_source, save_model
 from pizero.checkpoints.orbax import ArrayToWrite, write_arrays
 from pizero.model.config import small_config
@@ -209,11 +210,14 @@ def test_damaged_checkpoints_within_are_not_offered(native: Path, tmp_path: Path
     assert f"give the newest, {tmp_path / 'run' / '1'}" in refused(tmp_path / "run")
 
 
-def test_a_tree_of_folders_is_looked_through_to_a_bound(tmp_path: Path) -> None:
-    for number in range(60):
-        for inner in range(60):
-            (tmp_path / "tree" / str(number) / str(inner)).mkdir(parents=True)
-    assert "no checkpoint of a known format: found 0, 1," in refused(tmp_path / "tree")
+def test_a_tree_of_folders_is_looked_through_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "_MOST_FOLDERS", 7)
+    for number in range(20):
+        (tmp_path / str(number) / "a").mkdir(parents=True)
+    asked: list[Path] = []
+    line = refusals.refusal(tmp_path, lambda folder: bool(asked.append(folder)))
+    assert "no checkpoint of a known format: found 0, 1, 10, 11, 12, 13, 14, 15 and 12 more" in line
+    assert len(asked) == 7
 
 
 def test_an_archive_of_arrays_is_named_before_what_lies_beside_it(tmp_path: Path) -> None:
