@@ -33,7 +33,13 @@ and in the place of a quantile range that is 0.
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback."""
+    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback.
+
+    Line breaks and control characters in the text, from files' names or contents, are made harmless.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__("".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in line))
 
 
 LARGEST, LARGEST_LENGTH, DEEPEST = 1 << 20, 10_000, 1_000

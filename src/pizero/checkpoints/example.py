@@ -84,8 +84,9 @@ def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float
     if not 1 <= example.num_steps <= LARGEST_LENGTH:
         raise UserError(f"the stored example has {example.num_steps} steps of sampling; copy the checkpoint again")
     actions = sample_chunks(model, pipeline, [example.observation], example.noise[None], example.num_steps)[0]
-    if actions.shape != example.actions.shape:
-        raise UserError(f"the stored example has actions {example.actions.shape}, this model gives {actions.shape}")
+    if actions.shape != example.actions.shape or example.actions.dtype.kind != "f":
+        kind = f"{example.actions.shape} of {example.actions.dtype}"
+        raise UserError(f"the stored example has actions {kind}, this model gives {actions.shape} of float32")
     scale = np.abs(example.actions).max(axis=0)
     floor = max(1e-3 * float(scale.max()), 1e-6)  # a dimension that is always 0 has no scale of its own
     error = float((np.abs(actions - example.actions) / np.maximum(scale, floor)).max())

@@ -81,23 +81,17 @@ def _content(folder: Path, known: Callable[[Path], bool]) -> str | None:
             "holds a trainer's state alone (optimizer, step), without the model; give the checkpoint's folder, whose "
             f"{WEIGHTS} lies beside training_state"
         )
-    files = sorted(entry for entry in islice(folder.iterdir(), _MOST_FOLDERS) if entry.is_file())
-    told = next((f"holds {file.name}: {what}" for file in files if (what := _by_ending(file))), None)
-    if told is None and (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS).is_file():
         return f"holds a {WEIGHTS} whose tensors are not those of a π0, π0.5 or diffusion policy (no action_in_proj)"
-    return told
+    files = sorted(entry for entry in islice(folder.iterdir(), _MOST_FOLDERS) if entry.is_file())
+    return next((f"holds {file.name}: {what}" for file in files if (what := _by_ending(file))), None)
 
 
 def _listed(folder: Path, shown: int = 8) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    found = f"found {', '.join(map(ascii_name, names[:shown]))}{more}" if names else "the folder is empty"
+    found = f"found {', '.join(names[:shown])}{more}" if names else "the folder is empty"
     return f"holds no checkpoint of a known format: {found}"
-
-
-def ascii_name(name: str) -> str:
-    """A file's name for one line of a message."""
-    return name if name.isprintable() else ascii(name)
 
 
 def _checkpoints(folder: Path, known: Callable[[Path], bool]) -> list[Path]:

@@ -206,8 +206,11 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _from_json(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+def _from_json(kind: type[Any], values: object, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be an object with {', '.join(sorted(known))}, got {str(values)[:60]}")
+    values = cast("Mapping[str, Any]", values)
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(f"unknown keys in {where}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
