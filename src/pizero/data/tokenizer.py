@@ -53,7 +53,7 @@ class PaligemmaTokenizer:
             if not model:
                 raise OSError("the file is empty")  # SentencePiece would wait for a later one
             encoder = cast(Any, SentencePieceProcessor)(model_proto=model)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # its own message need not be text
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"tokenizer: cannot read a SentencePiece model from {path} ({reason}); copy it again"
