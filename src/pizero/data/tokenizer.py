@@ -53,6 +53,10 @@ class PaligemmaTokenizer:
             if not model:
                 raise OSError("the file is empty")  # SentencePiece would wait for a later one
             encoder = cast(Any, SentencePieceProcessor)(model_proto=model)
+            encoder.encode("a\n", add_bos=True)  # what a damaged one may refuse
+            marks = encoder.pad_id(), encoder.eos_id(), encoder.bos_id(), encoder.unk_id()
+            if marks != (PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID):
+                raise ValueError(f"padding, end, begin and unknown are {marks}, in PaliGemma's 0, 1, 2, 3")
         except (OSError, RuntimeError, ValueError) as error:  # its own message need not be text
             reason = " ".join(str(error).split())[:200]
             raise UserError(
