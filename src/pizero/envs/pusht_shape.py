@@ -57,22 +57,11 @@ def error(pose: Array) -> float:
 
 
 def coverage(poses: Array) -> Array:
-    """Share [n] of the goal that the block covers at poses [n, 3], by points 2 pixels apart."""
-    points = rotated(_inner_points(), GOAL[2]) + GOAL[:2]
-    c, s = np.cos(poses[:, 2, None]), np.sin(poses[:, 2, None])
-    dx, dy = points[:, 0] - poses[:, 0, None], points[:, 1] - poses[:, 1, None]
-    x, y = c * dx + s * dy, c * dy - s * dx
-    covered = np.zeros(x.shape, bool)
-    for left, top, right, bottom in BOXES:
-        covered |= (x > left) & (x < right) & (y > top) & (y < bottom)
-    return covered.mean(1)
+    """Share [n] of the goal that the block covers at poses [n, 3]."""
+    import shapely
 
-
-@functools.cache
-def _inner_points() -> Array:
-    """Points [1575, 2] that fill the block evenly, in its frame."""
-    grids = [np.mgrid[left + 1 : right : 2, top + 1 : bottom : 2].reshape(2, -1).T for left, top, right, bottom in BOXES]
-    return np.concatenate(grids)
+    goal = shapely.Polygon(corners(GOAL))
+    return shapely.area(shapely.intersection(shapely.polygons(corners(poses)), goal)) / goal.area
 
 
 def distance_to_block(points: Array) -> Array:
