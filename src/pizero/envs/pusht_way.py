@@ -12,6 +12,7 @@ EDGE = 4.0
 """The disc's middle stays that far inside the board, pixels."""
 _CLEARANCE = 19.0  # between the block and the disc's middle; the disc's radius is 15
 _RING = 25.0  # distance of the surrounding points from the block
+_STEP = 15.0  # the next point is that far away where possible, so that the disc does not slow down at each
 _SAMPLES = 33  # points of a straight piece that are looked at
 
 
@@ -31,13 +32,17 @@ class Way:
 
     def next_point(self, start: Array, end: Array) -> Array:
         """Where to go straight from `start` [2] on the way to `end` [2]; `end` itself when there is no way."""
-        lengths, nodes = self._choose(start, end[None])
-        return end if nodes[0] < 0 or not np.isfinite(lengths[0]) else self._nodes[nodes[0]]
+        for least in (_STEP, 0.0):
+            lengths, nodes = self._choose(start, end[None], least)
+            if np.isfinite(lengths[0]):
+                return end if nodes[0] < 0 else self._nodes[nodes[0]]
+        return end
 
-    def _choose(self, start: Array, ends: Array) -> tuple[Array, Array]:
-        """Lengths [n] and the first node [n] of each way, -1 where it is straight."""
+    def _choose(self, start: Array, ends: Array, least: float = 0.0) -> tuple[Array, Array]:
+        """Lengths [n] and the first node [n] of each way, `least` pixels away or more; -1 where it is straight."""
         direct = np.where(self._clear(start[None], ends), np.linalg.norm(ends - start, axis=-1), np.inf)
         out = np.where(self._clear(start[None], self._nodes), np.linalg.norm(self._nodes - start, axis=-1), np.inf)
+        out[out < least] = np.inf
         back = np.linalg.norm(ends[:, None] - self._nodes, axis=-1)
         back[~self._clear(self._nodes, ends[:, None])] = np.inf
         to_end = (self._lengths[None] + back[:, None, :]).min(-1)  # from each node to each end

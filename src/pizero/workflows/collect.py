@@ -123,7 +123,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
         for name, image in observation["images"].items():
             images[name].append(image)
         executed = action + scale * rng.standard_normal(action.shape).astype(np.float32)
-        observation, _, _, truncated, info = env.step(np.clip(executed, -1.0, 1.0).astype(np.float32))
+        observation, _, _, truncated, info = env.step(np.clip(executed, env.action_space.low, env.action_space.high).astype(np.float32))
         success = bool(info["success"])
     stacked = {name: np.stack(frames) for name, frames in images.items()}
     return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)
