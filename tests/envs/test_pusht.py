@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_way_leads_around_the_block() -> None:
         at = way.next_point(at, right)
         passed.append(at)
         assert len(passed) < 12
-    for a, b in zip(passed, passed[1:], strict=False):
+    for a, b in itertools.pairwise(passed):
         assert distance_to_block(np.linspace(a, b, 50) - pose[:2]).min() > 15
     assert way.lengths(left, np.array([[180.0, 400.0]]))[0] == pytest.approx(130)
 
@@ -175,7 +176,7 @@ def test_demonstrator_solves_it_the_same_way_each_time() -> None:
     np.testing.assert_array_equal(episode(), episode())
 
 
-def test_from_demonstrations_to_rollouts(tmp_path: Path) -> None:
+def test_from_demonstrations_to_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pizero.configs.ladder import LadderConfig, rung_preset
     from pizero.data.datasets.lerobot import LeRobotDataset
     from pizero.workflows.collect import CollectConfig, collect
@@ -183,17 +184,19 @@ def test_from_demonstrations_to_rollouts(tmp_path: Path) -> None:
     from pizero.workflows.train import train_policy
 
     data = tmp_path / "data"
-    result = collect(CollectConfig("pusht", episodes=2, seed=3, image_size=28, image_format="png"), data)
+    result = collect(CollectConfig("pusht", episodes=2, noise=0.0, seed=3, image_size=28, image_format="png"), data)
     assert result.episodes == 2
     dataset = LeRobotDataset(data)
     actions = dataset.window("action", np.arange(result.frames), 1)[0]
     assert actions.max() > 100, "pixels, not clipped to 1"
     assert dataset.tasks == [PROMPT]
+    monkeypatch.setattr(PushTEnv, "max_steps", 16)
     for rung in (0, 7):
         preset = rung_preset(rung, LadderConfig("pusht", size="nano", steps=2, batch_size=4), seed=0)
         run = tmp_path / f"rung{rung}"
         train_policy(data, run, dataclasses.replace(preset, execution_horizon=8))
-        results = evaluate_checkpoint(run, EvaluateConfig("pusht", episodes=1, num_videos=1), run)
+        few = EvaluateConfig("pusht", episodes=1, execution_horizon=8, num_steps=1, num_videos=1, threads=1)
+        results = evaluate_checkpoint(run, few, run)
         assert (results["episodes"], results["errors"]) == (1, 0)
         assert list((run / "videos").glob("push_t_*.mp4"))
 

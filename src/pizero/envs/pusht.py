@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import string
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     task_names: tuple[str, ...] = (TASK,)
     state_names: tuple[str, ...] = ("x", "y")
     action_names: tuple[str, ...] = ("x", "y")
-    demonstration_noise = 8.0
+    demonstration_noise = 4.0
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 96, render_in_step: bool = True) -> None:
         """tasks: there is one, "push_t". Raises UserError for another one, or when gym-pusht is not installed."""
@@ -171,8 +170,3 @@ def load_gym_pusht() -> Any:
             "or put opencv-python-headless in the place of opencv-python"
         ) from None
     return Simulator
-
-
-def wrap_angle(angle: float) -> float:
-    """The same angle in [-pi, pi]."""
-    return math.remainder(angle, math.tau)

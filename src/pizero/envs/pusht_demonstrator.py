@@ -37,7 +37,7 @@ class PushTDemonstrator:
             self._planned_at, self._way, self._pushing = pose, Way(pose), False
         push = self._push
         if not self._pushing and np.linalg.norm(agent - push.start) < _ARRIVED:
-            self._pushing, self._slow = True, 0
+            self._pushing = True
         if self._pushing:
             target = self._along(agent, push)
         else:

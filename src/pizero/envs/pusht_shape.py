@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 GOAL = np.array([256.0, 256.0, math.pi / 4])
 """Pose of the block on the target: x, y, angle."""
@@ -61,7 +62,8 @@ def coverage(poses: Array) -> Array:
     import shapely
 
     goal = shapely.Polygon(corners(GOAL))
-    return shapely.area(shapely.intersection(shapely.polygons(corners(poses)), goal)) / goal.area
+    covered = shapely.intersection(shapely.polygons(corners(poses)), goal)
+    return np.asarray(shapely.area(covered), float) / goal.area
 
 
 def distance_to_block(points: Array) -> Array:

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from pizero.envs.pusht_shape import OUTLINE, Array, contacts, distance_to_block, rotated
+from pizero.envs.pusht_shape import OUTLINE, Array, Mask, contacts, distance_to_block, rotated
 
 EDGE = 4.0
 """The disc's middle stays that far inside the board, pixels."""
@@ -51,16 +51,17 @@ class Way:
         length = np.take_along_axis(around, best[:, None], 1)[:, 0]
         return np.minimum(direct, length), np.where(direct <= length, -1, best)
 
-    def _clear(self, a: Array, b: Array) -> Array:
+    def _clear(self, a: Array, b: Array) -> Mask:
         return _clear(rotated(a - self._pose[:2], -self._pose[2]), rotated(b - self._pose[:2], -self._pose[2]))
 
 
-def on_board(points: Array) -> Array:
+def on_board(points: Array) -> Mask:
     """Whether the disc's middle may be at `points` [..., 2]."""
-    return ((points > EDGE) & (points < 512.0 - EDGE)).all(-1)
+    inside: Mask = (points > EDGE) & (points < 512.0 - EDGE)
+    return np.all(inside, axis=-1)
 
 
-def _clear(a: Array, b: Array) -> Array:
+def _clear(a: Array, b: Array) -> Mask:
     """Whether the straight pieces from a to b [..., 2], in the block's frame, keep off the block.
 
     Near its ends a piece may be as near as the end is, or a little more.
@@ -72,12 +73,12 @@ def _clear(a: Array, b: Array) -> Array:
     length = np.linalg.norm(b - a, axis=-1)[..., None]
     from_a, to_b = share * length, (1 - share) * length
     needed = np.minimum(distance[..., :1] - 0.3 + 0.5 * from_a, distance[..., -1:] - 0.3 + 0.5 * to_b)
-    return (distance >= np.minimum(needed, _CLEARANCE)).all(-1)
+    return np.all(distance >= np.minimum(needed, _CLEARANCE), axis=-1)
 
 
 @functools.cache
 def _ring() -> tuple[Array, Array]:
-    """Points [n, 2] around the block in its frame, and the straight distances [n, n], inf where the block is between."""
+    """Points [n, 2] around the block in its frame, their straight distances [n, n], inf where the block is between."""
     points, normals = contacts(18.0)
     out = np.concatenate([points + _RING * normals, OUTLINE + _RING * np.sign(OUTLINE - (0.0, 45.0))])
     nodes = out[distance_to_block(out) >= _RING - 3.0]
