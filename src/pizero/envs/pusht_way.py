@@ -12,7 +12,7 @@ EDGE = 4.0
 """The disc's middle stays that far inside the board, pixels."""
 _CLEARANCE = 19.0  # between the block and the disc's middle; the disc's radius is 15
 _RING = 25.0  # distance of the surrounding points from the block
-_STEP = 15.0  # the next point is that far away where possible, so that the disc does not slow down at each
+_FIRST_PIECE = 0.95  # its weight in the length of a way, so that the disc does not slow down at each point
 _SAMPLES = 33  # points of a straight piece that are looked at
 
 
@@ -32,24 +32,21 @@ class Way:
 
     def next_point(self, start: Array, end: Array) -> Array:
         """Where to go straight from `start` [2] on the way to `end` [2]; `end` itself when there is no way."""
-        for least in (_STEP, 0.0):
-            lengths, nodes = self._choose(start, end[None], least)
-            if np.isfinite(lengths[0]):
-                return end if nodes[0] < 0 else self._nodes[nodes[0]]
-        return end
+        lengths, nodes = self._choose(start, end[None], _FIRST_PIECE)
+        return end if nodes[0] < 0 or not np.isfinite(lengths[0]) else self._nodes[nodes[0]]
 
-    def _choose(self, start: Array, ends: Array, least: float = 0.0) -> tuple[Array, Array]:
-        """Lengths [n] and the first node [n] of each way, `least` pixels away or more; -1 where it is straight."""
+    def _choose(self, start: Array, ends: Array, weight: float = 1.0) -> tuple[Array, Array]:
+        """Lengths [n] and the first node [n] of each way, -1 where it is straight. weight: of the first piece."""
         direct = np.where(self._clear(start[None], ends), np.linalg.norm(ends - start, axis=-1), np.inf)
         out = np.where(self._clear(start[None], self._nodes), np.linalg.norm(self._nodes - start, axis=-1), np.inf)
-        out[out < least] = np.inf
         back = np.linalg.norm(ends[:, None] - self._nodes, axis=-1)
         back[~self._clear(self._nodes, ends[:, None])] = np.inf
         to_end = (self._lengths[None] + back[:, None, :]).min(-1)  # from each node to each end
-        around = out + to_end
+        around = weight * out + to_end
         best = around.argmin(1)
         length = np.take_along_axis(around, best[:, None], 1)[:, 0]
-        return np.minimum(direct, length), np.where(direct <= length, -1, best)
+        straight = np.isfinite(direct)
+        return np.where(straight, direct, length), np.where(straight, -1, best)
 
     def _clear(self, a: Array, b: Array) -> Mask:
         return _clear(rotated(a - self._pose[:2], -self._pose[2]), rotated(b - self._pose[:2], -self._pose[2]))
