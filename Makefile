@@ -3,13 +3,13 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,baseline,openpi,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,baseline,openpi,hdf5,dev]'
 	touch $@
 
 demo: setup
@@ -52,6 +52,7 @@ LEROBOT_ENV ?=
 LEROBOT = $(or $(LEROBOT_ENV),.peers/lerobot)
 test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT)/bin/python benchmarks/peers/lerobot_opens_ours.py
+	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT)/bin/python benchmarks/peers/lerobot_opens_datasets.py
 
 .peers/lerobot/.done: benchmarks/peers/lerobot_requirements.txt
 	$(LEROBOT_PYTHON) -m venv .peers/lerobot
@@ -62,6 +63,16 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 record-lerobot-diffusion:
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
 	OMP_NUM_THREADS=1 $(LEROBOT_ENV)/bin/python benchmarks/peers/record_lerobot_diffusion.py tests/golden/lerobot_diffusion
+
+# make test-transformers-peer TRANSFORMERS_ENV=<a virtual environment with transformers 5.x and torch>   it opens what pizero writes
+# make record-transformers TRANSFORMERS_ENV=...   records the golden files of its π0 and PaliGemma
+test-transformers-peer record-transformers: transformers-env
+transformers-env:
+	@test -x "$(TRANSFORMERS_ENV)/bin/python" || { echo "give TRANSFORMERS_ENV=<a virtual environment with transformers>"; exit 2; }
+test-transformers-peer:
+	PYTHONPATH=src $(TRANSFORMERS_ENV)/bin/python benchmarks/peers/transformers_opens_ours.py
+record-transformers:
+	$(TRANSFORMERS_ENV)/bin/python benchmarks/peers/record_transformers.py tests/golden/transformers
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ Shape legend used in the whole package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -59,6 +59,28 @@ class Observation:
     @property
     def batch_size(self) -> int:
         return self.prompt_tokens.shape[0]
+
+    def present_images(self, cameras: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The images that are there, in the order of `cameras`, a model's.
+
+        Raises ValueError at a camera that the model does not know, and at a mask that is missing or does not fit.
+        """
+        batch = self.batch_size
+        unknown = sorted((set(self.images) | set(self.image_masks)) - set(cameras))
+        if unknown:
+            raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(cameras)}")
+        for name in cameras:
+            mask, image = self.image_masks.get(name), self.images.get(name)
+            if mask is None:
+                raise ValueError(f"image_masks[{name!r}] is missing; for an absent camera give a mask that is false")
+            if tuple(mask.shape) != (batch,) or str(mask.dtype) != "torch.bool":
+                raise ValueError(
+                    f"image_masks[{name!r}]: got {mask.dtype} {tuple(mask.shape)}, expected bool ({batch},)"
+                )
+            if image is not None:
+                yield name, image
+            elif mask.device.type == "cpu" and bool(mask.any()):
+                raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
 
     def to(self, device: Any) -> Observation:
         """A copy on `device`; the image masks stay on the host."""

@@ -65,6 +65,17 @@ def test_a_hub_id_is_a_folder_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == [("owner/model", "v1")]
 
 
+def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **more: asked.update(more) or str(tmp_path))
+    assert local_folder(Path("owner/data"), "dataset") == tmp_path
+    assert asked["repo_type"] == "dataset"
+    assert asked["allow_patterns"] == ["meta/*", "data/*", "videos/*"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
+    with pytest.raises(UserError, match="copy its folders meta, data and videos into a folder"):
+        local_folder("owner/data", "dataset")
+
+
 def test_a_path_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,9 @@ from pizero.data.datasets.open_files import OpenFiles
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
-PNG, H264, AV1 = (GOLDEN / name for name in ("v30_png", "v30_h264_multifile", "v30_av1"))
+PNG, H264, AV1, PNG_V21, AV1_V21 = (
+    GOLDEN / name for name in ("v30_png", "v30_h264_multifile", "v30_av1", "v21_png", "v21_av1")
+)
 LENGTHS = [40, 38, 42, 41]
 
 
@@ -38,7 +40,7 @@ def h264_copy(tmp_path: Path) -> Path:
     return shutil.copytree(H264, tmp_path / "h264")
 
 
-@pytest.mark.parametrize("root", [PNG, H264, AV1], ids=lambda root: root.name)
+@pytest.mark.parametrize("root", [PNG, H264, AV1, PNG_V21, AV1_V21], ids=lambda root: root.name)
 def test_equals_what_lerobot_returned(root: Path) -> None:
     dataset = LeRobotDataset(root)
     expected = np.load(root / "expected.npz")
@@ -77,7 +79,7 @@ def test_description() -> None:
     assert dataset.stats["action"]["count"] == [161]
 
 
-@pytest.mark.parametrize("root", [PNG, H264, AV1], ids=lambda root: root.name)
+@pytest.mark.parametrize("root", [PNG, H264, AV1, PNG_V21, AV1_V21], ids=lambda root: root.name)
 def test_images_in_any_order_with_repeats(root: Path) -> None:
     dataset = LeRobotDataset(root)
     in_order = np.concatenate([images for _, images in dataset.iter_images("top", chunk=50)])
@@ -157,7 +159,7 @@ def test_shared_by_threads_and_pickled(root: Path) -> None:
     np.testing.assert_array_equal(copied.images("top", frames[0]), expected[0])
 
 
-@pytest.mark.parametrize("root", [PNG, H264, AV1], ids=lambda root: root.name)
+@pytest.mark.parametrize("root", [PNG, H264, AV1, PNG_V21, AV1_V21], ids=lambda root: root.name)
 def test_used_after_fork(root: Path) -> None:
     dataset = LeRobotDataset(root)
     frames = np.array([0, 60])  # two frames: small enough for the queue's pipe
@@ -241,8 +243,8 @@ def test_no_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebase_version": "v2.1"}, r"LeRobot v2\.1 dataset, which is not supported yet; convert it with `python"),
-        ({"codebase_version": "v4.0"}, r"LeRobot v4\.0 dataset, which is not supported yet; expected v3\.0"),
+        ({"codebase_version": "v2.1"}, r"episodes\.jsonl is no readable file of JSON lines"),
+        ({"codebase_version": "v4.0"}, r"LeRobot v4\.0 dataset, which is not known; expected v3\.0, v2\.1, v2\.0"),
         ({"total_frames": 200}, r"total_frames 200, but meta/episodes lists 161"),
         ({"total_episodes": 5}, r"total_episodes 5, but meta/episodes lists 4"),
         ({"fps": None}, "lacks fps"),
@@ -277,7 +279,7 @@ def test_missing_data_file(h264_copy: Path) -> None:
 def test_episode_with_too_few_frames(png_copy: Path) -> None:
     path = png_copy / "data/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(path).slice(0, 150), path)
-    _assert_one_line(png_copy, r"file-000\.parquet, episode 3: 30 frames, but meta/episodes says 41")
+    _assert_one_line(png_copy, r"file-000\.parquet, episode 3: 30 frames, but the description says 41")
 
 
 def test_unknown_task(png_copy: Path) -> None:
@@ -367,3 +369,89 @@ def _write(root: Path, *, image_format: str, lengths: list[int], fps: float) -> 
             for frame in range(length):
                 writer.add_frame([frame], [0], {"top": np.full((64, 64, 3), 2 * frame, np.uint8)})
             writer.save_episode("brighten")
+
+
+# ---------------------------------------------------------------- older versions, bad episodes
+
+
+def test_version_20_is_read_like_21(tmp_path: Path) -> None:
+    """Its statistics are of the whole dataset."""
+    root = shutil.copytree(PNG_V21, tmp_path / "v20")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.0"}))
+    (root / "meta/episodes_stats.jsonl").unlink()
+    (root / "meta/stats.json").write_text(json.dumps({"action": {"mean": [1.0, 2.0, 3.0]}}))
+    dataset = LeRobotDataset(root)
+    assert dataset.stats["action"]["mean"] == [1.0, 2.0, 3.0]
+    np.testing.assert_array_equal(dataset.column("action"), LeRobotDataset(PNG_V21).column("action"))
+
+
+def test_damaged_descriptions_of_version_21(tmp_path: Path) -> None:
+    root = shutil.copytree(PNG_V21, tmp_path / "x")
+    path = root / "meta/episodes.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"length": 38', '"size": 38'))
+    _assert_one_line(root, r"episodes\.jsonl: line 2 has not episode_index and length")
+    path.write_text(whole[:70])
+    _assert_one_line(root, r"episodes\.jsonl is no readable file of JSON lines")
+    path.write_text(whole.splitlines()[0])
+    _assert_one_line(root, r"total_episodes 4, but meta/episodes lists 1")
+
+
+def shift_clock(path: Path, row: int, seconds: float) -> None:
+    table = pq.read_table(path)
+    times = table["timestamp"].to_numpy().copy()
+    times[row:] += np.float32(seconds)
+    index = table.column_names.index("timestamp")
+    pq.write_table(table.set_column(index, table.schema.field(index), pa.array(times)), path)
+
+
+def test_frames_that_are_not_evenly_spaced(tmp_path: Path) -> None:
+    root = shutil.copytree(PNG_V21, tmp_path / "x")
+    path = root / "data/chunk-000/episode_000002.parquet"
+    shift_clock(path, 20, 2e-4)
+    _assert_one_line(root, r"episode_000002\.parquet, episode 2: frames 19 and 20 are 0\.1002 s apart, not 0\.1000 s")
+    assert LeRobotDataset(root, tolerance=1e-3).num_episodes == 4
+    assert LeRobotDataset(root, tolerance=None).num_episodes == 4
+
+
+def test_bad_episodes_are_left_out(tmp_path: Path) -> None:
+    """A missing video, a short data file, a gap: three of four."""
+    root = shutil.copytree(AV1_V21, tmp_path / "x")
+    (root / "videos/chunk-000/observation.images.top/episode_000000.mp4").unlink()
+    short = root / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(short).slice(0, 30), short)
+    shift_clock(root / "data/chunk-000/episode_000003.parquet", 11, 0.3)
+    with pytest.warns(UserWarning, match="left out") as told:
+        dataset = LeRobotDataset(root, skip_bad_episodes=True)
+    texts = [str(warning.message) for warning in told]
+    assert len(texts) == 3
+    for text, part in zip(
+        sorted(texts), ("episode 1: 30 frames", "episode 3: frames 10 and 11", "missing"), strict=True
+    ):
+        assert text.startswith("left out")
+        assert part in text
+        assert "\n" not in text
+    assert dataset.episodes.tolist() == [2]
+    everything = LeRobotDataset(AV1_V21, episodes=[2])
+    np.testing.assert_array_equal(dataset.column("action"), everything.column("action"))
+    np.testing.assert_array_equal(dataset.images("top", [5]), everything.images("top", [5]))
+    (root / "data/chunk-000/episode_000002.parquet").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="every episode has a fault"):
+        LeRobotDataset(root, skip_bad_episodes=True)
+
+
+def test_a_file_of_several_episodes_that_cannot_be_read(h264_copy: Path) -> None:
+    (h264_copy / "data/chunk-000/file-001.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.warns(UserWarning, match=r"left out episodes 2, 3: .*file-001\.parquet cannot be read"):
+        dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
+    assert dataset.episodes.tolist() == [0, 1]
+
+
+def test_a_video_that_ends_too_soon(h264_copy: Path) -> None:
+    """The second file of a camera is the first one's, which is shorter than its episodes."""
+    videos = h264_copy / "videos/observation.images.top/chunk-000"
+    shutil.copy(videos / "file-000.mp4", videos / "file-001.mp4")
+    with pytest.warns(UserWarning, match=r"file-001\.mp4, episode 3: the video ends at"):
+        dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
+    assert dataset.episodes.tolist() == [0, 1, 2]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,10 +24,14 @@ from train_helpers import nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.models import NetworkConfig
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native import load_checkpoint, save_checkpoint, verify_example
+from pizero.checkpoints.paligemma import start_from_paligemma
+from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import Batch, Loader
+from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
+from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import checkpoint_activations
 from pizero.train.metrics import MetricsFile, read_metrics
@@ -235,6 +241,62 @@ def test_a_diffusion_policy_is_fine_tuned(dataset: Path, tmp_path: Path) -> None
         UserError, match="holds a model 'diffusion', but 'pi0' is to be trained; give --model diffusion"
     ):
         train_policy(dataset, tmp_path / "third", nano_preset(), start=first.checkpoint)
+
+
+def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path: Path) -> None:
+    """Other token ids, or images resized otherwise, would undo what the weights have learned."""
+    model = nano_model(vocab_size=259)
+    pipeline = dataclasses.replace(
+        build_pipeline(LeRobotDataset(dataset), dataclasses.replace(nano_preset(), model=model), tmp_path / "p",
+                       start=Facts(tokenizer=PaligemmaTokenizer.bytes())), convention="lerobot",
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "start", Pi0(model), pipeline)
+    preset = nano_preset(steps=1, save_every=1, validate_every=1)
+    found = load_checkpoint(train_policy(dataset, tmp_path / "run", preset, start=tmp_path / "start").checkpoint)
+    assert found.pipeline is not None
+    assert (found.pipeline.tokenizer.vocab_size, found.pipeline.convention) == (259, "lerobot")
+    save_checkpoint(tmp_path / "alone", Pi0(model))
+    with pytest.raises(UserError, match=r"does not tell tokenizer.*give --tokenizer"):
+        train_policy(dataset, tmp_path / "other", preset, start=tmp_path / "alone")
+
+
+def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "transformers" / "paligemma"
+    model = Pi0Config(
+        vision=SiglipConfig(48, 2, 80, 4, 14), prefix=GemmaConfig(64, 3, 96, 4, 1, 16),
+        expert=GemmaConfig(32, 3, 64, 4, 1, 16), vocab_size=384, cameras=nano_model().cameras, image_size=28,
+        prompt_length=24, state_dim=8, action_dim=8, action_horizon=6,
+    )  # fmt: skip
+    preset = dataclasses.replace(nano_preset(steps=1, save_every=1, validate_every=1, learning_rate=1e-12), model=model)
+    tokenizer = train_tokenizer(["lift the red block"], tmp_path / "t.model", 384)
+    result = train_policy(dataset, tmp_path / "run", preset, start=golden, tokenizer=tmp_path / "t.model")
+    started = Pi0(model)
+    start_from_paligemma(golden, started)
+    found = load_checkpoint(result.checkpoint)
+    for name in ("transformer.layers.2.prefix.mlp.up.weight", "vision_tower.position_embedding"):
+        torch.testing.assert_close(found.model.state_dict()[name], started.state_dict()[name], atol=1e-6, rtol=0)
+    assert found.pipeline is not None
+    assert found.pipeline.tokenizer.vocab_size == tokenizer.vocab_size
+    baseline = dataclasses.replace(preset, model=nano_baseline())
+    with pytest.raises(UserError, match=r"a start for π0 and π0\.5 alone"):
+        train_policy(dataset, tmp_path / "no", baseline, start=golden)
+
+
+def test_an_episode_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "data")
+    path = next((copy / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    key = next(name for name in table.column_names if name.startswith("observation.images."))
+    rows = table.column(key).to_pylist()
+    wrong = next(i for i, episode in enumerate(table.column("episode_index").to_pylist()) if episode == 1)
+    rows[wrong]["bytes"] = b"no picture"
+    index = table.column_names.index(key)
+    field = table.schema.field(index)
+    pq.write_table(table.set_column(index, field, pa.array(rows, type=field.type)), path)
+    preset = nano_preset(steps=1, save_every=1, validate_every=1)
+    with pytest.raises(UserError, match=r"episode 1: frame 0 of .* cannot be decoded"):
+        train_policy(copy, tmp_path / "strict", preset)
+    train_policy(copy, tmp_path / "run", preset, skip_bad_episodes=True)
 
 
 def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:

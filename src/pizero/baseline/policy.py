@@ -193,19 +193,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 def check_observation(config: BaselineConfig, observation: Observation) -> None:
     """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
     batch, history, shape = observation.batch_size, config.num_history, config.image_shape
-    unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
-    if unknown:
-        raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
-    for name in config.cameras:
-        mask, image = observation.image_masks.get(name), observation.images.get(name)
-        if mask is None:
-            raise ValueError(f"image_masks[{name!r}] is missing; for an absent camera give a mask that is false")
-        if tuple(mask.shape) != (batch,) or mask.dtype != torch.bool:
-            raise ValueError(f"image_masks[{name!r}]: got {mask.dtype} {tuple(mask.shape)}, expected bool ({batch},)")
-        if image is None:
-            if mask.device.type == "cpu" and bool(mask.any()):
-                raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
-            continue
+    for name, image in observation.present_images(config.cameras):
         fits = _has_shape(image, (batch, history, *shape, 3))
         if not fits or not image.is_floating_point():
             raise ValueError(

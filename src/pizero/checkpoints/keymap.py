@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ class Entry:
 def expand(entries: Iterable[Entry], depth: int) -> list[Entry]:
     """Rows with {} become one row per layer."""
     return [row for entry in entries for row in (map(entry.layer, range(depth)) if "{}" in entry.ours else [entry])]
+
+
+def renamed(entries: Iterable[Entry], starts: Mapping[str, str]) -> list[Entry]:
+    """The same rows for a format whose names begin otherwise: the first start that fits is replaced."""
+
+    def rename(name: str) -> str:
+        start = next((start for start in starts if name.startswith(start)), "")
+        return starts.get(start, "") + name.removeprefix(start)
+
+    return [replace(entry, theirs=rename(entry.theirs)) for entry in entries]
 
 
 def matched(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch
+from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch, transformers_pi0
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
 from pizero.checkpoints.remote import local_folder
@@ -22,7 +22,7 @@ from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {
     native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
-    openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax,
+    transformers_pi0.NAME: transformers_pi0, openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax,
 }  # fmt: skip
 """By the name that users type, in the order in which they are tried."""
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are not on this disk: Hugging Face hub ids, and what fsspec reaches (gs://, s3://, ...)."""
+"""Checkpoints and datasets that are not on this disk: hub ids of Hugging Face, and what fsspec reaches (gs://, s3://)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 from pizero.files import new_folder, write_bytes
@@ -16,8 +16,12 @@ TOKENIZER_URL = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.m
 """PaliGemma's SentencePiece model at a place that asks for no licence click; openpi uses it too."""
 
 _HUB_ID = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.npz", "params/*", "assets/*"]
+_WANTED = {
+    "model": ["*.json", "*.safetensors", "*.model", "*.npz", "params/*", "assets/*"],
+    "dataset": ["meta/*", "data/*", "videos/*"],
+}
 """Files of a hub repository that a reader may need."""
+_NEEDED = {"model": "json and safetensors files", "dataset": "folders meta, data and videos"}
 
 
 def cache_folder() -> Path:
@@ -25,8 +29,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PIZERO_CACHE", Path.home() / ".cache" / "pizero")).expanduser()
 
 
-def local_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint, downloaded first if need be.
+def local_folder(path: str | Path, kind: Literal["model", "dataset"] = "model") -> Path:
+    """The folder of a checkpoint, or of a LeRobot dataset, downloaded first if need be.
 
     A path that exists is taken as it is. "hf://owner/name", "owner/name" (both with "@revision") come from the Hugging
     Face hub into its own cache; other addresses with "://" through fsspec into `cache_folder`. Progress is shown.
@@ -37,7 +41,7 @@ def local_folder(path: str | Path) -> Path:
         return Path(path)
     found = _HUB_ID.fullmatch(text)
     if found and (text.startswith("hf://") or not text.startswith((".", "/", "~"))):
-        return _from_hub(found["repo"], found["revision"])
+        return _from_hub(found["repo"], found["revision"], kind)
     if "://" in text:
         return _from_fsspec(text)
     return Path(path)
@@ -58,16 +62,16 @@ def paligemma_tokenizer() -> Path:
     return path
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, kind: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+        return Path(snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=_WANTED[kind]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"there is no folder {repo}, and the hub did not give it ({reason}); copy its json and safetensors files "
+            f"there is no folder {repo}, and the hub did not give it ({reason}); copy its {_NEEDED[kind]} "
             "into a folder and give that folder's path"
         ) from error
 

@@ -9,12 +9,14 @@ from importlib.metadata import version
 COMMANDS = {
     "quickstart": "collects demonstrations in the built-in simulator, trains a tiny π0, evaluates it, writes a report",
     "collect": "records a simulator's scripted demonstrator as a LeRobot v3.0 dataset",
+    "check": "what is wrong with a dataset, alone or beside a checkpoint",
     "norm-stats": "statistics of a dataset's state and actions, in seconds",
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
+    "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

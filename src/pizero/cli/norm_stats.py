@@ -17,7 +17,7 @@ class Arguments:
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
-    """LeRobot dataset folder."""
+    """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
     embodiment: Literal["tabletop", "metaworld", "pusht"] | None = None
     """Robot, whose relative actions are taken into account; without it the dataset's own columns."""
     mode: Literal["zscore", "quantile"] = "zscore"
@@ -26,6 +26,8 @@ class Arguments:
     """Action horizon, for relative actions."""
     output: Path | None = None
     """File to write; without it norm_stats.json inside the dataset's meta folder."""
+    skip_bad_episodes: bool = False
+    """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
 
 
 def run(arguments: Arguments) -> int:
@@ -36,7 +38,12 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.progress import console
 
     stats, path, frames, seconds = norm_stats(
-        arguments.dataset, arguments.embodiment, arguments.mode, arguments.horizon, arguments.output
+        arguments.dataset,
+        arguments.embodiment,
+        arguments.mode,
+        arguments.horizon,
+        arguments.output,
+        arguments.skip_bad_episodes,
     )
     for name, values in (("state", stats.state), ("actions", stats.actions)):
         table = Table(title=name)

@@ -28,12 +28,15 @@ class Arguments:
     observations and neither state nor instruction."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
-    checkpoint: Path | None = None
-    """Start from these weights instead of fresh ones."""
+    checkpoint: str | None = None
+    """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, or a
+    PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (PaliGemma's, say); without it a small one is trained on the dataset's prompts."""
     norm_stats: Path | None = None
     """Statistics to use instead of the dataset's own."""
+    skip_bad_episodes: bool = False
+    """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
     steps: int | None = None
     """Optimizer steps, instead of the preset's; so the following."""
     batch_size: int | None = None
@@ -69,6 +72,7 @@ def run(arguments: Arguments) -> int:
     result = train_policy(
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
+        skip_bad_episodes=arguments.skip_bad_episodes,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0

@@ -190,19 +190,7 @@ def check_observation(config: Pi0Config, observation: Observation) -> None:
         if value.ndim != 2 or value.shape != observation.prompt_tokens.shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (B, L), tokens and mask alike")
     batch = observation.batch_size
-    unknown = sorted((set(observation.images) | set(observation.image_masks)) - set(config.cameras))
-    if unknown:
-        raise ValueError(f"images: unknown camera {', '.join(unknown)}; this model has {', '.join(config.cameras)}")
-    for name in config.cameras:
-        mask, image = observation.image_masks.get(name), observation.images.get(name)
-        if mask is None:
-            raise ValueError(f"image_masks[{name!r}] is missing; for an absent camera give a mask that is false")
-        if tuple(mask.shape) != (batch,) or mask.dtype != torch.bool:
-            raise ValueError(f"image_masks[{name!r}]: got {mask.dtype} {tuple(mask.shape)}, expected bool ({batch},)")
-        if image is None:
-            if mask.device.type == "cpu" and bool(mask.any()):
-                raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
-            continue
+    for name, image in observation.present_images(config.cameras):
         patch = config.vision.patch_size
         if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
             raise ValueError(

@@ -308,9 +308,13 @@ def scatter_picture(
 
 
 def film_strip(
-    frames: NDArray[np.uint8], path: Path | None = None, *, count: int = 8, fps: float | None = None
-) -> bytes:
-    """`count` frames of [n, h, w, 3], evenly spaced from first to last, side by side. With `fps`, their times below."""
+    frames: NDArray[np.uint8], path: Path | None = None, *, count: int = 8, fps: float | None = None,
+    names: Sequence[str] | None = None,
+) -> bytes:  # fmt: skip
+    """`count` frames of [n, h, w, 3], evenly spaced from first to last, side by side.
+
+    Below them their `names`, or with `fps` their times, or their numbers.
+    """
     if frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise UserError(f"frames: got shape {frames.shape}, expected [n, h, w, 3]")
     count = min(count, len(frames))
@@ -322,7 +326,7 @@ def film_strip(
         axes = figure.add_axes((i / count + 0.02 / count, 0.26 / height, 0.96 / count, 1 - 0.28 / height))
         axes.imshow(frames[index], interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        text = f"{index / fps:.1f} s" if fps else f"frame {index}"
+        text = str(names[index]) if names else f"{index / fps:.1f} s" if fps else f"frame {index}"
         axes.text(0.5, -0.04, text, transform=axes.transAxes, fontsize=8, color=MUTED, ha="center", va="top")
     return finish(figure, path)
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS, Embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
 
 
 def norm_stats(
-    root: Path, embodiment: str | None, mode: Mode, horizon: int, output: Path | None
+    root: Path,
+    embodiment: str | None,
+    mode: Mode,
+    horizon: int,
+    output: Path | None,
+    skip_bad_episodes: bool = False,
 ) -> tuple[NormStats, Path, int, float]:
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are."""
     started = time.perf_counter()
-    dataset = LeRobotDataset(root)
+    root = local_folder(root, "dataset")
+    dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
     stats = dataset_norm_stats(dataset, None if embodiment is None else EMBODIMENTS[embodiment](), mode, horizon)
     path = output or root / "meta" / "norm_stats.json"
     stats.save(path)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pizero.checkpoints import paligemma
 from pizero.checkpoints.example import Example, make_example
-from pizero.checkpoints.facts import make_pipeline
-from pizero.checkpoints.load import load_network
+from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
+from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import Network, make_model, model_name
+from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
+from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import EMBODIMENTS
 from pizero.data.loader import FrameCache, Loader, split_episodes
@@ -26,6 +28,7 @@ from pizero.data.norm_stats import NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import write_bytes
+from pizero.model.pi0 import Pi0
 from pizero.train.trainer import Progress, Trainer, list_checkpoints
 from pizero.types import RobotDict, UserError
 from pizero.workflows.norm_stats import dataset_norm_stats
@@ -41,9 +44,17 @@ class TrainResult:
 
 
 def build_pipeline(
-    dataset: LeRobotDataset, preset: Preset, folder: Path, tokenizer: Path | None = None, stats: Path | None = None
+    dataset: LeRobotDataset,
+    preset: Preset,
+    folder: Path,
+    tokenizer: Path | None = None,
+    stats: Path | None = None,
+    start: Facts | None = None,
 ) -> Pipeline:
-    """Statistics and tokenizer of this dataset, unless files are given; the vocabulary must fit the model."""
+    """Statistics of this dataset, unless a file is given, and a tokenizer that fits the model.
+
+    start: of the checkpoint whose weights are trained further; its tokenizer and its way of preparing images stay.
+    """
     config = preset.model
     norm_stats = (
         NormStats.load(stats, preset.norm_mode)
@@ -53,11 +64,13 @@ def build_pipeline(
     for warning in near_constant_dimensions(norm_stats):
         console.print(f"[yellow]warning[/] {warning}")
     folder.mkdir(parents=True, exist_ok=True)
+    facts = replace(start or Facts(), embodiment=EMBODIMENTS[preset.embodiment](), norm_stats=norm_stats)
     if tokenizer is not None:
-        vocabulary = PaligemmaTokenizer(tokenizer)
-    else:
-        vocabulary = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
-    return make_pipeline(config, Facts(EMBODIMENTS[preset.embodiment](), norm_stats, vocabulary))
+        facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
+    elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
+        own = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
+        facts = replace(facts, tokenizer=own)
+    return make_pipeline(config, facts)
 
 
 def train_policy(
@@ -66,29 +79,33 @@ def train_policy(
     preset: Preset,
     *,
     resume: bool = False,
-    start: Path | None = None,
+    start: str | Path | None = None,
     tokenizer: Path | None = None,
     stats: Path | None = None,
     device: str = "cpu",
     episodes: Sequence[int] | None = None,
+    skip_bad_episodes: bool = False,
 ) -> TrainResult:
     """Trains `preset` on the dataset, or on some of its episodes, into `folder`.
 
-    start: a checkpoint whose weights are fine-tuned.
+    start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
+    skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     """
     torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
     found = list_checkpoints(folder)
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
-    dataset = LeRobotDataset(dataset_root, episodes=episodes)
-    model = _initial_model(preset, start)
-    preset = dataclasses.replace(preset, model=model.config)
+    dataset = LeRobotDataset(
+        local_folder(dataset_root, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes
+    )
+    model, facts = _initial_model(preset, start)
+    preset = replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)
-    pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats)
+    pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats, facts)
     config = preset.train
-    training, held_out = split_episodes(dataset, config.validation_fraction, config.seed)
     with progress_bar() as bars:
-        cache = _load_frames(dataset, pipeline, bars)
+        dataset, cache = _load_frames(dataset, pipeline, bars, skip_bad_episodes)
+        split = split_episodes(dataset, config.validation_fraction, config.seed)
         loaders = [
             Loader(
                 dataset, pipeline, cache, frames,
@@ -96,7 +113,7 @@ def train_policy(
                 early_frames=config.early_frames,
             )
             if len(frames) else None
-            for frames in (training, held_out)
+            for frames in split
         ]  # fmt: skip
         assert loaders[0] is not None
         trainer = Trainer(
@@ -110,16 +127,26 @@ def train_policy(
     return TrainResult(list_checkpoints(folder)[-1], parameters, last.loss, last.samples_per_second)
 
 
-def _initial_model(preset: Preset, start: Path | None) -> Network:
-    """With fresh weights, which the seed gives, or with those of a checkpoint of the same kind."""
-    if start is None:
+def _initial_model(preset: Preset, start: str | Path | None) -> tuple[Network, Facts | None]:
+    """With fresh weights, which the seed gives, or with a checkpoint's, and what that one tells of its inputs."""
+    folder = None if start is None else local_folder(start)
+    if folder is None or paligemma.detect(folder):
         torch.manual_seed(preset.train.seed)
-        return make_model(preset.model)
-    model = load_network(start)
-    name, wanted = model_name(model.config), model_name(preset.model)
+        model = make_model(preset.model)
+        if folder is None:
+            return model, None
+        if not isinstance(model, Pi0):
+            raise UserError(f"{folder} holds PaliGemma, which is a start for π0 and π0.5 alone")
+        for note in paligemma.start_from_paligemma(folder, model):
+            console.print(note)
+        return model, Facts()
+    source = read_source(folder)
+    for note in source.notes:
+        console.print(note)
+    name, wanted = model_name(source.config), model_name(preset.model)
     if name != wanted:
         raise UserError(f"{start} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
-    return model
+    return source.build(dtype=torch.float32), source.facts
 
 
 def _run(trainer: Trainer, bars: Any) -> Progress:
@@ -137,11 +164,22 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
     return reached
 
 
-def _load_frames(dataset: LeRobotDataset, pipeline: Pipeline, bars: Any) -> FrameCache:
+def _load_frames(
+    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, skip_bad_episodes: bool
+) -> tuple[LeRobotDataset, FrameCache]:
+    """The frames, and the dataset without the episodes whose images cannot be decoded."""
     bar = bars.add_task("reading frames", total=None, note="")
     report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
     cameras = list(pipeline.embodiment.cameras.values())
-    return FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
+    while True:
+        try:
+            return dataset, FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
+        except BadEpisodeError as error:
+            good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
+            if not skip_bad_episodes or not good:
+                raise
+            console.print(f"[yellow]left out[/] {error}")
+            dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
 
 
 def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,20 @@ IMAGE_PREFIX = "observation.images."
 CHUNK_SIZE = 1000
 """Files in one chunk folder."""
 VERSION = "v3.0"
+OLDER_VERSIONS = ("v2.1", "v2.0")
+"""A data file, and a video per camera, for each episode; descriptions as JSON lines. Only their statistics differ."""
+EPISODES_LINES, TASKS_LINES = "meta/episodes.jsonl", "meta/tasks.jsonl"
+DATA_PATH_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH_V2 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+
+
+class BadEpisodeError(UserError):
+    """A fault of the files that concerns single episodes; `episodes` are their ids."""
+
+    def __init__(self, message: str, episodes: Iterable[int]) -> None:
+        super().__init__(message)
+        self.episodes = tuple(episodes)
+
 
 Feature = dict[str, Any]
 
@@ -47,6 +61,7 @@ class Layout:
     """A dataset's description, whatever the version. `tasks[i]` is the text of task_index i."""
 
     root: Path
+    version: str
     fps: float
     robot_type: str
     features: dict[str, Feature]
@@ -65,12 +80,10 @@ def read_layout(root: Path) -> Layout:
     if missing:
         raise UserError(f"{root / INFO_PATH} lacks {', '.join(missing)}")
     version = str(info["codebase_version"])
-    if version != VERSION:
-        advice = "expected v3.0"
-        if version.startswith("v2"):
-            advice = "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30`"
-        raise UserError(f"{root} is a LeRobot {version} dataset, which is not supported yet; {advice}")
-    return _read_v30(root, info)
+    readers = {VERSION: _read_v30, **dict.fromkeys(OLDER_VERSIONS, _read_v2)}
+    if version not in readers:
+        raise UserError(f"{root} is a LeRobot {version} dataset, which is not known; expected {', '.join(readers)}")
+    return readers[version](root, info)
 
 
 def _read_v30(root: Path, info: dict[str, Any]) -> Layout:
@@ -79,6 +92,7 @@ def _read_v30(root: Path, info: dict[str, Any]) -> Layout:
     stats_path = root / STATS_PATH
     return Layout(
         root=root,
+        version=VERSION,
         fps=float(info["fps"]),
         robot_type=str(info.get("robot_type") or "unknown"),
         features=features,
@@ -88,12 +102,62 @@ def _read_v30(root: Path, info: dict[str, Any]) -> Layout:
     )
 
 
+def _read_v2(root: Path, info: dict[str, Any]) -> Layout:
+    features: dict[str, Feature] = info["features"]
+    video_keys = [key for key, feature in features.items() if feature.get("dtype") == "video"]
+    size = int(info.get("chunks_size") or CHUNK_SIZE)
+    data_path, video_path = str(info.get("data_path") or DATA_PATH_V2), str(info.get("video_path") or VIDEO_PATH_V2)
+    episodes: list[Episode] = []
+    for line in _read_lines(root / EPISODES_LINES, ("episode_index", "length")):
+        index = int(line["episode_index"])
+        names = {"episode_index": index, "episode_chunk": index // size}
+        videos = {key: VideoSlice(root / video_path.format(video_key=key, **names), 0.0) for key in video_keys}
+        episodes.append(Episode(index, int(line["length"]), root / data_path.format(**names), videos))
+    episodes.sort(key=lambda episode: episode.index)
+    _check_totals(root, info, episodes)
+    lines = _read_lines(root / TASKS_LINES, ("task_index", "task"))
+    stats_path = root / STATS_PATH  # of v2.0; v2.1 has those of single episodes
+    return Layout(
+        root=root,
+        version=str(info["codebase_version"]),
+        fps=float(info["fps"]),
+        robot_type=str(info.get("robot_type") or "unknown"),
+        features=features,
+        tasks=_in_order(root / TASKS_LINES, {int(line["task_index"]): str(line["task"]) for line in lines}),
+        episodes=episodes,
+        stats=_read_json(stats_path) if stats_path.is_file() else {},
+    )
+
+
+def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """JSON lines, each an object with these keys."""
+    found: list[dict[str, Any]] = []
+    try:
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            value: Any = json.loads(text) if text.strip() else None
+            if value is not None and (
+                not isinstance(value, dict) or not set(keys) <= set(cast("dict[str, Any]", value))
+            ):
+                raise UserError(f"{path}: line {number} has not {' and '.join(keys)}; download the dataset again")
+            if value is not None:
+                found.append(cast("dict[str, Any]", value))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no readable file of JSON lines ({' '.join(str(error).split())})") from None
+    return found
+
+
 def _read_tasks(path: Path) -> list[str]:
     # The text is the table's pandas index, which some writers left unnamed.
     names = column_names(path)
     text_column = "task" if "task" in names else "__index_level_0__"
     columns = read_values(path, ["task_index", text_column])
-    tasks = {int(index): str(text) for index, text in zip(columns["task_index"], columns[text_column], strict=True)}
+    pairs = zip(columns["task_index"], columns[text_column], strict=True)
+    return _in_order(path, {int(index): str(text) for index, text in pairs})
+
+
+def _in_order(path: Path, tasks: Mapping[int, str]) -> list[str]:
     if sorted(tasks) != list(range(len(tasks))):
         raise UserError(f"{path}: task_index is not 0, 1, ... {len(tasks) - 1} but {sorted(tasks)}")
     return [tasks[index] for index in range(len(tasks))]
@@ -148,3 +212,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object")
     return cast("dict[str, Any]", value)
+
+
+def episodes_text(indices: Iterable[int], shown: int = 6) -> str:
+    """ "episode 3", "episodes 1, 2 and 40 more"."""
+    found = sorted(indices)
+    more = f" and {len(found) - shown} more" if len(found) > shown else ""
+    return f"episode{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:shown]))}{more}"

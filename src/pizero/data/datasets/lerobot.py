@@ -1,7 +1,8 @@
-"""Reads LeRobot datasets (v3.0: parquet with PNG frames, or with mp4 video) without the LeRobot package."""
+"""Reads LeRobot datasets (v2.0, v2.1, v3.0: parquet with PNG frames, or with mp4 video) without the LeRobot package."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pizero.data.datasets.layout import IMAGE_PREFIX, Episode, read_layout
+from pizero.data.datasets.layout import IMAGE_PREFIX, BadEpisodeError, Episode, episodes_text, read_layout
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, read_numbers
 from pizero.data.datasets.png import decode_image
-from pizero.data.datasets.video import VideoDecoder, VideoError
+from pizero.data.datasets.video import TOLERANCE, VideoDecoder, VideoError, video_end
 from pizero.types import UserError
 
 _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
@@ -27,11 +28,25 @@ class LeRobotDataset:
     forked and pickled. A fault of the files is a UserError that names the file and, where there is one, the episode.
     """
 
-    def __init__(self, root: str | Path, *, episodes: Sequence[int] | None = None) -> None:
-        """`episodes`: the episode ids to use, in that order; all by default."""
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        episodes: Sequence[int] | None = None,
+        tolerance: float | None = TOLERANCE,
+        skip_bad_episodes: bool = False,
+    ) -> None:
+        """`episodes`: the episode ids to use, in that order; all by default.
+
+        tolerance: seconds by which two frames may be more or less than 1 / fps apart; None does not look. Episodes with
+        missing or damaged files, with other lengths than the description says, or with such gaps are a BadEpisodeError,
+        or with `skip_bad_episodes` a warning each, and are left out. Video is opened for that, and not decoded.
+        """
         self.root = Path(root)
         layout = read_layout(self.root)
         self._episodes = _select(self.root, layout.episodes, episodes)
+        if skip_bad_episodes:
+            self._episodes = self._without_faults(self._episodes, layout.fps, tolerance)
         self.fps = layout.fps
         self.robot_type = layout.robot_type
         self.features = layout.features
@@ -59,6 +74,8 @@ class LeRobotDataset:
         self.task_index: NDArray[np.int64] = index["task_index"].astype(np.int64)
         self.timestamp: NDArray[np.float32] = index["timestamp"].astype(np.float32)
         self._check_tasks()
+        if tolerance is not None and not skip_bad_episodes:
+            self._check_clock(tolerance)
         self._columns: dict[str, NDArray[np.float32]] = {}
         self._decoders = OpenFiles(VideoDecoder, limit=16)
         self._encoded_images = EncodedImages()
@@ -139,7 +156,7 @@ class LeRobotDataset:
         try:
             return self._decoders.get(video.path).frame_at(video.start + float(self.timestamp[frame]))
         except VideoError as error:
-            raise UserError(f"{video.path}, episode {episode.index}: {error}") from None
+            raise BadEpisodeError(f"{video.path}, episode {episode.index}: {error}", [episode.index]) from None
 
     def _read_encoded(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
         data = self._encoded_images.read(episode.data_path, key, int(self._rows[frame]))
@@ -148,10 +165,10 @@ class LeRobotDataset:
                 raise ValueError("the file holds a path instead of the image")
             return decode_image(data)
         except ValueError as error:
-            raise UserError(
+            raise BadEpisodeError(
                 f"{episode.data_path}, episode {episode.index}: frame {self.frame_index[frame]} of {key!r} "
-                f"cannot be decoded ({error})"
-            ) from None
+                f"cannot be decoded ({error})", [episode.index],
+            ) from None  # fmt: skip
 
     def _camera_key(self, camera: str) -> str:
         if camera not in self._camera_keys:
@@ -170,6 +187,36 @@ class LeRobotDataset:
         for path, group in groupby(order, key=lambda ordinal: self._episodes[ordinal].data_path):
             yield path, list(group)
 
+    def _without_faults(self, episodes: list[Episode], fps: float, tolerance: float | None) -> list[Episode]:
+        """Warns of each episode that is left out. UserError when none is left."""
+        good: list[Episode] = []
+        for _, group in groupby(sorted(episodes, key=lambda e: e.data_path), key=lambda e: e.data_path):
+            members = list(group)
+            try:
+                table = read_numbers(members[0].data_path, ["episode_index", "timestamp"])
+            except UserError as error:
+                warnings.warn(f"left out {episodes_text(e.index for e in members)}: {error}", stacklevel=3)
+                continue
+            ids, times = table["episode_index"].ravel(), table["timestamp"].ravel()
+            for episode in members:
+                fault = _fault(episode, times[ids == episode.index], fps, tolerance)
+                if fault is None:
+                    good.append(episode)
+                else:
+                    warnings.warn(f"left out: {fault}", stacklevel=3)
+        if not good:
+            raise UserError(f"{self.root}: every episode has a fault; the warnings above say which")
+        order = {episode.index: position for position, episode in enumerate(episodes)}
+        return sorted(good, key=lambda episode: order[episode.index])
+
+    def _check_clock(self, tolerance: float) -> None:
+        for ordinal, episode in enumerate(self._episodes):
+            fault = _clock_fault(episode, self.timestamp[self._frames_of(ordinal)], self.fps, tolerance)
+            if fault is not None:
+                raise BadEpisodeError(
+                    f"{fault}; look at it with `pizero check`, or give --skip-bad-episodes", [episode.index]
+                )
+
     def _find_rows(self) -> NDArray[np.int64]:
         """[num_frames]: the row of each frame in its data file."""
         rows = np.empty(self.num_frames, np.int64)
@@ -181,10 +228,7 @@ class LeRobotDataset:
                 episode = self._episodes[ordinal]
                 low, high = np.searchsorted(sorted_ids, [episode.index, episode.index + 1])
                 if high - low != episode.length:
-                    raise UserError(
-                        f"{path}, episode {episode.index}: {high - low} frames, but meta/episodes says "
-                        f"{episode.length}; the copy is incomplete: download the dataset again"
-                    )
+                    raise BadEpisodeError(_length_fault(episode, int(high - low)), [episode.index])
                 start = self.episode_starts[ordinal]
                 rows[start : start + episode.length] = by_episode[low:high]
         return rows
@@ -216,6 +260,43 @@ class LeRobotDataset:
                 f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {self.task_index[unknown[0]]} "
                 f"is not in meta/tasks.parquet, which has {len(self.tasks)} tasks"
             )
+
+
+def _length_fault(episode: Episode, found: int) -> str:
+    return (
+        f"{episode.data_path}, episode {episode.index}: {found} frames, but the description says {episode.length}; "
+        "the copy is incomplete: download the dataset again"
+    )
+
+
+def _clock_fault(episode: Episode, times: NDArray[np.float32], fps: float, tolerance: float) -> str | None:
+    """What is wrong with an episode's time stamps [n]; their float32 rounding is no fault."""
+    steps = np.diff(times.astype(np.float64))
+    allowed = tolerance + 2 * np.spacing(np.abs(times[1:], dtype=np.float32)).astype(np.float64)
+    wrong = np.flatnonzero(np.abs(steps - 1 / fps) > allowed)
+    if not wrong.size:
+        return None
+    frame = int(wrong[0])
+    return (
+        f"{episode.data_path}, episode {episode.index}: frames {frame} and {frame + 1} are {steps[frame]:.4f} s apart, "
+        f"not {1 / fps:.4f} s (tolerance {tolerance:g} s)"
+    )
+
+
+def _fault(episode: Episode, times: NDArray[np.float32], fps: float, tolerance: float | None) -> str | None:
+    """What is wrong with an episode's files, without decoding; times [n]: its time stamps in the data file."""
+    if len(times) != episode.length:
+        return _length_fault(episode, len(times))
+    if tolerance is not None and (fault := _clock_fault(episode, times, fps, tolerance)) is not None:
+        return fault
+    for video in episode.videos.values():
+        try:
+            end = video_end(video.path)
+        except VideoError as error:
+            return f"{video.path}, episode {episode.index}: {error}"
+        if video.start + float(times[-1]) > end:
+            return f"{video.path}, episode {episode.index}: the video ends at {end:.3f} s, before the episode does"
+    return None
 
 
 def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:

@@ -17,7 +17,7 @@ from pizero.data.datasets.video import EpisodeEncoder, VideoCodec, VideoFileWrit
 
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
-_ROW_GROUP = 128  # frames; small groups make a random frame cheap to read
+ROW_GROUP = 128  # frames; small groups make a random frame cheap to read
 _EPISODE_ROWS = 200  # rows of episode metadata held back before they are written
 
 
@@ -59,8 +59,8 @@ class DataFiles:
             self._bytes = 0
         images = {key: _image_cells(columns[key]) for key, kind in self.types.items() if kind == "image"}
         rows = {**columns, **images}
-        for start in range(0, length, _ROW_GROUP):
-            self._table.write({key: values[start : start + _ROW_GROUP] for key, values in rows.items()})
+        for start in range(0, length, ROW_GROUP):
+            self._table.write({key: values[start : start + ROW_GROUP] for key, values in rows.items()})
         self._bytes += size
         return {"data/chunk_index": self._number.chunk, "data/file_index": self._number.file}
 

@@ -116,6 +116,11 @@ def write_meta(
         "robot_type": recording.robot_type,
         "splits": {"train": f"0:{episodes}"},
     }
+    write_description(root, info, tasks, stats)
+
+
+def write_description(root: Path, info: Mapping[str, Any], tasks: Sequence[str], stats: Mapping[str, Stats]) -> None:
+    """The same with an info.json that is known."""
     _write_json(root / layout.INFO_PATH, info)
     values = {key: {name: value.tolist() for name, value in entry.items()} for key, entry in stats.items()}
     _write_json(root / layout.STATS_PATH, values)

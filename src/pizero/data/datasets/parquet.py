@@ -67,6 +67,18 @@ def read_numbers(path: Path, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
     return {name: _to_array(path, name, table[name].combine_chunks()) for name in table.column_names}
 
 
+def merge(sources: Sequence[Path], target: Path, row_group: int) -> None:
+    """The rows of several files in one, with the first one's schema; UserError where another's differs."""
+    tables = [open_parquet(path).read(use_threads=False) for path in sources]
+    for path, table in zip(sources, tables, strict=True):
+        if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
+            raise UserError(f"{path} has other columns than {sources[0]}; they cannot be one dataset")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    metadata = tables[0].schema.metadata
+    whole = _pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    _pq.write_table(whole.replace_schema_metadata(metadata), str(target), row_group_size=row_group)
+
+
 def _to_array(path: Path, name: str, column: Any) -> NDArray[Any]:
     rows = len(column)
     flat = column

@@ -55,6 +55,11 @@ class VideoDecoder:
         self._frame: av.VideoFrame | None = None
         self._time = -1.0
 
+    @property
+    def duration(self) -> float:
+        """Seconds, by the file's header."""
+        return float(self._stream.duration or 0) * self._seconds_per_tick
+
     def frame_at(self, timestamp: float) -> NDArray[np.uint8]:
         """uint8 [h, w, 3]: the frame shown at `timestamp` (seconds, within TOLERANCE). Raises VideoError."""
         try:
@@ -102,6 +107,13 @@ class VideoDecoder:
         if frame is not None:
             self._time = (frame.pts or 0) * self._seconds_per_tick
         return frame is not None
+
+
+def video_end(path: Path) -> float:
+    """Seconds at which the last frame is over, as the file says; opens it and decodes one frame. Raises VideoError."""
+    decoder = VideoDecoder(path)
+    decoder.frame_at(0.0)
+    return decoder.duration
 
 
 class EpisodeEncoder:

@@ -1,0 +1,72 @@
+"""Whether LeRobot opens datasets that we write or convert, and returns what it returned of the originals.
+
+make test-lerobot-peer
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from pizero.data.datasets import lerobot as ours
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.workflows.convert_dataset import convert_dataset
+
+GOLDEN = Path(__file__).parents[2] / "tests/golden/lerobot/datasets"
+
+
+def written(source: Path, target: Path) -> None:
+    """The same frames, recorded frame by frame."""
+    dataset = ours.LeRobotDataset(source)
+    images = {camera: dataset.images(camera, np.arange(dataset.num_frames)) for camera in dataset.cameras}
+    with LeRobotWriter(
+        target, fps=dataset.fps, robot_type=dataset.robot_type, image_format="png",
+        state_names=[f"s{i}" for i in range(4)], action_names=[f"a{i}" for i in range(3)],
+        cameras={camera: dataset.image_shape(camera) for camera in dataset.cameras},
+    ) as writer:  # fmt: skip
+        for start, length in zip(dataset.episode_starts, dataset.episode_lengths, strict=True):
+            for frame in range(start, start + length):
+                state, action = (dataset.column(key)[frame] for key in ("observation.state", "action"))
+                writer.add_frame(state, action, {camera: found[frame] for camera, found in images.items()})
+            writer.save_episode(dataset.prompts([start])[0])
+
+
+def difference(root: Path, expected: dict[str, np.ndarray]) -> float:
+    """The greatest of all that LeRobot returns, pixels in grey levels; infinite where something else differs."""
+    window = {"action": [i / 10 for i in range(10)]}
+    dataset = LeRobotDataset("local/dataset", root=root, delta_timestamps=window, video_backend="pyav")
+    worst = 0.0
+    for row, index in enumerate(expected["query_index"]):
+        item = dataset[int(index)]
+        if (
+            item["task"] != expected["task"][row]
+            or (item["action_is_pad"].numpy() != expected["action_is_pad"][row]).any()
+        ):
+            return float("inf")
+        for key in ("action", "observation.state"):
+            worst = max(worst, float(np.abs(item[key].numpy() - expected[key][row]).max()))
+        for camera in ("top", "wrist"):
+            key = f"observation.images.{camera}"
+            worst = max(worst, float(np.abs(item[key].numpy() * 255 - expected[f"{key}__uint8_chw"][row]).max()))
+    return worst
+
+
+def main() -> int:
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        for source, make in (("v21_png", convert_dataset), ("v21_av1", convert_dataset), ("v30_png", written)):
+            target = Path(name) / source
+            make(GOLDEN / source, target)
+            found = difference(target, dict(np.load(GOLDEN / source / "expected.npz")))
+            failed += found > 1e-3
+            what = "written again" if make is written else "converted to v3.0"
+            print(f"{'ok  ' if found <= 1e-3 else 'FAIL'} {source} {what}: greatest difference {found:.2g}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""A dataset examined, with or without a checkpoint: findings in the terminal, check.json, check.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.table import Table
+
+from pizero.checkpoints.facts import given
+from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.source import Facts
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.doctor.examine import examine
+from pizero.data.doctor.finding import ORDER, Finding
+from pizero.data.doctor.open_loop import Replay, summarize
+from pizero.data.embodiments import Embodiment
+from pizero.data.loader import split_episodes
+from pizero.model.config import CAMERAS
+from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.report.check import check_report
+from pizero.types import UserError
+from pizero.workflows.evaluate import find_checkpoint, write_json
+from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.train import recorded_observation
+
+CHUNKS, BATCH = 48, 8
+"""Chunks that are replayed, and how many at a time."""
+WORTHLESS = 0.9
+"""Of a constant action's error: a policy above it has learned nothing of that dimension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """embodiment: or its name; None takes the checkpoint's, else every camera and column of the dataset. horizon:
+    actions per chunk; None takes the checkpoint's, else 50. episodes: to replay; none given takes those that the
+    checkpoint's own run held out, else all.
+    """
+
+    checkpoint: str | Path | None = None
+    embodiment: str | Embodiment | None = None
+    horizon: int | None = None
+    episodes: tuple[int, ...] = ()
+
+
+def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
+    """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
+    findings (severity, check, where, evidence, advice), and with a checkpoint "replay" (`open_loop.summarize`).
+    """
+    dataset = LeRobotDataset(local_folder(root, "dataset"), tolerance=None)  # gaps are findings
+    policy = _policy(config)
+    embodiment = _embodiment(dataset, config, policy)
+    horizon = config.horizon or (policy.noise_shape[0] if policy else 50)
+    examination = examine(dataset, embodiment, horizon, policy.pipeline if policy else None)
+    findings, played, summary = list(examination.findings), None, None
+    if policy is not None and not any(finding.check in ("dimensions", "no camera") for finding in findings):
+        frames, whose = _frames(dataset, config, policy)
+        played = _replay(dataset, policy, frames)
+        summary = summarize(played) | {"episodes": whose}
+        findings += _worthless(summary)
+    findings.sort(key=lambda finding: ORDER.index(finding.severity))
+    results = {
+        "dataset": str(root), "episodes": dataset.num_episodes, "frames": dataset.num_frames,
+        "embodiment": embodiment.name, "horizon": horizon,
+        "findings": [dataclasses.asdict(finding) for finding in findings], "replay": summary,
+    }  # fmt: skip
+    if output is not None:
+        write_json(output / "check.json", results)
+        check_report(output / "check.html", results, examination, played)
+    _print(results, findings, output)
+    return results
+
+
+def _policy(config: CheckConfig) -> ModelPolicy | None:
+    if config.checkpoint is None:
+        return None
+    return load_policy(find_checkpoint(config.checkpoint), embodiment=config.embodiment)
+
+
+def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
+    if policy is not None:
+        return policy.pipeline.embodiment
+    if config.embodiment is not None:
+        found = given(Facts(), config.embodiment).embodiment
+        assert found is not None
+        return found
+    if not dataset.cameras:
+        raise UserError(f"{dataset.root} has no camera; a policy needs at least one")
+    names = [*CAMERAS, *(f"camera_{number}" for number in range(len(CAMERAS), len(dataset.cameras)))]
+    return Embodiment("the dataset's own columns", dict(zip(names, dataset.cameras, strict=False)))
+
+
+def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -> tuple[NDArray[np.int64], str]:
+    """Where chunks are replayed, evenly over the episodes, and whose they are."""
+    assert config.checkpoint is not None
+    if config.episodes:
+        unknown = sorted(set(config.episodes) - set(dataset.episodes.tolist()))
+        if unknown:
+            raise UserError(f"{dataset.root} has no episode {unknown[0]}")
+        positions = np.flatnonzero(np.isin(dataset.episode_index, config.episodes))
+        whose = f"episodes {', '.join(map(str, config.episodes))}"
+    elif (settings := _run_settings(find_checkpoint(config.checkpoint))) is not None:
+        positions = split_episodes(dataset, settings["validation_fraction"], settings["seed"])[1]
+        whose = "the episodes that the checkpoint's run held out, if it was trained on this dataset"
+    else:
+        positions, whose = np.arange(dataset.num_frames), "all episodes; those it was trained on flatter it"
+    if not len(positions):
+        positions, whose = np.arange(dataset.num_frames), "all episodes: its run held none out"
+    spread = np.linspace(0, len(positions) - 1, min(CHUNKS, len(positions))).round().astype(np.int64)
+    return positions[spread], whose
+
+
+def _run_settings(checkpoint: str | Path) -> dict[str, Any] | None:
+    path = Path(checkpoint).parent.parent / "run.json"
+    return json.loads(path.read_text())["train"] if path.is_file() else None
+
+
+def _replay(dataset: LeRobotDataset, policy: ModelPolicy, frames: NDArray[np.int64]) -> Replay:
+    pipeline = policy.pipeline
+    chunks: list[NDArray[np.float32]] = []
+    with progress_bar() as bars:
+        bar = bars.add_task("replaying", total=len(frames), note="")
+        for batch in np.array_split(frames, -(-len(frames) // BATCH)):
+            observations = [recorded_observation(dataset, pipeline, int(frame)) for frame in batch]
+            chunks += [answer["actions"] for answer in policy.infer_batch(observations)]
+            bars.update(bar, completed=len(chunks))
+    predicted = np.stack(chunks)
+    recorded, padded = dataset.window(pipeline.embodiment.action_key, frames, predicted.shape[1])
+    return Replay(frames, recorded, predicted, padded)
+
+
+def _worthless(summary: dict[str, Any]) -> list[Finding]:
+    pairs = zip(summary["relative_error"], summary["constant_error"], strict=True)
+    bad = [dim for dim, (error, constant) in enumerate(pairs) if error is not None and error > WORTHLESS * constant]
+    if not bad:
+        return []
+    dim = bad[0]
+    return [
+        Finding(
+            "warning", "no better than constant", f"action[{', '.join(map(str, bad))}]",
+            f"error {summary['relative_error'][dim]:.2f} standard deviations for dimension {dim}; one constant action "
+            f"reaches {summary['constant_error'][dim]:.2f}",
+            "the checkpoint does not fit this data: other units, order or cameras, or it needs training on it",
+        )
+    ]  # fmt: skip
+
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def _print(results: dict[str, Any], findings: list[Finding], output: Path | None) -> None:
+    if findings:
+        table = Table(box=SIMPLE, show_edge=False, padding=(0, 1))
+        for heading in ("", "where", "what is seen", "what to do"):
+            table.add_column(heading, overflow="fold")
+        for finding in findings:
+            what = f"[{_COLOURS[finding.severity]}]{finding.severity}[/]\n{finding.check}"
+            table.add_row(what, finding.where, finding.evidence, finding.advice, end_section=True)
+        console.print(table)
+    if (summary := results["replay"]) is not None:
+        errors = ", ".join(f"{value:.3g}" for value in summary["error"])
+        console.print(f"replay of {summary['chunks']} chunks ({summary['episodes']})")
+        console.print(f"mean absolute error by dimension, robot units: {errors}")
+        for dim, gripper in summary["grippers"].items():
+            console.print(
+                f"gripper, dimension {dim}: on the right side {100 * gripper['same_side']:.0f} % of the time; "
+                f"{gripper['found']} of {gripper['events']} events found, {gripper['extra']} extra"
+            )
+    counts = {severity: sum(finding.severity == severity for finding in findings) for severity in ORDER}
+    said = ", ".join(f"{count} {name}s" if count != 1 else f"1 {name}" for name, count in counts.items() if count)
+    console.print(
+        f"{results['episodes']} episodes, {results['frames']} frames: {said or 'nothing found'}"
+        + (f" · {output / 'check.html'}" if output is not None else "")
+    )

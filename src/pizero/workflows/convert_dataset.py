@@ -1,0 +1,187 @@
+"""Datasets of other kinds as LeRobot v3.0: LeRobot v2.0 and v2.1, robomimic's and ACT's HDF5."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.checkpoints.remote import local_folder
+from pizero.data.datasets.hdf5 import open_hdf5
+from pizero.data.datasets.layout import (
+    CHUNK_SIZE,
+    DATA_PATH,
+    IMAGE_PREFIX,
+    INFO_PATH,
+    VERSION,
+    VIDEO_PATH,
+    Layout,
+    read_layout,
+)
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
+from pizero.data.datasets.lerobot_meta import write_description
+from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
+from pizero.data.datasets.lerobot_writer import ImageFormat, LeRobotWriter
+from pizero.data.datasets.parquet import merge, read_numbers
+from pizero.files import new_folder
+from pizero.types import UserError
+
+BATCH = 64
+"""Frames that are decoded at a time."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    episodes: int
+    frames: int
+
+
+def convert_dataset(
+    source: str | Path,
+    target: Path,
+    *,
+    fps: float | None = None,
+    prompt: str | None = None,
+    image_format: ImageFormat = "h264",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Converted:
+    """Writes `source` as a new LeRobot v3.0 dataset `target`, which appears when it is complete.
+
+    LeRobot v2.0 and v2.1 (a folder, or an id on the hub): video files are copied as they are, one per episode, numbers
+    and statistics are written again. HDF5 (a file of robomimic, a file or folder of ACT): images are encoded as
+    `image_format`; fps and prompt are asked for, since the files do not tell them.
+    """
+    path = local_folder(source, "dataset")
+    if path.suffix in (".hdf5", ".h5") or (path.is_dir() and any(path.glob("*.hdf5"))):
+        return _from_hdf5(path, target, fps, prompt, image_format, on_progress)
+    if fps is not None or prompt is not None:
+        raise UserError(f"{path} is no HDF5: a LeRobot dataset tells its fps and prompts itself; leave both out")
+    layout = read_layout(path)
+    if layout.version == VERSION:
+        raise UserError(f"{path} is a LeRobot {VERSION} dataset already")
+    return _from_lerobot(layout, target, on_progress)
+
+
+# ---------------------------------------------------------------- LeRobot v2
+
+
+def _from_lerobot(layout: Layout, target: Path, on_progress: Callable[[int, int], None]) -> Converted:
+    dataset = LeRobotDataset(layout.root)
+    images = {IMAGE_PREFIX + camera: camera for camera in dataset.cameras}
+    images = {key if key in dataset.features else camera: camera for key, camera in images.items()}
+    video = any(dataset.features[key]["dtype"] == "video" for key in images)
+    numbers = [key for key, feature in dataset.features.items() if feature["dtype"] not in ("video", "image", "string")]
+    totals: dict[str, Stats] = {}
+    with new_folder(target) as folder:
+        places = _merge_data(layout, folder)
+        table = EpisodeTable(folder, list(images), numbers, video)
+        for number, episode in enumerate(layout.episodes):
+            start = int(dataset.episode_starts[number])
+            frames = np.arange(start, start + episode.length)
+            columns = read_numbers(episode.data_path, numbers)
+            stats = {key: numeric_stats(columns[key].reshape(episode.length, -1)) for key in numbers}
+            stats |= {key: _image_stats(dataset, camera, frames) for key, camera in images.items()}
+            row: dict[str, Any] = {
+                "episode_index": episode.index, "length": episode.length,
+                "tasks": list(dict.fromkeys(dataset.prompts(frames))),
+                "dataset_from_index": start, "dataset_to_index": start + episode.length,
+                "data/chunk_index": places[number][0], "data/file_index": places[number][1],
+                **_copy_videos(layout, number, folder),
+            }  # fmt: skip
+            for key, found in stats.items():
+                row |= {f"stats/{key}/{name}": found[name].tolist() for name in STAT_NAMES}
+                totals[key] = merge_stats(totals.get(key), found)
+            table.append(row)
+            on_progress(number + 1, len(layout.episodes))
+        table.close()
+        write_description(folder, _new_info(layout.root, video), dataset.tasks, totals)
+    return Converted(len(layout.episodes), dataset.num_frames)
+
+
+def _merge_data(layout: Layout, folder: Path) -> list[tuple[int, int]]:
+    """Data files of several episodes each; returns (chunk, file) by episode."""
+    groups: list[list[Path]] = [[]]
+    size = 0
+    places: list[tuple[int, int]] = []
+    for episode in layout.episodes:
+        more = episode.data_path.stat().st_size
+        if groups[-1] and size + more > DATA_FILE_MB * 2**20:
+            groups.append([])
+            size = 0
+        groups[-1].append(episode.data_path)
+        size += more
+        places.append(divmod(len(groups) - 1, CHUNK_SIZE))
+    for number, paths in enumerate(groups):
+        chunk, file = divmod(number, CHUNK_SIZE)
+        merge(paths, folder / DATA_PATH.format(chunk_index=chunk, file_index=file), ROW_GROUP)
+    return places
+
+
+def _copy_videos(layout: Layout, number: int, folder: Path) -> dict[str, Any]:
+    """An episode's videos as they are, each a file of its own; returns its columns of the episode table."""
+    chunk, file = divmod(number, CHUNK_SIZE)
+    episode = layout.episodes[number]
+    columns: dict[str, Any] = {}
+    for key, video in episode.videos.items():
+        path = folder / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(video.path, path)
+        values = {
+            "chunk_index": chunk, "file_index": file, "from_timestamp": video.start,
+            "to_timestamp": video.start + episode.length / layout.fps,
+        }  # fmt: skip
+        columns |= {f"videos/{key}/{name}": value for name, value in values.items()}
+    return columns
+
+
+def _image_stats(dataset: LeRobotDataset, camera: str, frames: NDArray[np.int64]) -> Stats:
+    found = ImageStats()
+    for start in range(0, len(frames), BATCH):
+        for image in dataset.images(camera, frames[start : start + BATCH]):
+            found.add(image)
+    return found.finish()
+
+
+def _new_info(root: Path, video: bool) -> dict[str, Any]:
+    """The old info.json with what v3.0 calls otherwise; the features stay as they are."""
+    info: dict[str, Any] = json.loads((root / INFO_PATH).read_text(encoding="utf-8"))
+    for name in ("total_chunks", "total_videos"):
+        info.pop(name, None)
+    return info | {
+        "codebase_version": VERSION, "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": DATA_FILE_MB,
+        "video_files_size_in_mb": VIDEO_FILE_MB, "data_path": DATA_PATH, "video_path": VIDEO_PATH if video else None,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- HDF5
+
+
+def _from_hdf5(
+    path: Path,
+    target: Path,
+    fps: float | None,
+    prompt: str | None,
+    image_format: ImageFormat,
+    on_progress: Callable[[int, int], None],
+) -> Converted:
+    if not fps or not prompt:
+        raise UserError(f"{path}: HDF5 files do not tell how many frames a second nor what the robot does; give both")
+    with open_hdf5(path) as recording:
+        state, action, cameras = recording.sizes()
+        with LeRobotWriter(
+            target, fps=fps, robot_type=recording.kind, image_format=image_format, cameras=cameras,
+            state_names=[f"state_{i}" for i in range(state)], action_names=[f"action_{i}" for i in range(action)],
+        ) as writer:  # fmt: skip
+            for done, frames in enumerate(recording.episodes(), 1):
+                for observed, acted, images in frames:
+                    writer.add_frame(observed, acted, images)
+                writer.save_episode(prompt)
+                on_progress(done, len(recording))
+        return Converted(writer.num_episodes, writer.num_frames)

@@ -1,0 +1,100 @@
+"""pizero check as users call it: exit status, terminal, JSON and page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pizero.checkpoints.native import save_checkpoint
+from pizero.cli.main import run
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.embodiments import EMBODIMENTS, generic
+from pizero.data.pipeline import Pipeline
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import small_config
+from pizero.model.pi0 import Pi0
+from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.norm_stats import dataset_norm_stats
+
+SIZES = {"vocab_size": 259, "state_dim": 8, "action_dim": 8, "prompt_length": 24}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("check") / "data"
+    collect(CollectConfig(env="tabletop", episodes=12, image_size=28, image_format="png"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A π0 that has learned nothing, for the tabletop."""
+    torch.manual_seed(0)
+    config = small_config("nano", **SIZES)
+    data, embodiment = LeRobotDataset(dataset), EMBODIMENTS["tabletop"]()
+    pipeline = Pipeline(
+        embodiment, dataset_norm_stats(data, embodiment, "zscore", config.action_horizon), PaligemmaTokenizer.bytes(),
+        cameras=config.cameras, prompt_format="pi0", prompt_length=config.prompt_length,
+        image_size=config.image_shape, state_dim=config.state_dim, action_dim=config.action_dim,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("checkpoint") / "c"
+    save_checkpoint(folder, Pi0(config), pipeline)
+    return folder
+
+
+def test_a_good_dataset(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", [str(dataset), "--horizon", "3", "--output", str(tmp_path)]) == 0
+    assert "nothing found" in capsys.readouterr().err
+    results = json.loads((tmp_path / "check.json").read_text())
+    assert results["findings"] == []
+    assert results["replay"] is None
+    page = (tmp_path / "check.html").read_text()
+    assert page.count("<img") == 2  # a strip of each camera
+    assert "None: nothing" in page
+
+
+def test_a_checkpoint_that_has_learned_nothing(
+    dataset: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(dataset), "--checkpoint", str(checkpoint), "--episodes", "0", "3", "--output", str(tmp_path)]
+    assert run("check", arguments) == 0
+    results = json.loads((tmp_path / "check.json").read_text())
+    assert "no better than constant" in {finding["check"] for finding in results["findings"]}
+    assert len(results["replay"]["error"]) == 5
+    assert results["replay"]["episodes"] == "episodes 0, 3"
+    assert (tmp_path / "check.html").read_text().count("<img") == 3
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "mean absolute error by dimension" in shown
+    assert "gripper, dimension 4" in shown
+
+
+def test_a_checkpoint_of_another_robot(dataset: Path, checkpoint: Path, tmp_path: Path) -> None:
+    model = Pi0(small_config("nano", **SIZES))
+    pipeline = Pipeline.load(checkpoint)
+    robot = generic({"base_0_rgb": "front"}, state_dim=7, action_dim=5)
+    save_checkpoint(tmp_path / "other", model, Pipeline(**(vars(pipeline) | {"embodiment": robot})))
+    assert run("check", [str(dataset), "--checkpoint", str(tmp_path / "other"), "--output", str(tmp_path)]) == 1
+    results = json.loads((tmp_path / "check.json").read_text())
+    assert ("error", "no camera") in [(f["severity"], f["check"]) for f in results["findings"]]
+    assert results["replay"] is None
+
+
+def test_a_robot_that_is_not_the_datasets(dataset: Path, tmp_path: Path) -> None:
+    assert run("check", [str(dataset), "--embodiment", "metaworld", "--output", str(tmp_path)]) == 1
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    assert {f["where"] for f in findings if f["check"] == "no camera"} == {"camera corner", "camera gripper"}
+
+
+def test_mistakes_are_one_line(dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, text in (
+        ([str(dataset / "none")], "none"),
+        ([str(dataset), "--checkpoint", str(checkpoint), "--episodes", "99"], "has no episode 99"),
+        ([str(dataset), "--embodiment", "nobody"], "unknown embodiment"),
+    ):
+        assert run("check", arguments) == 2, arguments
+        shown = capsys.readouterr().err
+        assert text in shown
+        assert "Traceback" not in shown

@@ -1,0 +1,137 @@
+"""LeRobot v3.0 from older versions and from HDF5; LeRobot itself opens it: `make test-lerobot-peer`."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from pizero.cli.main import run
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.types import UserError
+from pizero.workflows.convert_dataset import convert_dataset
+
+GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
+
+
+@pytest.mark.parametrize("name", ["v21_png", "v21_av1"])
+def test_version_21_to_30(name: str, tmp_path: Path) -> None:
+    result = convert_dataset(GOLDEN / name, tmp_path / "d")
+    assert (result.episodes, result.frames) == (4, 161)
+    before, after = LeRobotDataset(GOLDEN / name), LeRobotDataset(tmp_path / "d")
+    frames = np.arange(161)
+    for key in ("observation.state", "action", "timestamp", "index"):
+        np.testing.assert_array_equal(after.column(key), before.column(key))
+    assert after.prompts(frames) == before.prompts(frames)
+    for camera in before.cameras:
+        np.testing.assert_array_equal(after.images(camera, frames), before.images(camera, frames))
+    assert after.features == before.features
+    actions = before.column("action").astype(np.float64)
+    np.testing.assert_allclose(after.stats["action"]["mean"], actions.mean(0), atol=1e-6)
+    np.testing.assert_allclose(after.stats["action"]["std"], actions.std(0), atol=1e-6)
+    assert "q99" in after.stats["action"]
+    assert len(list((tmp_path / "d" / "data").rglob("*.parquet"))) == 1
+    for video in (GOLDEN / name).rglob("*.mp4"):  # copied, not encoded again
+        assert any(video.read_bytes() == copy.read_bytes() for copy in (tmp_path / "d").rglob("*.mp4"))
+
+
+def test_a_broken_source_leaves_nothing(tmp_path: Path) -> None:
+    source = shutil.copytree(GOLDEN / "v21_av1", tmp_path / "s")
+    (source / "videos/chunk-000/observation.images.top/episode_000002.mp4").unlink()
+    with pytest.raises(UserError, match=r"episode_000002\.mp4"):
+        convert_dataset(source, tmp_path / "d")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    with pytest.raises(UserError, match=r"is a LeRobot v3\.0 dataset already"):
+        convert_dataset(GOLDEN / "v30_png", tmp_path / "d")
+    with pytest.raises(UserError, match="leave both out"):
+        convert_dataset(GOLDEN / "v21_png", tmp_path / "d", fps=10)
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+    return np.frombuffer(buffer.getvalue() + b"\0" * 9, np.uint8)  # padded to one length, as ACT's writers do
+
+
+@pytest.fixture
+def arrays() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    lengths = (7, 12)
+    return {
+        "state": [rng.normal(size=(n, 5)).astype(np.float32) for n in lengths],
+        "action": [rng.normal(size=(n, 3)).astype(np.float32) for n in lengths],
+        "image": [np.full((n, 32, 48, 3), (40, 90, 200), np.uint8) for n in lengths],
+    }
+
+
+def test_robomimic(arrays: dict[str, Any], tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
+        for number in (1, 0):  # read in the order of their numbers
+            demo = file.create_group(f"data/demo_{number}")
+            demo["actions"] = arrays["action"][number].astype(np.float64)
+            demo["obs/robot0_eef_pos"] = arrays["state"][number][:, :3]
+            demo["obs/robot0_gripper_qpos"] = arrays["state"][number][:, 3:]
+            demo["obs/object"] = np.zeros((len(arrays["action"][number]), 10))
+            demo["obs/agentview_image"] = arrays["image"][number]
+    result = convert_dataset(tmp_path / "demo.hdf5", tmp_path / "d", fps=20, prompt="lift", image_format="png")
+    assert (result.episodes, result.frames) == (2, 19)
+    dataset = LeRobotDataset(tmp_path / "d")
+    assert dataset.cameras == ("agentview_image",)
+    np.testing.assert_array_equal(dataset.column("action"), np.concatenate(arrays["action"]))
+    np.testing.assert_array_equal(dataset.column("observation.state"), np.concatenate(arrays["state"]))
+    np.testing.assert_array_equal(dataset.images("agentview_image", np.arange(19)), np.concatenate(arrays["image"]))
+    assert (dataset.fps, dataset.tasks, dataset.robot_type) == (20, ["lift"], "robomimic")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_act(arrays: dict[str, Any], compressed: bool, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for number in range(2):
+        with h5py.File(tmp_path / "s" / f"episode_{number}.hdf5", "w") as file:
+            file["action"], file["observations/qpos"] = arrays["action"][number], arrays["state"][number]
+            images = arrays["image"][number]
+            file["observations/images/cam_high"] = np.stack([jpeg(i) for i in images]) if compressed else images
+    command = [
+        "convert-dataset",
+        str(tmp_path / "s"),
+        str(tmp_path / "d"),
+        "--fps",
+        "50",
+        "--prompt",
+        "open the drawer",
+    ]
+    assert run(command[0], [*command[1:], "--image-format", "png"]) == 0
+    dataset = LeRobotDataset(tmp_path / "d")
+    assert dataset.episode_lengths.tolist() == [7, 12]
+    np.testing.assert_array_equal(dataset.column("action"), np.concatenate(arrays["action"]))
+    images = dataset.images("cam_high", np.arange(19))
+    assert np.abs(images.astype(int) - np.concatenate(arrays["image"])).max() <= (3 if compressed else 0)
+
+
+def test_mistakes_with_hdf5(arrays: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    with h5py.File(path, "w") as file:
+        file["action"], file["observations/qpos"] = arrays["action"][0], arrays["state"][1]
+        file["observations/images/cam_high"] = arrays["image"][0]
+    (tmp_path / "bad.hdf5").write_bytes(b"nothing")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["something"] = np.zeros(3)
+    given = ["--fps", "50", "--prompt", "x"]
+    for arguments, text in (
+        ([str(path)], "give both"),
+        ([str(path), *given], "12 frames of state, but 7 actions"),
+        ([str(tmp_path / "bad.hdf5"), *given], "cannot be read as HDF5"),
+        ([str(tmp_path / "other.hdf5"), *given], "has no action"),
+    ):
+        assert run("convert-dataset", [arguments[0], str(tmp_path / "d"), *arguments[1:]]) == 2
+        shown = capsys.readouterr().err
+        assert text in shown
+        assert "Traceback" not in shown
+        assert not (tmp_path / "d").exists()
+    assert not [found for found in tmp_path.iterdir() if found.name.startswith(".d")]
