@@ -207,6 +207,8 @@ class Env(Protocol):
     task_names: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    action_space: Any
+    """gymnasium's box [d] of actions: `low`, `high`, `shape`."""
     demonstration_noise: float
     """Standard deviation of the noise on executed actions that a demonstrator easily corrects."""
 
