@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from pizero.types import UserError
+
+_LARGEST_JSON = 64 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    UserError when there is none: no such file, another content, a key twice, more than 64 MB, nested without end.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise UserError(f"{path} is larger than any file of this kind; it is not read")
+        values: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} cannot be read as JSON ({reason}); copy it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__} where a JSON object is expected; copy it again")
+    return cast("dict[str, Any]", values)
+
+
+@contextmanager
+def values_of(where: Path | str) -> Iterator[None]:
+    """Inside, values of another kind than expected (a list for a number, a missing key) are one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{where} has no {str(error)[:100]}; complete it, or copy it again") from error
+    except (TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} holds a value of another kind than expected ({reason}); copy it again") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
+    return values
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,42 @@ and in the place of a quantile range that is 0.
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback."""
+    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback.
+
+    Line breaks and control characters in the text, from files' names or contents, are made harmless.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__("".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in line))
+
+
+LARGEST, LARGEST_LENGTH, DEEPEST = 1 << 20, 10_000, 1_000
+"""Far above any model; a number beyond comes from a broken file, and would be filled with memory or time."""
+_MOST_CAMERAS = 100
+
+
+def check_cameras(cameras: object) -> None:
+    """UserError unless these are distinct names, at least one."""
+    names = cast("tuple[object, ...]", cameras if isinstance(cameras, tuple) else ())
+    fits = 0 < len(names) <= _MOST_CAMERAS and all(isinstance(name, str) and name for name in names)
+    if not fits or len(set(names)) != len(names):
+        got = repr(cast(object, cameras))[:200]
+        raise UserError(f"cameras must be named and distinct, 1 to {_MOST_CAMERAS} of them, got {got}")
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple; anything else as it is, for the checks to refuse."""
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+def check_whole(name: str, value: object, limit: int = LARGEST) -> None:
+    """UserError unless `value` is a whole number from 1 to `limit`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name} must be a whole number, got {str(value)[:60]}")
+    if value <= 0:
+        raise UserError(f"{name} must be positive, got {str(value)[:60]}")
+    if value > limit:
+        raise UserError(f"{name} must be at most {limit}; the value given is beyond any model")
 
 
 @dataclass(frozen=True)
@@ -172,6 +207,8 @@ class Env(Protocol):
     task_names: tuple[str, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    action_space: Any
+    """gymnasium's box [d] of actions: `low`, `high`, `shape`."""
     demonstration_noise: float
     """Standard deviation of the noise on executed actions that a demonstrator easily corrects."""
 

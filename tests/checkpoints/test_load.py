@@ -58,14 +58,14 @@ def test_one_line_says_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "weights.bin").write_text("")
+    (tmp_path / "other" / "weights.txt").write_text("")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"short")
     for name, text in (
         ("none", "nothing at this path"),
         ("empty", "folder is empty"),
         ("file", "it is a file; give the folder"),
-        ("other", "found weights.bin"),
+        ("other", "found weights.txt"),
         ("broken", "copy the checkpoint again"),
     ):
         with pytest.raises(UserError, match=text) as caught:

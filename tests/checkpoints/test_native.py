@@ -230,7 +230,7 @@ def test_clear_errors(saved: Path, tmp_path: Path) -> None:
         (saved / "config.json").write_text(json.dumps(changed))
         expect(text)
     (saved / "config.json").write_text("{")
-    expect("not valid JSON")
+    expect("cannot be read as JSON")
     (saved / "config.json").write_text(json.dumps(config))
     stored = (saved / "example.npz").read_bytes()
     for broken in (b"", b"PK", stored[: len(stored) // 2]):

@@ -77,7 +77,7 @@ def test_statistics_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert facts == Facts()
     assert "needs q01 and q99" in notes[0]
     path.write_text("{")
-    assert "cannot read" in read_facts(tmp_path, PI0)[1][0]
+    assert "cannot be read as JSON" in read_facts(tmp_path, PI0)[1][0]
 
 
 @pytest.mark.parametrize(("config", "mode"), [(PI0, "zscore"), (PI05, "quantile")])
@@ -137,7 +137,7 @@ def test_config_json_names_openpis_variants(tmp_path: Path) -> None:
 def test_a_broken_config_json(tmp_path: Path, content: str) -> None:
     shutil.copy(GOLDEN / "pi0_d32" / "torch" / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="copy the checkpoint again"):
+    with pytest.raises(UserError, match=r"config\.json .*; copy it again"):
         openpi_torch.read(tmp_path, None)
 
 

@@ -8,7 +8,7 @@ from pizero.data.embodiments import EMBODIMENTS, Embodiment, generic
 from pizero.types import UserError
 
 
-@pytest.mark.parametrize("name", ["tabletop", "metaworld"])
+@pytest.mark.parametrize("name", ["tabletop", "metaworld", "pusht"])
 def test_named_embodiments_survive_json(name: str) -> None:
     embodiment = EMBODIMENTS[name]()
     assert embodiment.name == name

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ class WalkEnv:
     """A point walks on a line from a start that the seed gives; beyond 3 the task is done. Seed 13 breaks down."""
 
     fps, max_steps, task_names = 10.0, 20, ("right", "left")
+    action_space = spaces.Box(-1.0, 1.0, (1,))
 
     def __init__(self) -> None:
         self.observed = self.rendered = 0

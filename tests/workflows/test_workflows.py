@@ -161,12 +161,12 @@ def test_presets() -> None:
         assert (pi0.model.state_input, pi05.model.state_input) == ("token", "prompt")
         assert (pi0.norm_mode, pi05.norm_mode) == ("zscore", "quantile")
         assert pi0.execution_horizon <= pi0.model.action_horizon
-    for name, size in (("tabletop", 32), ("metaworld", 64)):
+    for name, size, positions in (("tabletop", 32, 4), ("metaworld", 64, 4), ("pusht", 96, 6)):
         pi0, diffusion = get_preset(name), get_preset(name, "diffusion")
         model = diffusion.model
         assert isinstance(model, BaselineConfig)
         assert (model.image_size, model.num_history, model.action_horizon, model.state_input) == (size, 5, 16, False)
-        assert model.image_size // model.encoder_stride == 4
+        assert model.image_size // model.encoder_stride == positions
         assert (diffusion.norm_mode, diffusion.train.ema_power) == ("quantile", 0.75)
         assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
     with pytest.raises(UserError, match="unknown preset 'aloha'"):

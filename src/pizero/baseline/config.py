@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pizero.baseline.lerobot_style import LerobotStyle
-from pizero.types import UserError
+from pizero.types import LARGEST, LARGEST_LENGTH, UserError, as_tuple, check_cameras, check_whole
 
 ImageFusion = Literal["stacked", "separate", "shared"]
 StepEmbedding = Literal["table", "sincos"]
@@ -18,6 +18,11 @@ StepSpacing = Literal["leading", "trailing"]
 _CHOICES = {
     "image_fusion": ImageFusion, "step_embedding": StepEmbedding, "objective": Objective, "step_spacing": StepSpacing,
 }  # fmt: skip
+
+_MOST_LEVELS = 16
+_LIMITS: dict[str, int] = dict.fromkeys(
+    ("action_horizon", "prompt_length", "diffusion_steps", "num_history", "image_size", "kernel_size"), LARGEST_LENGTH
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ class BaselineConfig:
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras) or any("." in c for c in self.cameras):
-            raise UserError(f"cameras must be named, distinct and without dots, got {self.cameras}")
+        check_cameras(self.cameras)
+        if any("." in camera for camera in self.cameras):
+            raise UserError(f"cameras must be named without dots, got {self.cameras}")
         if self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size {self.kernel_size} is even: the UNet keeps the length of its input")
         if self.step_width % 2:
@@ -99,13 +105,18 @@ class BaselineConfig:
     def _check_numbers(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("down_dims", "encoder_widths"):
-                if not value or min(value) <= 0:
-                    raise UserError(f"{field.name} must be positive numbers, at least one, got {value}")
-            elif isinstance(value, int) and not isinstance(value, bool) and field.name != "clip_range" and value <= 0:
-                raise UserError(f"BaselineConfig.{field.name} must be positive, got {value}")
-        if self.clip_range < 0:
-            raise UserError(f"clip_range must not be negative, got {self.clip_range}")
+            if field.type == "tuple[int, ...]":
+                if not isinstance(value, tuple) or not 0 < len(cast("tuple[object, ...]", value)) <= _MOST_LEVELS:
+                    most = f"at least one and at most {_MOST_LEVELS}"
+                    raise UserError(f"{field.name} must be positive numbers, {most}, got {str(value)[:60]}")
+                for number in cast("tuple[object, ...]", value):
+                    check_whole(field.name, number)
+            elif field.type == "int":
+                check_whole(f"BaselineConfig.{field.name}", value, _LIMITS.get(field.name, LARGEST))
+            elif field.type == "bool" and not isinstance(value, bool):
+                raise UserError(f"{field.name} must be true or false, got {str(value)[:60]}")
+        if isinstance(self.clip_range, bool) or not 0 <= self.clip_range < float("inf"):
+            raise UserError(f"clip_range must not be negative nor infinite, got {self.clip_range}")
 
     def _check_lerobot(self, style: LerobotStyle) -> None:
         if not len(style.image_mean) == len(style.image_std) == len(self.cameras):
@@ -162,7 +173,7 @@ class BaselineConfig:
         values = dict(values)
         for name in ("cameras", "down_dims", "encoder_widths"):
             if name in values:
-                values[name] = tuple(values[name])
+                values[name] = as_tuple(values[name])
         if values.get("lerobot") is not None:
             values["lerobot"] = LerobotStyle.from_json(values["lerobot"])
         return BaselineConfig(**values)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pizero.types import UserError
+from pizero.types import LARGEST_LENGTH, UserError, check_whole
 
 Colours = tuple[float, float, float]
 
@@ -34,7 +34,20 @@ class LerobotStyle:
     num_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if not all(value > 0 for colours in self.image_std for value in colours):
+        for name in ("image_shape", "resize", "crop"):
+            shape: Any = getattr(self, name)
+            if shape is not None:
+                height, width = shape
+                check_whole(f"lerobot.{name}", height, LARGEST_LENGTH)
+                check_whole(f"lerobot.{name}", width, LARGEST_LENGTH)
+        if self.num_steps is not None:
+            check_whole("lerobot.num_steps", self.num_steps, LARGEST_LENGTH)
+        for name in ("batch_norm", "predicts_actions"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"lerobot.{name} must be true or false, got {str(getattr(self, name))[:60]}")
+        if not all(len(colours) == 3 for colours in (*self.image_mean, *self.image_std)):
+            raise UserError("lerobot.image_mean and image_std must have three numbers for each camera")
+        if not all(0 < value < float("inf") for colours in self.image_std for value in colours):
             raise UserError(f"lerobot.image_std must be positive, got {self.image_std}")
         height, width = self.resize or self.image_shape
         if self.crop is not None and (self.crop[0] > height or self.crop[1] > width):

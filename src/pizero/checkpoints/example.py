@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
-from pizero.types import ActionModel, RobotDict, UserError
+from pizero.types import LARGEST_LENGTH, ActionModel, RobotDict, UserError
 
 TOLERANCE, TOLERANCE_LOW_PRECISION = 2e-3, 1e-1
 """Largest error, as a part of each action dimension's largest value: other kernels and devices stay well below."""
 
 _IMAGE = "image/"
+_LARGEST_EXAMPLE = 256 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,15 @@ class Example:
     def load(path: Path) -> Example:
         """The inverse of `save`."""
         try:
-            with np.load(path) as file:
-                values = {name: file[name] for name in file.files}
+            values = _read_arrays(path)
             images = {name.removeprefix(_IMAGE): values[name] for name in values if name.startswith(_IMAGE)}
             observation = {"state": values["state"], "images": images, "prompt": str(values["prompt"])}
             return Example(observation, values["noise"], values["actions"], int(values["num_steps"]))
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path} cannot be read as an example ({error}); copy the checkpoint again") from error
+        except UserError:
+            raise
+        except Exception as error:  # zip, zlib and NumPy have a dozen kinds for damaged files
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read as an example ({reason}); copy the checkpoint again") from error
 
 
 def make_example(
@@ -74,9 +78,15 @@ def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float
 
     UserError when it is above the tolerance.
     """
+    shape = model.config.action_horizon, model.config.action_dim
+    if example.noise.shape != shape or example.noise.dtype != np.float32:
+        raise UserError(f"the stored example's noise is {example.noise.shape}, this model takes {shape} of float32")
+    if not 1 <= example.num_steps <= LARGEST_LENGTH:
+        raise UserError(f"the stored example has {example.num_steps} steps of sampling; copy the checkpoint again")
     actions = sample_chunks(model, pipeline, [example.observation], example.noise[None], example.num_steps)[0]
-    if actions.shape != example.actions.shape:
-        raise UserError(f"the stored example has actions {example.actions.shape}, this model gives {actions.shape}")
+    if actions.shape != example.actions.shape or example.actions.dtype.kind != "f":
+        kind = f"{example.actions.shape} of {example.actions.dtype}"
+        raise UserError(f"the stored example has actions {kind}, this model gives {actions.shape} of float32")
     scale = np.abs(example.actions).max(axis=0)
     floor = max(1e-3 * float(scale.max()), 1e-6)  # a dimension that is always 0 has no scale of its own
     error = float((np.abs(actions - example.actions) / np.maximum(scale, floor)).max())
@@ -110,6 +120,22 @@ def sample_chunks(
     states = np.stack([np.asarray(raw["state"]) for raw in observations])
     chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
     return pipeline.robot_actions(chunk, states)
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz; UserError when it would unpack to more than any example, before it does."""
+    with ZipFile(path) as file:
+        sizes = [entry.file_size for entry in file.infolist()]
+        for name in file.namelist():
+            with file.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                sizes.append(math.prod(shape) * dtype.itemsize)
+    if max(sizes, default=0) > _LARGEST_EXAMPLE or sum(sizes) > 4 * _LARGEST_EXAMPLE:
+        raise UserError(f"{path} would unpack to {max(sizes) / 1e6:.0f} MB, more than any example; it is not read")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _in_float32(model: ActionModel) -> bool:

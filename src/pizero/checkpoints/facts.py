@@ -14,7 +14,7 @@ from pizero.data.embodiments import EMBODIMENTS, Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline, PromptFormat
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
-from pizero.files import write_bytes
+from pizero.files import read_json, values_of, write_bytes
 from pizero.types import UserError
 
 FACTS, STATS, TOKENIZER = "facts.json", "norm_stats.json", "tokenizer.model"
@@ -115,8 +115,8 @@ def load_facts(folder: Path) -> Facts:
     path = folder / FACTS
     if not path.is_file():
         return Facts()
-    try:
-        values = json.loads(path.read_text())
+    values = read_json(path)
+    with values_of(path):
         embodiment, tokenizer, stats = (values[name] for name in ("embodiment", "tokenizer", "norm_stats"))
         return Facts(
             embodiment=None if embodiment is None else Embodiment.from_json(embodiment),
@@ -126,10 +126,6 @@ def load_facts(folder: Path) -> Facts:
             else PaligemmaTokenizer(folder / TOKENIZER),
             convention=values.get("convention", "openpi"),
         )  # fmt: skip
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
 
 
 def pipeline_facts(pipeline: Pipeline) -> Facts:

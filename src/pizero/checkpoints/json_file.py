@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from pizero.files import read_json
 from pizero.types import UserError
 
 _LARGEST = 2**31 - 1
-_LARGEST_FILE = 64 << 20
 
 
 class Settings:
@@ -77,20 +76,7 @@ class Settings:
 
 def read_object(path: Path) -> Settings:
     """The JSON object in a file; UserError when there is none, or no such file."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{path} is larger than any file of this kind; it is not read")
-        values: Any = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path} cannot be read as JSON ({reason}); copy the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path} holds a {type(values).__name__} where an object is expected; copy the checkpoint again"
-        )
-    return Settings(cast("dict[str, Any]", values), str(path))
+    return Settings(read_json(path), str(path))
 
 
 def peek(path: Path) -> Mapping[str, Any]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pizero.model.precision import float32_names
 from pizero.types import UserError
 
+_FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
 Convert = Callable[[Tensor], Tensor]
 
 
@@ -77,14 +79,19 @@ def fill(
     dtype: of the large matrices (`model.precision`); None keeps what is given. NaN and Inf raise.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    floating = {name: value.is_floating_point() for name, value in model.state_dict().items()}
     kept = float32_names(model) if dtype is not None else set[str]()
     found: dict[str, Tensor] = {}
     extra: list[str] = []
+    kind: list[str] = []
     wrong: list[str] = []
     bad: list[str] = []
     for name, tensor in tensors:
         if name not in expected or name in found:
             extra.append(name)
+            continue
+        if (tensor.dtype in _FLOATS) != floating[name]:
+            kind.append(f"{name}: {str(tensor.dtype).removeprefix('torch.')}")
             continue
         if tuple(tensor.shape) != expected[name]:
             wrong.append(f"{name}: {tuple(tensor.shape)} instead of {expected[name]}")
@@ -92,16 +99,22 @@ def fill(
         if not is_finite(tensor):
             bad.append(name)
         found[name] = tensor.to(device, None if dtype is None else torch.float32 if name in kept else dtype)
-    missing = sorted(set(expected) - set(found)) if not wrong else []
+    missing = sorted(set(expected) - set(found)) if not wrong and not kind else []
     for what, names in (
         ("missing", missing),
         ("left over", extra),
+        ("of another type", kind),
         ("of another shape", wrong),
         ("with NaN or Inf", bad),
     ):
         if names:
             raise UserError(f"weights do not fit: {listed(what, names)}")
     model.load_state_dict(found, strict=True, assign=True)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """`torch.equal`, which raises for two dtypes."""
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.json_file import peek
-from pizero.checkpoints.keymap import Entry, matched
+from pizero.checkpoints.keymap import Entry, equal, matched
 from pizero.checkpoints.lerobot_processors import (
     image_keys,
     model_cameras,
@@ -30,6 +30,7 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
+from pizero.files import values_of
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -49,7 +50,7 @@ _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_at
 
 def detect(folder: Path) -> bool:
     """Told by the type that config.json names and by the names in the file."""
-    return peek(folder / CONFIG).get("type") in _PRESETS and any(
+    return peek(folder / CONFIG).get("type") in list(_PRESETS) and any(
         name.removeprefix(_PREFIX) == "action_in_proj.weight" for name in weight_names(folder)
     )
 
@@ -60,18 +61,20 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     weights = SafetensorsWeights(folder)
     prefix = _PREFIX if _PREFIX + "action_in_proj.weight" in weights else ""
     table = next((prefix + name for name in (EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + EMBEDDED)
-    config = _read_config(values, arch)
-    if arch is None and table in weights and weights.shape(table)[-1] != config.prefix.width:
+    with values_of(folder / CONFIG):
+        config = _read_config(values, arch)
+    if arch is None and table in weights and weights.shape(table)[-1:] != (config.prefix.width,):
         raise UserError(
             f"{folder / CONFIG} names {values.get('paligemma_variant')}, of width {config.prefix.width}, but the "
-            f"weights have {weights.shape(table)[-1]}; give the sizes with arch"
+            f"weights have {(weights.shape(table) or (0,))[-1]}; give the sizes with arch"
         )
     rows = key_table(config, table.removeprefix(prefix))
     rows = [dataclasses.replace(row, theirs=prefix + row.theirs) for row in rows]
     tensors = matched(weights, rows, ignored=(prefix + _LM_HEAD, prefix + _EXPERT_HEAD))
-    facts, notes = read_facts(folder, values, config)
+    with values_of(f"{folder}: {CONFIG} or a processor"):
+        facts, notes = read_facts(folder, values, config)
     head = prefix + _LM_HEAD
-    if table != head and head in weights and not torch.equal(weights[head], weights[table]):
+    if table != head and head in weights and not equal(weights[head], weights[table]):
         notes.append(f"{head} differs from {table}, which the forward pass reads and which is taken")
     return Source(NAME, config, tensors, facts, tuple(notes))
 
@@ -191,7 +194,7 @@ _ARCH_KEYS = {"action_horizon": "chunk_size", "prompt_length": "tokenizer_max_le
 
 def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
     """Of an arch in the words of LeRobot and Transformers: vlm, expert, vision (hidden_size, ...), vocab_size."""
-    try:
+    with values_of("arch"):
         vision = arch["vision"]
         return {
             "vision": SiglipConfig(
@@ -205,8 +208,6 @@ def _sizes(arch: Mapping[str, Any]) -> dict[str, Any]:
             "expert": GemmaConfig(**arch["expert"]),
             "vocab_size": arch["vocab_size"],
         }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"arch has no {error} in vlm, expert, vision or beside them; complete it") from error
 
 
 def written_config(model: Pi0, facts: Facts) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.lerobot_style import LerobotStyle
-from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.json_file import Settings, peek, read_object
 from pizero.checkpoints.keymap import Entry, matched
 from pizero.checkpoints.lerobot_diffusion_processors import (
@@ -26,7 +25,7 @@ from pizero.checkpoints.lerobot_diffusion_processors import (
     norm_stats,
     read_normaliser,
 )  # fmt: skip
-from pizero.checkpoints.models import Network
+from pizero.checkpoints.models import Network, empty_model
 from pizero.checkpoints.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
@@ -100,8 +99,7 @@ def key_table(config: BaselineConfig, compiled: bool = False, film_scale: bool =
     compiled: the names of a policy that was saved with its UNet compiled. film_scale: false for one that modulates with
     a shift alone; ours has a scale, which is then 1.
     """
-    with torch.device("meta"):
-        ours = list(DiffusionPolicy(config).state_dict())
+    ours = list(empty_model(config).state_dict())
     rows = [Entry(name, _their_name(name, config, compiled)) for name in ours]
     if film_scale:
         return rows

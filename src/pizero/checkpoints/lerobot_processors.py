@@ -24,7 +24,7 @@ from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS, Pi0Config
-from pizero.types import UserError
+from pizero.types import LARGEST, UserError
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 TOKENIZER = "tokenizer.model"
@@ -33,6 +33,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 _MODES: dict[str, Mode] = {"MEAN_STD": "zscore", "QUANTILES": "quantile"}
 _RENAME, _RELATIVE, _NORMALIZE = "rename_observations_processor", "relative_actions_processor", "normalizer_processor"
 _UNNORMALIZE, _ABSOLUTE = "unnormalizer_processor", "absolute_actions_processor"
+_MOST_EMPTY = 100
 _STATISTICS = ("mean", "std", "q01", "q99", "min", "max")
 _PLAIN_STEPS = {
     "to_batch_processor", "device_processor", "pi0_new_line_processor", "tokenizer_processor",
@@ -58,20 +59,28 @@ def read_config(path: Path) -> Mapping[str, Any]:
     """LeRobot's config.json; UserError where a key has another type than LeRobot writes."""
     values = read_object(path).values
     whole = ("chunk_size", "max_state_dim", "max_action_dim", "tokenizer_max_length", "num_inference_steps")
-    wrong = [name for name in whole if not isinstance(values.get(name, 1), int) or values.get(name, 1) < 1]
-    wrong += ["empty_cameras"] * (not isinstance(values.get("empty_cameras", 0), int))
+    wrong = [name for name in whole if not _is_whole(values.get(name, 1)) or values.get(name, 1) < 1]
+    empty = values.get("empty_cameras", 0)
+    wrong += ["empty_cameras"] * (not _is_whole(empty) or not 0 <= empty <= _MOST_EMPTY)
     resolution = values.get("image_resolution", [1, 1])
     wrong += ["image_resolution"] * (not isinstance(resolution, list) or list(map(type, resolution)) != [int, int])
     for name in ("input_features", "output_features"):
         features = values.get(name) or {}
         fits = isinstance(features, dict) and all(
-            isinstance(item, dict) and isinstance(item.get("type"), str) and isinstance(item.get("shape"), list)
+            isinstance(item, dict)
+            and isinstance(item.get("type"), str)
+            and isinstance(item.get("shape"), list)
+            and all(_is_whole(size) and size >= 1 for size in item["shape"])
             for item in features.values()
         )
         wrong += [name] * (not fits)
     if wrong:
         raise UserError(f"{path}: {wrong[0]} is not what LeRobot writes there; copy the checkpoint again")
     return values
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value <= LARGEST
 
 
 def image_keys(values: Mapping[str, Any]) -> list[str]:

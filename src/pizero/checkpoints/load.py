@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch, transformers_pi0
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
+from pizero.checkpoints.refusals import refusal
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
-from pizero.files import new_folder
+from pizero.files import new_folder, read_json
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -65,7 +64,7 @@ def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
     for format in FORMATS.values():
         if format.detect(folder):
             return format.read(folder, sizes)
-    raise UserError(f"{folder} holds no checkpoint of a known format ({', '.join(FORMATS)}): {_found(folder)}")
+    raise UserError(refusal(folder, lambda path: any(format.detect(path) for format in FORMATS.values())))
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
@@ -91,20 +90,4 @@ def read_arch(arch: Arch | str | Path) -> Arch:
     """Sizes as users give them, or those in a file of them; whose words they are, the format knows."""
     if isinstance(arch, Pi0Config | Mapping):
         return arch
-    try:
-        values: Any = json.loads(Path(arch).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"arch {arch} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"arch {arch} holds no JSON object")
-    return cast("dict[str, Any]", values)
-
-
-def _found(folder: Path, shown: int = 8) -> str:
-    if not folder.exists():
-        return "there is nothing at this path"
-    if not folder.is_dir():
-        return "it is a file; give the folder"
-    names = sorted(entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"found {', '.join(names[:shown])}{more}" if names else "the folder is empty"
+    return read_json(Path(arch))

@@ -12,6 +12,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.types import UserError
 
 Network: TypeAlias = Pi0 | DiffusionPolicy
 """A module that is an `ActionModel`."""
@@ -32,8 +33,12 @@ def model_name(config: NetworkConfig) -> str:
 
 def empty_model(config: NetworkConfig) -> Network:
     """Names and shapes alone, on the meta device; filling nothing takes seconds at full size, so it is left out."""
-    with torch.device("meta"), _NoFilling():
-        return make_model(config)
+    try:
+        with torch.device("meta"), _NoFilling():
+            return make_model(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # each size is possible, not their product
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the config's sizes do not make a model ({reason}); copy the checkpoint again") from error
 
 
 def make_model(config: NetworkConfig) -> Network:

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from pizero.checkpoints.openpi_folder import config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
+from pizero.files import read_json, values_of
 from pizero.types import UserError
 
 NAME = "native"
@@ -47,10 +47,9 @@ class Checkpoint:
 def detect(folder: Path) -> bool:
     """Told by the format that config.json names."""
     try:
-        values = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+        return read_json(folder / CONFIG).get("format") == FORMAT
+    except UserError:
         return False
-    return isinstance(values, dict) and values.get("format") == FORMAT
 
 
 def read(folder: Path, arch: Arch | None = None) -> Source:
@@ -147,20 +146,18 @@ def read_config(folder: Path) -> NetworkConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{folder} is not a {FORMAT} checkpoint: it has no {CONFIG}")
-    try:
-        values: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json(path)
+    if values.get("format") != FORMAT:
         raise UserError(f"{path} does not say that its format is {FORMAT!r}; the folder is no {FORMAT} checkpoint")
     if values.get("version") != VERSION:
         raise UserError(f"{path} has version {values.get('version')!r}, this release reads {VERSION}; update pizero")
     name = values.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"{path} holds a model {name!r}, expected one of {', '.join(MODELS)}")
-    if "config" not in values:
-        raise UserError(f"{path} has no 'config'; copy the checkpoint again")
-    return MODELS[name][0].from_json(values["config"])
+    if not isinstance(values.get("config"), dict):
+        raise UserError(f"{path} has no 'config' with sizes; copy the checkpoint again")
+    with values_of(path):
+        return MODELS[name][0].from_json(values["config"])
 
 
 def torch_dtype(name: str) -> torch.dtype:

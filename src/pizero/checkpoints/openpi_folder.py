@@ -18,7 +18,7 @@ import torch
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.source import Arch, Facts
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
-from pizero.files import write_bytes
+from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.types import UserError
 
@@ -34,6 +34,11 @@ STATE_UNKNOWN = (
 
 def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
     """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
+    with values_of("arch"):
+        return _config_from_arch(values)
+
+
+def _config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
     if "vlm" not in values:
         return Pi0Config.from_json(values)
     if "pi05" not in values:
@@ -60,7 +65,8 @@ def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config |
     """
     if arch is None:
         values = config_file(folder).get(OURS)
-        config = Pi0Config.from_json(values) if isinstance(values, dict) else None  # pyright: ignore[reportUnknownArgumentType]
+        with values_of(folder / CONFIG):
+            config = None if values is None else Pi0Config.from_json(values)
     else:
         config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
     if config is not None and config.adaptive != adaptive:
@@ -73,15 +79,7 @@ def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config |
 def config_file(folder: Path) -> dict[str, Any]:
     """The content of config.json; empty when there is none."""
     path = folder / CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; copy the checkpoint again")
-    return values  # pyright: ignore[reportUnknownVariableType]
+    return read_json(path) if path.is_file() else {}
 
 
 def write_config(folder: Path, config: Pi0Config, dtype: torch.dtype) -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from pizero.checkpoints import openpi_folder
-from pizero.checkpoints.keymap import Entry, expand, matched
+from pizero.checkpoints.keymap import Entry, equal, expand, matched
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_folder import VARIANTS, config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
@@ -135,7 +134,7 @@ def _norm(ours: str, theirs: str, adaptive: bool) -> list[Entry]:
 
 def _untied(folder: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A note when the two names of the tied token table hold different numbers."""
-    if _EMBEDDED not in weights or _LM_HEAD not in weights or torch.equal(weights[_EMBEDDED], weights[_LM_HEAD]):
+    if _EMBEDDED not in weights or _LM_HEAD not in weights or equal(weights[_EMBEDDED], weights[_LM_HEAD]):
         return ()
     return (
         f"{folder} holds two different token tables: {_EMBEDDED}, which the forward pass reads, is taken and "

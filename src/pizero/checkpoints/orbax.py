@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.files import write_bytes
+from pizero.files import read_json, write_bytes
 from pizero.types import UserError
 
 METADATA = "_METADATA"
 _ROOT, _LEAF = "params", "value"
+_SMALL, _MOST_COMPRESSED = 64 << 20, 100
+"""Arrays of up to so many bytes, or so many times their files, are believed: weights are hardly compressible."""
 _COMMIT_BYTES = 1 << 28  # what is written before a commit is held in memory
 
 
@@ -29,7 +32,13 @@ def stored_names(folder: Path) -> dict[str, str]:
 
     Told by the folder's _METADATA; empty when there is none. UserError when it cannot be read.
     """
-    return {} if not (folder / METADATA).is_file() else {_name(keys): ".".join(keys) for keys in _key_paths(folder)}
+    if not (folder / METADATA).is_file():
+        return {}
+    paths = _key_paths(folder)
+    names = {_name(keys): ".".join(keys) for keys in paths}
+    if len(names) < len(paths):
+        raise UserError(f"{folder / METADATA} has the same array twice; copy the checkpoint again")
+    return names
 
 
 class OrbaxArrays:
@@ -41,17 +50,22 @@ class OrbaxArrays:
             raise UserError(
                 f"{folder} has a {METADATA} but no manifest.ocdbt; copy the checkpoint again, all its files"
             )
-        driver = "zarr3" if _metadata(folder).get("use_zarr3") else "zarr"
+        metadata = _metadata(folder)
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        # where zeros are stored too, an absent chunk is a damage and not zeros
+        complete = {"fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True}
         database = {"context": ts.Context(), "open": True, "read": True}
         waiting = {
-            name: ts.open(_spec(folder, stored, driver), **database) for name, stored in stored_names(folder).items()
+            name: ts.open(_spec(folder, stored, driver) | complete, **database)
+            for name, stored in stored_names(folder).items()
         }
         self._stores: dict[str, Any] = {}
         for name, store in waiting.items():
             try:
                 self._stores[name] = store.result()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # TensorStore has a Python type for each of its own kinds
                 raise self._damaged(name, error) from error
+        self._check_sizes()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stores)
@@ -64,12 +78,26 @@ class OrbaxArrays:
         store = self._stores[name]
         try:
             return _to_torch((store if stop is None else store[start:stop]).read().result())
-        except (ValueError, OSError) as error:
+        except Exception as error:
             raise self._damaged(name, error) from error
 
     def block(self, name: str) -> int:
         """Entries of the first axis that are stored, and best read, together."""
         return self._stores[name].chunk_layout.read_chunk.shape[0]
+
+    def _check_sizes(self) -> None:
+        """UserError before memory is taken for more numbers than the files can hold."""
+        described = sum(
+            max(math.prod(store.shape), math.prod(store.chunk_layout.read_chunk.shape))
+            * store.dtype.numpy_dtype.itemsize
+            for store in self._stores.values()
+        )
+        held = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        if described > _SMALL + _MOST_COMPRESSED * held:
+            raise UserError(
+                f"{self._folder} describes {described / 1e9:.1f} GB of arrays and its files hold {held / 1e9:.3f} GB; "
+                "copy the checkpoint again, all its files"
+            )
 
     def _damaged(self, name: str, error: Exception) -> UserError:
         reason = " ".join(str(error).split())
@@ -180,13 +208,10 @@ def _spec(folder: Path, stored: str, driver: str) -> dict[str, Any]:
 
 def _metadata(folder: Path) -> Mapping[str, Any]:
     path = folder / METADATA
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
-    if not isinstance(values, dict) or not isinstance(values.get("tree_metadata"), dict):  # pyright: ignore[reportUnknownMemberType]
+    values = read_json(path)
+    if not isinstance(values.get("tree_metadata"), dict):
         raise UserError(f"{path} has no tree_metadata; it is not of a version of Orbax that is read here")
-    return values  # pyright: ignore[reportUnknownVariableType]
+    return values
 
 
 def _key_paths(folder: Path) -> list[tuple[str, ...]]:

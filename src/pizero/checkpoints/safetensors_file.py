@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pizero.files import read_json
 from pizero.types import UserError
 
 WEIGHTS = "model.safetensors"
+_OTHERS = {
+    b"version https://git-lfs": "a pointer of Git LFS and not the weights; run git lfs pull where it was cloned",
+    b"<!doctype": "a web page and not the weights; download the file itself",
+    b"<html": "a web page and not the weights; download the file itself",
+    b"pk\x03\x04": "a pickle or another archive and no safetensors file; save it as safetensors where it was trained",
+    b"\x80\x02": "a pickle and no safetensors file; save it as safetensors where it was trained",
+    b"gguf": "a GGUF file and no safetensors file; take the original weights",
+}
+"""By the first bytes, in lower case."""
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -25,12 +36,8 @@ class SafetensorsWeights(Mapping[str, Tensor]):
     def __init__(self, folder: Path, name: str = WEIGHTS) -> None:
         self._files: dict[str, Any] = {}
         for path in _paths(folder, name):
-            try:
-                file = safe_open(path, "pt")  # pyright: ignore[reportUnknownVariableType]
-                keys: list[str] = list(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"the weights in {path} cannot be read ({error}); copy the checkpoint again") from error
-            for key in keys:
+            file = _opened(path)
+            for key in file.keys():  # noqa: SIM118
                 if key in self._files:
                     raise UserError(f"{folder}: two shards hold the tensor {key}; copy the checkpoint again")
                 self._files[key] = file
@@ -74,19 +81,57 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             flat.numpy().tofile(file)
 
 
+def _opened(path: Path) -> Any:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(256)
+            length = int.from_bytes(start[:8], "little")
+            for magic, what in _OTHERS.items():
+                if start.lower().startswith(magic) and start[8:9] != b"{":
+                    raise UserError(f"{path} is {what}")
+            if size < 8 or length > size - 8:
+                raise UserError(
+                    f"{path} is no safetensors file, or was cut short: it has {size} bytes, and its first 8 announce a "
+                    f"header of {length if size >= 8 else 'unknown length'}; copy the checkpoint again"
+                )
+            opened: Any = safe_open(path, "pt")
+            file.seek(8)
+            if twice := repeated_key(file.read(length)):
+                raise UserError(f"{path} names the tensor {twice} twice; copy the checkpoint again")
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights in {path} cannot be read ({reason}); copy the checkpoint again") from error
+    return opened
+
+
+def repeated_key(text: bytes) -> str | None:
+    """A key that some object of this JSON has twice, of which readers take one or the other."""
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        found.extend(name for name, count in Counter(names).items() if count > 1)
+
+    json.loads(text, object_pairs_hook=note)
+    return found[0][:100] if found else None
+
+
 def _paths(folder: Path, name: str) -> list[Path]:
     if (folder / name).is_file():
         return [folder / name]
     index = folder / f"{name}.index.json"
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} has neither {name} nor a readable {index.name} ({error})") from error
+    if not index.is_file():
+        raise UserError(f"{folder} has neither {name} nor {index.name}; copy the checkpoint again, all its files")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map, which names the shards; copy the checkpoint again")
+    shards = sorted(set(map(str, cast("dict[str, object]", weight_map).values())))
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if Path(shard).name != shard or "\0" in shard:
             raise UserError(f"{index} names the shard {shard!r}, which is not a file of this folder; it is not read")
         if not (folder / shard).is_file():
-            raise UserError(f"{folder} has no {shard}, which {index.name} names; copy the checkpoint again")
+            raise UserError(f"{folder} has no {shard!r}, which {index.name} names; copy the checkpoint again")
     return [folder / shard for shard in shards]
 
 

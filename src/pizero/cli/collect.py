@@ -16,7 +16,7 @@ class Arguments:
     Example: pizero collect tabletop --output runs/tabletop-data --episodes 500
     """
 
-    env: Annotated[Literal["tabletop", "metaworld"], tyro.conf.Positional]
+    env: Annotated[Literal["tabletop", "metaworld", "pusht"], tyro.conf.Positional]
     """Simulator."""
     output: Path
     """Folder of the new dataset; it must not exist."""
@@ -27,8 +27,8 @@ class Arguments:
     seed: int = 0
     """Attempt k runs with seed + k."""
     noise: float | None = None
-    """Standard deviation of the noise on the executed action, instead of the simulator's own; the recorded action stays
-    clean."""
+    """Standard deviation of the noise on the executed action, in its units, instead of the simulator's; the recorded
+    action stays clean."""
     image_size: int = 64
     """Pixels per side of every camera."""
     image_format: Literal["h264", "av1", "png"] = "h264"

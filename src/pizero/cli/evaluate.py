@@ -18,7 +18,7 @@ class Arguments:
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
-    env: Literal["tabletop", "metaworld"]
+    env: Literal["tabletop", "metaworld", "pusht"]
     """Simulator."""
     episodes: int = 50
     """Episodes of each task."""

@@ -17,7 +17,7 @@ class Arguments:
     """
 
     model: Annotated[str, tyro.conf.Positional] = "pi0"
-    """pi0, pi05, tabletop, metaworld (the presets), or a checkpoint folder."""
+    """pi0, pi05, tabletop, metaworld, pusht (the presets), or a checkpoint folder."""
     cameras: int | None = None
     """Present cameras; without it all of the model's."""
     prompt_tokens: int | None = None

@@ -18,7 +18,7 @@ class Arguments:
 
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
-    embodiment: Literal["tabletop", "metaworld"] | None = None
+    embodiment: Literal["tabletop", "metaworld", "pusht"] | None = None
     """Robot, whose relative actions are taken into account; without it the dataset's own columns."""
     mode: Literal["zscore", "quantile"] = "zscore"
     """How to normalise with them: zscore for π0, quantile for π0.5. Stored in the file."""

@@ -19,7 +19,7 @@ class Arguments:
 
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot v3.0 dataset folder."""
-    preset: Literal["tabletop", "metaworld"]
+    preset: Literal["tabletop", "metaworld", "pusht"]
     """Model size, optimisation settings and robot."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""

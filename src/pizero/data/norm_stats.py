@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.files import write_bytes
+from pizero.files import read_json, values_of, write_bytes
 from pizero.types import Convention, UserError
 
 if TYPE_CHECKING:
@@ -92,8 +92,11 @@ class NormStats:
         for what, value, known in (("mode", self.mode, Mode), ("convention", self.convention, Convention)):
             if value not in get_args(known):
                 raise UserError(f"norm stats: got {what} {value!r}, expected one of {get_args(known)}")
-        self.state.spread(self.mode)
-        self.actions.spread(self.mode)
+        if not 0 <= self.epsilon < float("inf"):
+            raise UserError(f"norm stats: epsilon is {self.epsilon}, expected a small number from 0 on")
+        for name, stats in (("state", self.state), ("actions", self.actions)):
+            if (stats.spread(self.mode) + self.epsilon < 0).any():
+                raise UserError(f"norm stats: {name} has a negative spread (std, or q99 - q01); compute them again")
 
     def save(self, path: Path | str) -> None:
         """Writes JSON; the file appears whole or not at all."""
@@ -104,22 +107,21 @@ class NormStats:
     @classmethod
     def load(cls, path: Path | str, mode: Mode | None = None) -> NormStats:
         """Reads our file, or openpi's norm_stats.json, which does not say its mode: then `mode` must."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"norm stats: cannot read {path}: {error}") from error
-        stats = data.get("norm_stats") if isinstance(data, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        stored = read_json(Path(path))
+        stats = stored.get("norm_stats")
         if not isinstance(stats, dict) or not {"state", "actions"} <= stats.keys():
             raise UserError(f"norm stats: {path} has no norm_stats/state and norm_stats/actions; is it another file?")
-        stored = cast("Mapping[str, Any]", data)
         found = stored.get("mode", mode)
         if found is None:
             raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
-        state, actions = (FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions"))
-        epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
-        return cls(found, state, actions, epsilon, convention)
+        with values_of(path):
+            state, actions = (
+                FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions")
+            )
+            epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
+            return cls(found, state, actions, epsilon, convention)
 
     def in_convention(self, convention: Convention) -> NormStats:
         """Statistics that normalise in `convention` as these do in theirs; what the epsilons differ by goes into them.

@@ -21,8 +21,8 @@ from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
-from pizero.files import write_bytes
-from pizero.types import Convention, Observation, RobotDict, UserError
+from pizero.files import read_json, values_of, write_bytes
+from pizero.types import LARGEST_LENGTH, Convention, Observation, RobotDict, UserError, as_tuple, check_whole
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
@@ -82,8 +82,10 @@ class Pipeline:
             raise UserError(f"prompt_format: got {self.prompt_format!r}, expected one of {get_args(PromptFormat)}")
         if self.convention not in get_args(Convention):
             raise UserError(f"convention: got {self.convention!r}, expected one of {get_args(Convention)}")
-        if self.num_history < 1:
-            raise UserError(f"num_history must be at least 1, got {self.num_history}")
+        for name in ("num_history", "prompt_length", "state_dim", "action_dim"):
+            check_whole(name, getattr(self, name))
+        for size in self.image_size:
+            check_whole("image_size", size, LARGEST_LENGTH)
         if self.num_history > 1 and self.prompt_format == "pi05":
             raise UserError(f"num_history {self.num_history}: a prompt holds one state; choose another prompt_format")
         unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
@@ -216,7 +218,7 @@ class Pipeline:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
         height, width = data["image_size"]
         values: dict[str, Any] = {name: data[name] for name in _FIELDS}
-        values["image_size"], values["cameras"] = (height, width), tuple(data["cameras"])
+        values["image_size"], values["cameras"] = (height, width), as_tuple(data["cameras"])
         return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)
 
     def save(self, folder: Path | str) -> None:
@@ -232,16 +234,12 @@ class Pipeline:
     def load(cls, folder: Path | str) -> Pipeline:
         """Reads what `save` wrote."""
         pipeline, stats, tokenizer = (Path(folder) / name for name in _FILES)
-        try:
-            data = json.loads(pipeline.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"pipeline: cannot read {pipeline}: {error}") from error
-        if not isinstance(data, dict):
-            raise UserError(f"pipeline: {pipeline} holds no JSON object; copy the checkpoint again")
-        values = cast("dict[str, Any]", data)
+        values = read_json(pipeline)
         byte_level = values.get("tokenizer") == "bytes"
         read = PaligemmaTokenizer.bytes() if byte_level else PaligemmaTokenizer(tokenizer)
-        return cls.from_json(values, NormStats.load(stats), read)
+        norm_stats = NormStats.load(stats)
+        with values_of(pipeline):
+            return cls.from_json(values, norm_stats, read)
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)

@@ -50,9 +50,18 @@ class PaligemmaTokenizer:
 
         try:
             model = Path(path).read_bytes()
+            if not model:
+                raise OSError("the file is empty")  # SentencePiece would wait for a later one
             encoder = cast(Any, SentencePieceProcessor)(model_proto=model)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"tokenizer: cannot read a SentencePiece model from {path}: {error}") from error
+            encoder.encode("a\n", add_bos=True)  # what a damaged one may refuse
+            marks = encoder.pad_id(), encoder.eos_id(), encoder.bos_id(), encoder.unk_id()
+            if marks != (PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID):
+                raise ValueError(f"padding, end, begin and unknown are {marks}, in PaliGemma's 0, 1, 2, 3")
+        except (OSError, RuntimeError, ValueError) as error:  # its own message need not be text
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"tokenizer: cannot read a SentencePiece model from {path} ({reason}); copy it again"
+            ) from error
         self._set(encoder, int(encoder.vocab_size()), model)
 
     @classmethod

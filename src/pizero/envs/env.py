@@ -20,7 +20,13 @@ def _metaworld(**options: Any) -> Env:
     return MetaWorldEnv(**options)
 
 
-ENVS: dict[str, Callable[..., Env]] = {"tabletop": _tabletop, "metaworld": _metaworld}
+def _pusht(**options: Any) -> Env:
+    from pizero.envs.pusht import PushTEnv
+
+    return PushTEnv(**options)
+
+
+ENVS: dict[str, Callable[..., Env]] = {"tabletop": _tabletop, "metaworld": _metaworld, "pusht": _pusht}
 
 
 def make_env(

@@ -99,11 +99,11 @@ def run_demonstrator(
 def run_random(
     env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record_first: int = 0
 ) -> list[EpisodeResult]:
-    """Uniform actions in [-1, 1], drawn from the episode's seed: what chance gives."""
+    """Uniform actions of the whole range, drawn from the episode's seed: what chance gives."""
 
     def make_actor(spec: EpisodeSpec) -> Callable[[], NDArray[np.float32]]:
-        rng, shape = np.random.default_rng(spec.seed), env.demonstrator().act().shape
-        return lambda: rng.uniform(-1, 1, shape).astype(np.float32)
+        rng, space = np.random.default_rng(spec.seed), env.action_space
+        return lambda: rng.uniform(space.low, space.high).astype(np.float32)
 
     return _run_actor(env, episodes, make_actor, on_episode, record_first)
 

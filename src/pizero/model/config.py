@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from pizero.types import UserError
+from pizero.types import DEEPEST, LARGEST, LARGEST_LENGTH, UserError, as_tuple, check_cameras, check_whole
 
 StateInput = Literal["token", "prompt", "none"]
 TimeConditioning = Literal["concat_mlp", "adarms"]
@@ -17,11 +17,15 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 """The cameras of the released checkpoints, in their order (openpi src/openpi/models/model.py)."""
 
 
-def _require_positive(config: Any) -> None:
+_LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": LARGEST_LENGTH}
+
+
+def _check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, int) and value <= 0:
-            raise UserError(f"{type(config).__name__}.{field.name} must be positive, got {value}")
+        if field.type == "int":
+            check_whole(
+                f"{type(config).__name__}.{field.name}", getattr(config, field.name), _LIMITS.get(field.name, LARGEST)
+            )
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class SiglipConfig:
     patch_size: int = 14
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_numbers(self)
         if self.width % self.num_heads:
             raise UserError(f"vision width {self.width} is not divisible by its {self.num_heads} heads")
 
@@ -52,7 +56,7 @@ class GemmaConfig:
     head_dim: int = 256
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_numbers(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads")
         if self.head_dim % 2:
@@ -89,7 +93,7 @@ class Pi0Config:
     action_attention: ActionAttention = "bidirectional"
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        _check_numbers(self)
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             if getattr(self.prefix, name) != getattr(self.expert, name):
                 raise UserError(
@@ -107,8 +111,7 @@ class Pi0Config:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise UserError(f"cameras must be named and distinct, got {self.cameras}")
+        check_cameras(self.cameras)
 
     @property
     def has_state_token(self) -> bool:
@@ -166,7 +169,7 @@ class Pi0Config:
             if name in values:
                 values[name] = _from_json(kind, values[name], name)
         if "cameras" in values:
-            values["cameras"] = tuple(values["cameras"])
+            values["cameras"] = as_tuple(values["cameras"])
         return cast(Pi0Config, _from_json(Pi0Config, values, "config"))
 
 
@@ -203,8 +206,11 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _from_json(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+def _from_json(kind: type[Any], values: object, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be an object with {', '.join(sorted(known))}, got {str(values)[:60]}")
+    values = cast("Mapping[str, Any]", values)
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(f"unknown keys in {where}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")

@@ -115,6 +115,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
     actions: list[NDArray[np.float32]] = []
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in observation["images"]}
     scale = (env.demonstration_noise if noise is None else noise) if rng.random() > 1 / 3 else 0.0
+    low, high = env.action_space.low, env.action_space.high
     success = truncated = False
     while not (success or truncated):
         action = demonstrator.act()
@@ -123,7 +124,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
         for name, image in observation["images"].items():
             images[name].append(image)
         executed = action + scale * rng.standard_normal(action.shape).astype(np.float32)
-        observation, _, _, truncated, info = env.step(np.clip(executed, -1.0, 1.0).astype(np.float32))
+        observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
         success = bool(info["success"])
     stacked = {name: np.stack(frames) for name, frames in images.items()}
     return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pizero.data.transforms import RelativeActions
-from pizero.types import UserError
+from pizero.types import UserError, as_tuple, check_whole
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,17 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
+        texts = (self.name, self.state_key, self.action_key, self.prompt_key, self.image_prefix)
+        if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
         if not self.cameras or len(set(self.cameras.values())) != len(self.cameras):
             raise UserError(
                 f"embodiment {self.name}: got cameras {dict(self.cameras)}, "
                 "expected at least one, each robot camera named once"
             )
         for what, dim in (("state_dim", self.state_dim), ("action_dim", self.action_dim)):
-            if dim is not None and dim < 1:
-                raise UserError(f"embodiment {self.name}: got {what} {dim}, expected at least 1, or none given")
+            if dim is not None:
+                check_whole(f"embodiment {self.name}: {what}", dim)
         if self.action_dim is not None and len(self.relative_mask) > self.action_dim:
             raise UserError(
                 f"embodiment {self.name}: relative mask of {len(self.relative_mask)} for {self.action_dim} actions"
@@ -68,6 +71,8 @@ class Embodiment:
                 f"embodiment: got keys {sorted(data)}, expected name, cameras, maybe more of {sorted(known)}"
             )
         values = dict(data)
-        for key, convert in (("relative_mask", bool), ("state_indices", int)):
-            values[key] = tuple(convert(value) for value in values.get(key, ()))
+        for key, kind in (("relative_mask", bool), ("state_indices", int)):
+            values[key] = as_tuple(values.get(key, ()))
+            if not isinstance(values[key], tuple) or not all(type(value) is kind for value in values[key]):
+                raise UserError(f"embodiment: {key} must be a list of {kind.__name__}, got {str(values[key])[:60]}")
         return cls(**values)

@@ -1,0 +1,128 @@
+"""Folders and files that hold no checkpoint that can be read here: what they are, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from pizero.checkpoints.json_file import peek, short
+from pizero.checkpoints.safetensors_file import WEIGHTS
+from pizero.files import read_json
+from pizero.types import UserError
+
+_SAFETENSORS = "save its state dict as safetensors where it was trained"
+_ENDINGS = {
+    (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"): f"a pickle, which is never opened here; {_SAFETENSORS}",
+    (".onnx", ".tflite", ".gguf", ".engine", ".plan"): "exported for another runtime; take the original weights",
+    (".npz", ".npy"): "big_vision's format, as PaliGemma's: a start (pizero train --checkpoint) and not a policy",
+    (".msgpack", ".h5"): "of a framework that is not read here; save it as safetensors",
+}
+_CONFIG, _PEFT = "config.json", "adapter_config.json"
+_DEPTH, _MOST_FOLDERS = 4, 2_000
+"""How far below a folder checkpoints are looked for: LeRobot's lie in checkpoints/<step>/pretrained_model."""
+
+
+def refusal(path: Path, known: Callable[[Path], bool]) -> str:
+    """One line on a path that no format knows. known: whether a folder is a checkpoint of some format.
+
+    UserError when its config.json cannot be read.
+    """
+    if not path.exists():
+        return f"{path}: there is nothing at this path"
+    if not path.is_dir():
+        return f"{path} {_file(path, known)}"
+    if (path / _CONFIG).is_file():
+        read_json(path / _CONFIG)  # says what is wrong with it
+    return f"{path} {_config(path) or _content(path, known) or _listed(path)}"
+
+
+def _file(path: Path, known: Callable[[Path], bool]) -> str:
+    if _is_known(path.parent, known):
+        return f"is one file of a checkpoint; give its folder, {path.parent}"
+    what = _by_ending(path)
+    return f"is a file and no checkpoint folder: {what}" if what else "is no checkpoint: it is a file; give the folder"
+
+
+def _config(folder: Path) -> str | None:
+    """By what its JSON files say."""
+    config = peek(folder / _CONFIG)
+    policy, kind = config.get("type"), config.get("model_type")
+    if (folder / _PEFT).is_file():
+        base = peek(folder / _PEFT).get("base_model_name_or_path")
+        return (
+            f"holds LoRA adapters of PEFT for {short(base)}, not a whole model; merge them into it (merge_and_unload) "
+            "where it was trained, and save that"
+        )
+    if policy in ("pi0_fast", "pi0fast"):
+        return "holds LeRobot's π0-FAST, which writes action tokens: another network than π0 and π0.5, not supported"
+    if policy in ("pi0", "pi05"):
+        return (
+            f"has the config.json of LeRobot's {policy}, but no weights of such a policy in {WEIGHTS} "
+            "(action_in_proj); copy the checkpoint again, all its files"
+        )
+    if isinstance(policy, str) and ("input_features" in config or "normalization_mapping" in config):
+        return f"holds a policy {short(policy)} of LeRobot; of LeRobot's policies pi0, pi05 and diffusion can be read"
+    if kind == "paligemma":
+        return "holds PaliGemma, a start (pizero train --checkpoint) and not a policy: it has no action expert"
+    if isinstance(kind, str):
+        return f"holds a {short(kind)} of Transformers, which is neither π0 nor π0.5"
+    return None
+
+
+def _content(folder: Path, known: Callable[[Path], bool]) -> str | None:
+    """By its files and folders."""
+    inside = _checkpoints(folder, known)
+    if inside:
+        names = f"{len(inside)} checkpoints" if len(inside) > 1 else "a checkpoint"
+        return f"is no checkpoint, but {names} lie{'' if len(inside) > 1 else 's'} in it; give the newest, {inside[-1]}"
+    if folder.name == "training_state" or (folder / "training_state").is_dir():
+        return (
+            "holds a trainer's state alone (optimizer, step), without the model; give the checkpoint's folder, whose "
+            f"{WEIGHTS} lies beside training_state"
+        )
+    if (folder / WEIGHTS).is_file():
+        return f"holds a {WEIGHTS} whose tensors are not those of a π0, π0.5 or diffusion policy (no action_in_proj)"
+    files = sorted(entry for entry in islice(folder.iterdir(), _MOST_FOLDERS) if entry.is_file())
+    return next((f"holds {file.name}: {what}" for file in files if (what := _by_ending(file))), None)
+
+
+def _listed(folder: Path, shown: int = 8) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    found = f"found {', '.join(names[:shown])}{more}" if names else "the folder is empty"
+    return f"holds no checkpoint of a known format: {found}"
+
+
+def _checkpoints(folder: Path, known: Callable[[Path], bool]) -> list[Path]:
+    """Checkpoints below a folder, the newest last: by step where the names on the way have numbers, else by time."""
+    level, found, left = [folder], list[Path](), _MOST_FOLDERS
+    for _ in range(_DEPTH):
+        below = [path for parent in level for path in islice(_folders(parent), left)][:left]
+        left -= len(below)
+        here = [path for path in below if _is_known(path, known)]
+        found += here
+        level = [path for path in below if path not in here]
+    return sorted(found, key=lambda path: (_step(path.relative_to(folder)), path.stat().st_mtime))
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted((p for p in parent.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True)
+    except OSError:
+        return []
+
+
+def _is_known(folder: Path, known: Callable[[Path], bool]) -> bool:
+    try:
+        return known(folder)
+    except UserError:  # one that is damaged
+        return False
+
+
+def _step(path: Path) -> int:
+    return max((int(part) for part in path.parts if part.isascii() and part.isdigit()), default=-1)
+
+
+def _by_ending(file: Path) -> str | None:
+    return next((what for endings, what in _ENDINGS.items() if file.suffix.lower() in endings), None)

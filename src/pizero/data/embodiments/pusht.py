@@ -1,0 +1,13 @@
+"""The disc of PushT."""
+
+from __future__ import annotations
+
+from pizero.data.embodiments.embodiment import Embodiment
+
+
+def pusht() -> Embodiment:
+    """A camera above the board and one that follows the disc. State: position (2). Action: position to go to (2).
+
+    All in pixels of the board, 0 to 512, y down; absolute.
+    """
+    return Embodiment("pusht", {"base_0_rgb": "top", "left_wrist_0_rgb": "ego"}, state_dim=2, action_dim=2)
