@@ -10,7 +10,7 @@ from typing import Any
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.remote import paligemma_tokenizer
 from pizero.checkpoints.source import Facts
-from pizero.data.embodiments import EMBODIMENTS, Embodiment
+from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline, PromptFormat
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
@@ -50,9 +50,7 @@ def given(
     embodiment: or its name. norm_stats, tokenizer: or their files.
     """
     if isinstance(embodiment, str):
-        if embodiment not in EMBODIMENTS:
-            raise UserError(f"unknown embodiment {embodiment!r}; expected one of {', '.join(EMBODIMENTS)}")
-        embodiment = EMBODIMENTS[embodiment]()
+        embodiment = get_embodiment(embodiment)
     if isinstance(norm_stats, str | Path):
         norm_stats = NormStats.load(norm_stats)
     if isinstance(tokenizer, str | Path):

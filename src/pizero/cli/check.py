@@ -21,7 +21,7 @@ class Arguments:
     checkpoint: str | None = None
     """Checkpoint or training run, of any format: replays recorded episodes and compares the actions."""
     embodiment: str | None = None
-    """Robot; without it the checkpoint's, or all columns and cameras of the dataset."""
+    """Robot, by name or as a TOML file; without it the checkpoint's, or all columns and cameras of the dataset."""
     horizon: int | None = None
     """Actions per chunk; without it the checkpoint's, or 50."""
     episodes: tuple[int, ...] = ()

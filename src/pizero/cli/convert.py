@@ -27,7 +27,7 @@ class Arguments:
     arch: Path | None = None
     """JSON with the model's sizes, for a source that does not tell them (docs/checkpoints.md)."""
     embodiment: str | None = None
-    """Robot, where the source does not tell it; so the following."""
+    """Robot, by name or as a TOML file, where the source does not tell it; so the following."""
     norm_stats: Path | None = None
     """norm_stats.json of the robot's data."""
     tokenizer: Path | None = None

@@ -18,8 +18,9 @@ class Arguments:
 
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
-    embodiment: Literal["tabletop", "metaworld", "pusht"] | None = None
-    """Robot, whose relative actions are taken into account; without it the dataset's own columns."""
+    embodiment: str | None = None
+    """Robot, by name or as a TOML file, whose relative actions are taken into account; without it the dataset's own
+    columns."""
     mode: Literal["zscore", "quantile"] = "zscore"
     """How to normalise with them: zscore for π0, quantile for π0.5. Stored in the file."""
     horizon: int = 50

@@ -26,6 +26,8 @@ class Arguments:
     model: Literal["pi0", "pi05", "diffusion"] = "pi0"
     """pi05: adaptive RMSNorm and the state in the prompt. diffusion: the baseline, a diffusion policy that sees five
     observations and neither state nor instruction."""
+    embodiment: str | None = None
+    """Robot, by name or as a TOML file (examples/my_arm.toml), instead of the preset's."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
@@ -69,6 +71,8 @@ def run(arguments: Arguments) -> int:
     )
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
+    if arguments.embodiment is not None:
+        preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     result = train_policy(
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,

@@ -24,6 +24,7 @@ class Preset:
     """A model from scratch, how it is trained, and what its data looks like."""
 
     embodiment: str
+    """Name, or path of a TOML file."""
     model: Pi0Config | BaselineConfig
     train: TrainConfig
     norm_mode: Mode

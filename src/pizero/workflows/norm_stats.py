@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import EMBODIMENTS, Embodiment
+from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
 
 
@@ -23,7 +23,7 @@ def norm_stats(
     started = time.perf_counter()
     root = local_folder(root, "dataset")
     dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
-    stats = dataset_norm_stats(dataset, None if embodiment is None else EMBODIMENTS[embodiment](), mode, horizon)
+    stats = dataset_norm_stats(dataset, None if embodiment is None else get_embodiment(embodiment), mode, horizon)
     path = output or root / "meta" / "norm_stats.json"
     stats.save(path)
     return stats, path, dataset.num_frames, time.perf_counter() - started

@@ -22,7 +22,7 @@ from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import EMBODIMENTS
+from pizero.data.embodiments import get_embodiment
 from pizero.data.loader import FrameCache, Loader, split_episodes
 from pizero.data.norm_stats import NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
@@ -59,12 +59,12 @@ def build_pipeline(
     norm_stats = (
         NormStats.load(stats, preset.norm_mode)
         if stats is not None
-        else dataset_norm_stats(dataset, EMBODIMENTS[preset.embodiment](), preset.norm_mode, config.action_horizon)
+        else dataset_norm_stats(dataset, get_embodiment(preset.embodiment), preset.norm_mode, config.action_horizon)
     )
     for warning in near_constant_dimensions(norm_stats):
         console.print(f"[yellow]warning[/] {warning}")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = replace(start or Facts(), embodiment=EMBODIMENTS[preset.embodiment](), norm_stats=norm_stats)
+    facts = replace(start or Facts(), embodiment=get_embodiment(preset.embodiment), norm_stats=norm_stats)
     if tokenizer is not None:
         facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
     elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:

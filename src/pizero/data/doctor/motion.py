@@ -166,9 +166,10 @@ def _grippers(subject: Subject) -> Iterator[Finding]:
     actions = subject.actions[subject.finite]
     if not len(actions):
         return
-    for dim in gripper_dimensions(actions):
+    for dim in subject.embodiment.grippers or gripper_dimensions(actions):
         ends = two_ends(actions[:, dim])
-        assert ends is not None
+        if ends is None:
+            continue
         reach = 2 * END * (ends[1] - ends[0])
         other: list[int] = []
         signs: dict[int, float] = {}

@@ -18,7 +18,7 @@ class Embodiment:
     state_dim, action_dim: the robot's own widths; None takes them from the norm stats.
     relative_mask: true where the action is learned relative to the state; may be shorter than the action.
     state_indices: state dimension that goes with each action dimension of the mask; empty means the same index.
-    The keys name the columns of a LeRobot dataset.
+    The keys name the columns of a LeRobot dataset. grippers: action dimensions; empty means that nobody said.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Embodiment:
     action_key: str = "action"
     prompt_key: str = "task"
     image_prefix: str = "observation.images."
+    grippers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
@@ -71,7 +72,7 @@ class Embodiment:
                 f"embodiment: got keys {sorted(data)}, expected name, cameras, maybe more of {sorted(known)}"
             )
         values = dict(data)
-        for key, kind in (("relative_mask", bool), ("state_indices", int)):
+        for key, kind in (("relative_mask", bool), ("state_indices", int), ("grippers", int)):
             values[key] = as_tuple(values.get(key, ()))
             if not isinstance(values[key], tuple) or not all(type(value) is kind for value in values[key]):
                 raise UserError(f"embodiment: {key} must be a list of {kind.__name__}, got {str(values[key])[:60]}")
