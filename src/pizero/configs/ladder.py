@@ -70,7 +70,7 @@ STUDIES: dict[str, tuple[Variant, ...]] = {
     "rates": tuple(
         Variant(f"rung{rung}_rate{rate:g}", rung, CHANGES[rung], rate=rate)
         for rung in range(len(CHANGES))
-        for rate in (0.16, 0.4, 1.0)
+        for rate in (0.4, 1.0, 2.5)
     ),
 }
 """What `pizero compare --study` trains. "single" changes rung 0, one thing at a time."""

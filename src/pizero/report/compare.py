@@ -44,7 +44,7 @@ _TEXTS = {
     "demonstrations": "The same training budget with fewer and more demonstrations.",
     "steps": "Trained rungs with other numbers of inference steps. Rungs 3 and 4 are the same network, once trained by "
     "diffusion, once by flow matching.",
-    "rates": "Short trainings with each rung's learning rate times 0.16, 0.4 and 1. Chosen by the error on held-out "
+    "rates": "Short trainings with each rung's learning rate times 0.4, 1 and 2.5. Chosen by the error on held-out "
     "episodes, since short trainings hardly succeed.",
 }
 
