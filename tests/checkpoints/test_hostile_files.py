@@ -79,6 +79,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "openpi-jax": folder / "jax",
         "lerobot": GOLDEN / "lerobot" / "checkpoints" / "pi0_tiny",
         "lerobot-diffusion": GOLDEN / "lerobot_diffusion" / "group_norm",
+        "transformers": GOLDEN / "transformers" / "pi0",
         "tokenizer": folder / "t.model",
     }
 
@@ -580,6 +581,7 @@ def mutated(values: Any, rng: random.Random) -> Any:
 
 
 FUZZED = {
+    "transformers": ("config.json",),
     "native": ("config.json", "pipeline.json", "norm_stats.json"),
     "openpi-torch": ("config.json",),
     "openpi-jax": ("config.json", "params/_METADATA"),
@@ -606,7 +608,7 @@ def test_any_json(name: str, file: str, saved: dict[str, Path], tmp_path: Path) 
     assert not all(loaded)
 
 
-@pytest.mark.parametrize("name", ["native", "openpi-torch", "lerobot", "lerobot-diffusion"])
+@pytest.mark.parametrize("name", ["native", "openpi-torch", "lerobot", "lerobot-diffusion", "transformers"])
 def test_any_header(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
     rng = random.Random(name)
     folder = copied(saved[name], tmp_path / "x")

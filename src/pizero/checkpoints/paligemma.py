@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -114,10 +113,10 @@ def _npz_tensors(file: Path, config: Pi0Config) -> Iterator[tuple[str, Tensor]]:
                 for index, layer in enumerate(stored if row.depth else stored[None]):
                     for name, tensor in zip(row.ours, row.to_ours(layer), strict=True):
                         yield name.format(index), tensor
-    except (OSError, ValueError, BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} cannot be read ({error}); download it again") from error
+    except UserError:
+        raise
+    except Exception as error:  # zip, zlib and NumPy have a dozen kinds for damaged files
+        raise UserError(f"{file} cannot be read ({str(error)[:200]}); download it again") from error
 
 
 def _tensor(array: np.ndarray) -> Tensor:
