@@ -16,6 +16,11 @@ from pizero.types import UserError
 _LARGEST_JSON = 64 << 20
 
 
+def cache_folder() -> Path:
+    """Where downloads and decoded frames are kept: the environment variable PIZERO_CACHE, or ~/.cache/pizero."""
+    return Path(os.environ.get("PIZERO_CACHE", Path.home() / ".cache" / "pizero")).expanduser()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

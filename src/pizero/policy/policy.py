@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.facts import given, make_pipeline
+from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts
 from pizero.checkpoints.load import read_source
-from pizero.checkpoints.native import Checkpoint, load_example, torch_dtype, verify_example
+from pizero.checkpoints.native import Checkpoint, load_example, load_robots, torch_dtype, verify_example
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch
 from pizero.data.embodiments import Embodiment
@@ -104,14 +104,19 @@ def load_policy(
     """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
-    what is missing. Given all the same, they take the place of the checkpoint's own.
+    what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
+    a mixture was trained for gives that robot with its statistics; without it the first of them is run.
     num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails or there is none.
     """
     folder = local_folder(path)
     source = read_source(folder, arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    facts = given(source.facts, embodiment, norm_stats, tokenizer)
+    own = source.facts
+    if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
+        own = pipeline_facts(robots[embodiment])
+    named = own.embodiment is not None and own.embodiment.name == embodiment
+    facts = given(own, None if named else embodiment, norm_stats, tokenizer)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     model = source.build(device, torch_dtype(dtype))
     if verify:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
+from pizero.types import UserError
 
 
 def norm_stats(
@@ -31,14 +36,31 @@ def norm_stats(
 
 def dataset_norm_stats(dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int) -> NormStats:
     """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
+    return datasets_norm_stats([dataset], embodiment, mode, horizon)
+
+
+def datasets_norm_stats(
+    datasets: Sequence[LeRobotDataset], embodiment: Embodiment | None, mode: Mode, horizon: int
+) -> NormStats:
+    """The same over several datasets of one robot, as if they were one."""
     state_key, action_key = ("observation.state", "action")
     if embodiment is not None:
         state_key, action_key = embodiment.state_key, embodiment.action_key
     return compute_norm_stats(
-        dataset.column(state_key),
-        dataset.column(action_key),
+        _joined([dataset.column(state_key) for dataset in datasets], state_key),
+        _joined([dataset.column(action_key) for dataset in datasets], action_key),
         mode,
         relative=None if embodiment is None else embodiment.relative,
         horizon=horizon,
-        episode_lengths=[int(length) for length in dataset.episode_lengths],
+        episode_lengths=[int(length) for dataset in datasets for length in dataset.episode_lengths],
     )
+
+
+def _joined(columns: Sequence[NDArray[np.float32]], key: str) -> NDArray[np.float32]:
+    widths = sorted({column.shape[1] for column in columns})
+    if len(widths) > 1:
+        raise UserError(
+            f"{key} has {widths[0]} dimensions in one dataset and {widths[1]} in another of the same robot; "
+            "give the robots different names"
+        )
+    return np.concatenate(columns)
