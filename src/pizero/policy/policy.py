@@ -20,11 +20,13 @@ from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.engine.fast_sampler import FastSampler
+from pizero.model.pi0 import Pi0
 from pizero.types import ActionModel, RobotDict, UserError
 
 
 class ModelPolicy:
-    """Implements `Policy` with a model and the pipeline of its checkpoint.
+    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`.
 
     device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
     the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
@@ -50,6 +52,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self._sampler = FastSampler(model) if isinstance(model, Pi0) else model
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
@@ -69,7 +72,7 @@ class ModelPolicy:
         if not observations:
             return []
         noise = np.stack([self._noise(observation) for observation in observations])
-        actions = sample_chunks(self.model, self.pipeline, observations, noise, self.num_steps, self._device)
+        actions = sample_chunks(self._sampler, self.pipeline, observations, noise, self.num_steps, self._device)
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(
