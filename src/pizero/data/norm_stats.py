@@ -30,6 +30,7 @@ EPSILON = 1e-6
 LEROBOT_EPSILON = 1e-8
 NEAR_CONSTANT = 1e-4
 """A spread below this, in the data's own units, counts as none."""
+_LEROBOT_ONLY = ("count", "q10", "q50", "q90")
 
 
 @dataclass(frozen=True)
@@ -105,23 +106,49 @@ class NormStats:
         write_bytes(Path(path), json.dumps(data | {"norm_stats": stats}, indent=1).encode())
 
     @classmethod
-    def load(cls, path: Path | str, mode: Mode | None = None) -> NormStats:
-        """Reads our file, or openpi's norm_stats.json, which does not say its mode: then `mode` must."""
+    def load(
+        cls, path: Path | str, mode: Mode | None = None, keys: tuple[str, str] = ("observation.state", "action")
+    ) -> NormStats:
+        """Reads our file, openpi's norm_stats.json or LeRobot's stats.json; the latter two do not say their mode.
+
+        mode: of a file that does not say it; another than the file's is refused. keys: state and actions in LeRobot's.
+        """
         stored = read_json(Path(path))
-        stats = stored.get("norm_stats")
-        if not isinstance(stats, dict) or not {"state", "actions"} <= stats.keys():
-            raise UserError(f"norm stats: {path} has no norm_stats/state and norm_stats/actions; is it another file?")
+        stats, names, dropped = stored.get("norm_stats"), ("state", "actions"), ()
+        if stats is None and set(keys) <= stored.keys():
+            stats, names, dropped = stored, keys, _LEROBOT_ONLY
+        if not isinstance(stats, dict) or not set(names) <= stats.keys():
+            raise UserError(
+                f"norm stats: {path} has neither norm_stats/state and norm_stats/actions nor LeRobot's "
+                f"{' and '.join(keys)}; is it another file?"
+            )
         found = stored.get("mode", mode)
         if found is None:
             raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
         with values_of(path):
+            of_field = [cast("Mapping[str, Any]", stats[name]) for name in names]
             state, actions = (
-                FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions")
+                FieldStats.from_json({k: v for k, v in values.items() if k not in dropped}) for values in of_field
             )
             epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
             return cls(found, state, actions, epsilon, convention)
+
+    def fitted(self, state_dim: int, action_dim: int) -> NormStats:
+        """The same for a robot of so many dimensions.
+
+        UserError when there are fewer, or when one that the robot lacks moves. Some of openpi's files are padded.
+        """
+        cut: list[FieldStats] = []
+        for name, stats, dim in (("state", self.state, state_dim), ("action", self.actions, action_dim)):
+            if stats.dim < dim or (stats.std[dim:] >= NEAR_CONSTANT).any():
+                raise UserError(
+                    f"norm stats have {stats.dim} {name} dimensions, the robot {dim}: they are another robot's; "
+                    "leave them out, or compute them with pizero norm-stats"
+                )
+            cut.append(FieldStats.from_json({key: value[:dim] for key, value in stats.to_json().items()}))
+        return replace(self, state=cut[0], actions=cut[1])
 
     def in_convention(self, convention: Convention) -> NormStats:
         """Statistics that normalise in `convention` as these do in theirs; what the epsilons differ by goes into them.

@@ -19,12 +19,13 @@ from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import Network, make_model, model_name
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
+from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import get_embodiment
+from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.loader import FrameCache, Loader, split_episodes
-from pizero.data.norm_stats import NormStats, near_constant_dimensions
+from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import write_bytes
@@ -48,29 +49,39 @@ def build_pipeline(
     preset: Preset,
     folder: Path,
     tokenizer: Path | None = None,
-    stats: Path | None = None,
+    stats: str | Path | None = None,
     start: Facts | None = None,
 ) -> Pipeline:
-    """Statistics of this dataset, unless a file is given, and a tokenizer that fits the model.
+    """Statistics of this dataset, unless others are given, and a tokenizer that fits the model.
 
-    start: of the checkpoint whose weights are trained further; its tokenizer and its way of preparing images stay.
+    start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
+    of its statistics stay.
     """
     config = preset.model
+    embodiment = get_embodiment(preset.embodiment)
+    known = None if start is None else start.norm_stats
+    mode = preset.norm_mode if known is None else known.mode  # the weights know this one
     norm_stats = (
-        NormStats.load(stats, preset.norm_mode)
+        _given_stats(stats, dataset, embodiment, mode)
         if stats is not None
-        else dataset_norm_stats(dataset, get_embodiment(preset.embodiment), preset.norm_mode, config.action_horizon)
+        else dataset_norm_stats(dataset, embodiment, mode, config.action_horizon)
     )
     for warning in near_constant_dimensions(norm_stats):
         console.print(f"[yellow]warning[/] {warning}")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = replace(start or Facts(), embodiment=get_embodiment(preset.embodiment), norm_stats=norm_stats)
+    facts = replace(start or Facts(), embodiment=embodiment, norm_stats=norm_stats)
     if tokenizer is not None:
         facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
     elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
         own = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
         facts = replace(facts, tokenizer=own)
     return make_pipeline(config, facts)
+
+
+def _given_stats(stats: str | Path, dataset: LeRobotDataset, embodiment: Embodiment, mode: Mode) -> NormStats:
+    state_dim = embodiment.state_dim or dataset.column(embodiment.state_key).shape[1]
+    action_dim = embodiment.action_dim or dataset.column(embodiment.action_key).shape[1]
+    return read_norm_stats(stats, mode, embodiment).fitted(state_dim, action_dim)
 
 
 def train_policy(
@@ -81,7 +92,7 @@ def train_policy(
     resume: bool = False,
     start: str | Path | None = None,
     tokenizer: Path | None = None,
-    stats: Path | None = None,
+    stats: str | Path | None = None,
     device: str = "cpu",
     episodes: Sequence[int] | None = None,
     skip_bad_episodes: bool = False,
@@ -89,6 +100,7 @@ def train_policy(
     """Trains `preset` on the dataset, or on some of its episodes, into `folder`.
 
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
+    stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
     skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     """
     torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
