@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pizero.data import norm_stats
+from pizero.data import window_stats
 from pizero.data.norm_stats import FieldStats, NormStats, compute_norm_stats, field_stats, near_constant_dimensions
 from pizero.data.transforms import RelativeActions
 from pizero.types import UserError
@@ -38,42 +38,78 @@ def test_field_stats_refuse_what_is_not_a_number(bad: float) -> None:
         field_stats(values)
 
 
-def windows_by_hand(actions: Any, state: Any, lengths: list[int], horizon: int, column: int, other: int) -> Any:
+def chunks_by_hand(action: Any, state: Any, lengths: list[int], horizon: int) -> Any:
+    """All differences [frames * horizon]; past the episode's end the last action repeats."""
     values, start = [], 0
     for length in lengths:
         for frame in range(start, start + length):
-            for step in range(frame, min(frame + horizon, start + length)):
-                values.append(np.float32(actions[step, column]) - np.float32(state[frame, other]))
+            for step in range(frame, frame + horizon):
+                values.append(np.float32(action[min(step, start + length - 1)]) - np.float32(state[frame]))
         start += length
     return np.array(values, dtype=np.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    horizon=st.integers(1, 6),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    horizon=st.integers(1, 12),
     rounding=st.sampled_from([0, 1, 6]),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    offset=st.sampled_from([0.0, 1.0, -3e6]),
+    block=st.sampled_from([3, 16, 4096]),
 )
-def test_relative_statistics_equal_those_of_all_windows(
-    seed: int, lengths: list[int], horizon: int, rounding: int
+def test_relative_statistics_equal_those_of_all_chunks(
+    seed: int, lengths: list[int], horizon: int, rounding: int, scale: float, offset: float, block: int
 ) -> None:
-    """In chunks of a few values, with ties, negative numbers and zeros."""
+    """In small blocks too; with ties, constant columns, great offsets, episodes that are shorter than a chunk."""
     rng = np.random.default_rng(seed)
     frames = sum(lengths)
     state = rng.normal(size=(frames, 3)).round(rounding).astype(np.float32)
-    actions = rng.normal(size=(frames, 2)).round(rounding).astype(np.float32)
+    actions = (scale * rng.normal(size=(frames, 2)).round(rounding) + offset).astype(np.float32)
     relative = RelativeActions((False, True), (0, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norm_stats, "_WINDOW_VALUES", 7)
+        patch.setattr(window_stats, "_BLOCK", block)
         stats = compute_norm_stats(
             state, actions, "quantile", relative=relative, horizon=horizon, episode_lengths=lengths
         )
-    by_hand = field_stats(windows_by_hand(actions, state, lengths, horizon, 1, 2)[:, None]).to_json()
-    plain = field_stats(actions).to_json()
-    for name, value in stats.actions.to_json().items():
-        assert value[0] == plain[name][0], name
-        assert value[1] == pytest.approx(by_hand[name][0], rel=1e-9, abs=1e-9), name
+    by_hand = chunks_by_hand(actions[:, 1], state[:, 2], lengths, horizon)
+    plain, found = field_stats(actions).to_json(), stats.actions.to_json()
+    assert {name: value[0] for name, value in found.items()} == {name: value[0] for name, value in plain.items()}
+    assert (found["min"][1], found["max"][1]) == (by_hand.min(), by_hand.max())
+    for name, q in (("q01", 0.01), ("q99", 0.99)):
+        assert found[name][1] == pytest.approx(np.quantile(by_hand, q), rel=1e-13, abs=1e-300), name
+    assert found["mean"][1] == pytest.approx(by_hand.mean(), rel=1e-12, abs=1e-12)
+    assert found["std"][1] == pytest.approx(by_hand.std(), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("order", ["falling", "rising", "few far values"])
+def test_relative_statistics_of_values_in_an_unlucky_order(order: str) -> None:
+    """Where what a quantile needs comes first, last, or is found nowhere but in one place."""
+    action = np.arange(20_000, dtype=np.float32)
+    if order == "falling":
+        action = action[::-1].copy()
+    if order == "few far values":
+        action[:] = 0.5
+        action[7_000:7_190] = np.arange(190)
+    stats = compute_norm_stats(
+        np.zeros((20_000, 1)), action[:, None], "zscore", relative=RelativeActions((True,)), horizon=5,
+        episode_lengths=[20_000],
+    )  # fmt: skip
+    by_hand = chunks_by_hand(action, np.zeros(20_000), [20_000], 5)
+    found = stats.actions.to_json()
+    assert found["q01"] == pytest.approx([np.quantile(by_hand, 0.01)], rel=1e-13)
+    assert found["q99"] == pytest.approx([np.quantile(by_hand, 0.99)], rel=1e-13)
+    assert found["std"] == pytest.approx([by_hand.std()], rel=1e-12)
+
+
+def test_relative_statistics_of_values_that_float32_cannot_hold_are_refused() -> None:
+    actions = np.full((5, 1), 3e38)
+    relative = RelativeActions((True,))
+    with pytest.raises(UserError, match="are infinite; repair the data"):
+        compute_norm_stats(-actions, actions, "zscore", relative=relative, horizon=2, episode_lengths=[5])
+    with pytest.raises(UserError, match="hold NaN or infinity"):
+        compute_norm_stats(actions * np.nan, actions, "zscore", relative=relative, horizon=2, episode_lengths=[5])
 
 
 def test_relative_statistics_need_episode_lengths() -> None:

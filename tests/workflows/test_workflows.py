@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.configs.presets import PRESETS, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.norm_stats import NormStats, compute_norm_stats
 from pizero.evaluation.rollout import EpisodeSpec
 from pizero.model.config import small_config
 from pizero.report.architecture import Architecture
 from pizero.train.config import TrainConfig
+from pizero.train.trainer import list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect
 from pizero.workflows.demo import DemoConfig, print_results, run_demo
@@ -78,6 +81,46 @@ def test_norm_stats_without_and_with_an_embodiment(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["mode"] == "quantile"
     np.testing.assert_allclose(stats.actions.mean, values.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(other.actions.q99, np.quantile(values, 0.99, axis=0), atol=1e-6)
+
+
+def test_norm_stats_in_the_files_of_openpi_and_lerobot(tmp_path: Path) -> None:
+    """LeRobot's: what it had itself of the same data, but for the quantiles, which are exact here."""
+    root = Path(__file__).parents[1] / "golden" / "lerobot" / "datasets" / "v30_png"
+    ours, *_ = norm_stats(root, None, "quantile", 10, tmp_path / "ours.json")
+    norm_stats(root, None, "zscore", 10, tmp_path / "openpi.json", format="openpi")
+    written = json.loads((tmp_path / "openpi.json").read_text())
+    expected = {"state": ours.state.to_json(), "actions": ours.actions.to_json()}
+    names = ("mean", "std", "q01", "q99")
+    assert written == {"norm_stats": {key: {name: field[name] for name in names} for key, field in expected.items()}}
+
+    norm_stats(root, None, "zscore", 10, tmp_path / "stats.json", format="lerobot")
+    written, stored = (json.loads((path / "stats.json").read_text()) for path in (tmp_path, root / "meta"))
+    assert list(written) == list(stored)
+    column = LeRobotDataset(root).column("action")
+    for key, field in stored.items():
+        if key not in ("action", "observation.state"):
+            assert written[key] == field
+            continue
+        assert written[key].keys() == field.keys()
+        for name in ("min", "max", "mean", "std", "count"):
+            np.testing.assert_allclose(written[key][name], field[name], rtol=1e-5, atol=1e-8)
+    for name, q in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+        np.testing.assert_allclose(written["action"][name], np.quantile(column.astype(np.float64), q, axis=0))
+    again = NormStats.load(tmp_path / "stats.json", "quantile").actions.to_json()
+    for name, values in ours.actions.to_json().items():
+        np.testing.assert_allclose(again[name], values, rtol=1e-12, atol=1e-15)
+
+
+def test_norm_stats_formats_that_need_more(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1] / "golden" / "lerobot" / "datasets" / "v30_png"
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UserError, match=r"give --output, the assets/<asset id>/norm_stats\.json to write"):
+        norm_stats(root, None, "zscore", 10, None, format="openpi")
+    (tmp_path / "arm.toml").write_text('[cameras]\nbase_0_rgb = "top"\n[robot]\nrelative_mask = [true]\n')
+    with pytest.raises(UserError, match="actions of the arm embodiment are relative"):
+        norm_stats(root, str(tmp_path / "arm.toml"), "zscore", 10, tmp_path / "s.json", format="lerobot")
+    assert sorted(root.rglob("*")) == before
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_swapped_and_blank_observations() -> None:
@@ -171,6 +214,36 @@ def test_presets() -> None:
         assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
     with pytest.raises(UserError, match="unknown preset 'aloha'"):
         get_preset("aloha")
+
+
+def test_training_with_the_statistics_of_a_checkpoint(
+    demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path
+) -> None:
+    """Those of the checkpoint that it starts from; the mode that the weights know stays with other numbers too."""
+    folder, _, _, preset = demo
+    start = list_checkpoints(folder / "train")[-1]
+    known = NormStats.load(start / "norm_stats.json")
+    changed = dataclasses.replace(
+        known, mode="quantile", state=dataclasses.replace(known.state, mean=known.state.mean + 1)
+    )
+    shutil.copytree(start, tmp_path / "start")
+    changed.save(tmp_path / "start" / "norm_stats.json")
+    once = dataclasses.replace(preset, train=dataclasses.replace(preset.train, steps=1, save_every=1, validate_every=1))
+
+    def trained(name: str, stats: object) -> NormStats:
+        result = train_policy(folder / "dataset", tmp_path / name, once, start=tmp_path / "start", stats=stats)  # type: ignore[arg-type]
+        return NormStats.load(result.checkpoint / "norm_stats.json")
+
+    kept = trained("kept", str(tmp_path / "start"))
+    assert kept.mode == "quantile"
+    assert kept.state.to_json() == changed.state.to_json()
+    own = trained("own", None)
+    assert own.mode == "quantile"
+    np.testing.assert_allclose(own.state.mean, known.state.mean)
+    small = compute_norm_stats(np.random.rand(9, 6), np.random.rand(9, 5), "quantile")
+    small.save(tmp_path / "small.json")
+    with pytest.raises(UserError, match="have 6 state dimensions, the robot 7"):
+        trained("small", tmp_path / "small.json")
 
 
 def test_a_diffusion_policy_from_training_to_evaluation(

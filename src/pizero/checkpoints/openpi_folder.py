@@ -120,7 +120,9 @@ def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]
         return Facts(), ()
     if len(found) > 1:
         names = ", ".join(str(path.parent.relative_to(folder / ASSETS)) for path in found)
-        return Facts(), (f"{folder} has the norm stats of several robots ({names}); none is taken",)
+        return Facts(), (
+            f"{folder} has the norm stats of several robots ({names}); none is taken: choose a file among its {ASSETS}",
+        )
     try:
         return Facts(norm_stats=NormStats.load(found[0], _mode(config))), ()
     except UserError as error:
@@ -147,13 +149,18 @@ def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
             f"the norm stats are for mode {stats.mode!r}, but openpi would use {_mode(config)!r} with this model; "
             "leave them out, or train with openpi's mode"
         )
-    fields = {"state": stats.state, "actions": stats.actions}
+    name = facts.embodiment.name if facts.embodiment else "robot"
+    save_stats(stats, folder / ASSETS / name / STATS)
+
+
+def save_stats(stats: NormStats, path: Path) -> None:
+    """openpi's norm_stats.json, which tells neither mode nor epsilon nor extremes."""
+    stats = stats.in_convention("openpi")
     values = {
         name: {key: value for key, value in _widen(field, stats).to_json().items() if key not in ("min", "max")}
-        for name, field in fields.items()
+        for name, field in (("state", stats.state), ("actions", stats.actions))
     }
-    name = facts.embodiment.name if facts.embodiment else "robot"
-    write_bytes(folder / ASSETS / name / STATS, json.dumps({"norm_stats": values}, indent=2).encode())
+    write_bytes(path, json.dumps({"norm_stats": values}, indent=2).encode())
 
 
 def _mode(config: Pi0Config) -> Mode:

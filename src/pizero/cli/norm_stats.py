@@ -25,8 +25,11 @@ class Arguments:
     """How to normalise with them: zscore for π0, quantile for π0.5. Stored in the file."""
     horizon: int = 50
     """Action horizon, for relative actions."""
+    format: Literal["pizero", "openpi", "lerobot"] = "pizero"
+    """Whose file to write. openpi: norm_stats.json, which it looks for in assets/<asset id>. lerobot: the dataset's
+    stats.json with exact statistics of its numbers, quantiles included."""
     output: Path | None = None
-    """File to write; without it norm_stats.json inside the dataset's meta folder."""
+    """File to write; without it (pizero's alone) norm_stats.json inside the dataset's meta folder."""
     skip_bad_episodes: bool = False
     """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
 
@@ -45,6 +48,7 @@ def run(arguments: Arguments) -> int:
         arguments.horizon,
         arguments.output,
         arguments.skip_bad_episodes,
+        arguments.format,
     )
     for name, values in (("state", stats.state), ("actions", stats.actions)):
         table = Table(title=name)

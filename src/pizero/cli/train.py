@@ -36,8 +36,10 @@ class Arguments:
     PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (PaliGemma's, say); without it a small one is trained on the dataset's prompts."""
-    norm_stats: Path | None = None
-    """Statistics to use instead of the dataset's own."""
+    norm_stats: str | None = None
+    """Statistics to use instead of the dataset's own: a file (of pizero norm-stats, openpi's norm_stats.json, LeRobot's
+    meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
+    openpi checkpoint with several robots, CHECKPOINT/assets/ROBOT)."""
     skip_bad_episodes: bool = False
     """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
     frames: Literal["auto", "memory", "disk", "decode"] = "auto"

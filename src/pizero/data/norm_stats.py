@@ -1,13 +1,14 @@
 """Normalisation statistics: computed exactly, saved as JSON together with the mode they are meant for.
 
 Statistics of plain columns are over all frames. Statistics of relative actions are over every step of every action
-window (the action minus the state at the window's start, padding excluded), because that is what the model sees.
+chunk (the action minus the state at the chunk's start; past the episode's end the last action repeats), because that is
+what the model is trained on; openpi has the same.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.data.window_stats import QUANTILES, Windows
 from pizero.files import read_json, values_of, write_bytes
 from pizero.types import Convention, UserError
 
@@ -28,8 +30,7 @@ EPSILON = 1e-6
 LEROBOT_EPSILON = 1e-8
 NEAR_CONSTANT = 1e-4
 """A spread below this, in the data's own units, counts as none."""
-_QUANTILES = (0.01, 0.99)
-_WINDOW_VALUES = 1 << 18  # values held at once while windows are read; more would leave the processor's cache
+_LEROBOT_ONLY = ("count", "q10", "q50", "q90")
 
 
 @dataclass(frozen=True)
@@ -105,23 +106,49 @@ class NormStats:
         write_bytes(Path(path), json.dumps(data | {"norm_stats": stats}, indent=1).encode())
 
     @classmethod
-    def load(cls, path: Path | str, mode: Mode | None = None) -> NormStats:
-        """Reads our file, or openpi's norm_stats.json, which does not say its mode: then `mode` must."""
+    def load(
+        cls, path: Path | str, mode: Mode | None = None, keys: tuple[str, str] = ("observation.state", "action")
+    ) -> NormStats:
+        """Reads our file, openpi's norm_stats.json or LeRobot's stats.json; the latter two do not say their mode.
+
+        mode: of a file that does not say it; another than the file's is refused. keys: state and actions in LeRobot's.
+        """
         stored = read_json(Path(path))
-        stats = stored.get("norm_stats")
-        if not isinstance(stats, dict) or not {"state", "actions"} <= stats.keys():
-            raise UserError(f"norm stats: {path} has no norm_stats/state and norm_stats/actions; is it another file?")
+        stats, names, dropped = stored.get("norm_stats"), ("state", "actions"), ()
+        if stats is None and set(keys) <= stored.keys():
+            stats, names, dropped = stored, keys, _LEROBOT_ONLY
+        if not isinstance(stats, dict) or not set(names) <= stats.keys():
+            raise UserError(
+                f"norm stats: {path} has neither norm_stats/state and norm_stats/actions nor LeRobot's "
+                f"{' and '.join(keys)}; is it another file?"
+            )
         found = stored.get("mode", mode)
         if found is None:
             raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
         with values_of(path):
+            of_field = [cast("Mapping[str, Any]", stats[name]) for name in names]
             state, actions = (
-                FieldStats.from_json(cast("Mapping[str, Any]", stats[key])) for key in ("state", "actions")
+                FieldStats.from_json({k: v for k, v in values.items() if k not in dropped}) for values in of_field
             )
             epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
             return cls(found, state, actions, epsilon, convention)
+
+    def fitted(self, state_dim: int, action_dim: int) -> NormStats:
+        """The same for a robot of so many dimensions.
+
+        UserError when there are fewer, or when one that the robot lacks moves. Some of openpi's files are padded.
+        """
+        cut: list[FieldStats] = []
+        for name, stats, dim in (("state", self.state, state_dim), ("action", self.actions, action_dim)):
+            if stats.dim < dim or (stats.std[dim:] >= NEAR_CONSTANT).any():
+                raise UserError(
+                    f"norm stats have {stats.dim} {name} dimensions, the robot {dim}: they are another robot's; "
+                    "leave them out, or compute them with pizero norm-stats"
+                )
+            cut.append(FieldStats.from_json({key: value[:dim] for key, value in stats.to_json().items()}))
+        return replace(self, state=cut[0], actions=cut[1])
 
     def in_convention(self, convention: Convention) -> NormStats:
         """Statistics that normalise in `convention` as these do in theirs; what the epsilons differ by goes into them.
@@ -148,12 +175,15 @@ def field_stats(values: NDArray[np.floating[Any]]) -> FieldStats:
     """Exact statistics of `values` [n, d] over n. Raises UserError when a value is NaN or infinite."""
     if values.ndim != 2 or not len(values):
         raise UserError(f"norm stats: got values of shape {values.shape}, expected [n, d] with n of at least 1")
-    values = values.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
     if bad.size:
         raise UserError(f"norm stats: dimensions {bad.tolist()} hold NaN or infinity; repair or drop those frames")
-    q01, q99 = np.quantile(values, _QUANTILES, axis=0)
-    return FieldStats(values.mean(axis=0), values.std(axis=0), q01, q99, values.min(axis=0), values.max(axis=0))
+    found: list[tuple[float, ...]] = []
+    for column in values.T:  # one after the other: less memory, and faster
+        exact = column.astype(np.float64)
+        q01, q99 = np.quantile(exact, QUANTILES)
+        found.append((exact.mean(), exact.std(), q01, q99, exact.min(), exact.max()))
+    return FieldStats(*np.array(found, dtype=np.float64).T.copy())
 
 
 def compute_norm_stats(
@@ -167,8 +197,8 @@ def compute_norm_stats(
 ) -> NormStats:
     """Statistics of state [F, ds] and actions [F, da], all episodes one after the other.
 
-    With `relative`, the statistics of its dimensions are over action windows of `horizon` steps that start at every
-    frame and end with the episode, so `episode_lengths` (frames, summing to F) is needed. Memory stays bounded.
+    With `relative`, the statistics of its dimensions are over action chunks of `horizon` steps that start at every
+    frame, so `episode_lengths` (frames, summing to F) is needed; see `window_stats`.
     """
     if len(state) != len(actions):
         raise UserError(f"norm stats: got {len(state)} states and {len(actions)} actions, expected as many of each")
@@ -178,11 +208,10 @@ def compute_norm_stats(
         return stats
     if episode_lengths is None or sum(episode_lengths) != len(actions):
         raise UserError(f"norm stats: relative actions need episode lengths that sum to the {len(actions)} frames")
-    ends = np.repeat(np.cumsum(episode_lengths), episode_lengths)
+    windows = Windows.of(episode_lengths, horizon)
     merged = {name: np.array(value) for name, value in stats.actions.to_json().items()}
     for action_index, state_index in pairs:
-        column, start = actions[:, action_index].astype(np.float32), state[:, state_index].astype(np.float32)
-        for name, value in _stream_stats(lambda c=column, s=start: _windows(c, s, ends, horizon)).items():
+        for name, value in windows.stats(actions[:, action_index], state[:, state_index]).items():
             merged[name][action_index] = value
     return NormStats(mode, stats.state, FieldStats(**merged))
 
@@ -203,65 +232,3 @@ def near_constant_dimensions(stats: NormStats) -> list[str]:
             elif value < 1e-3 * median:
                 lines.append(f"{start}, the others' median is {median:.3g}; check the units, or leave it out")
     return lines
-
-
-def _windows(
-    action: NDArray[np.float32], state: NDArray[np.float32], ends: NDArray[np.int64], horizon: int
-) -> Iterator[NDArray[np.float32]]:
-    """Chunks [n] of action minus the state at the window's start, over all windows, without the steps past `ends`."""
-    size = max(1, _WINDOW_VALUES // horizon)
-    padded = np.concatenate([action, np.zeros(horizon - 1, dtype=np.float32)])
-    steps = np.arange(horizon)
-    for first in range(0, len(action), size):
-        frames = np.arange(first, min(first + size, len(action)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded[first : frames[-1] + horizon], horizon)
-        values = windows - state[frames, None]
-        inside = ends[frames] - frames
-        yield values.ravel() if inside.min() >= horizon else values[steps < inside[:, None]]
-
-
-def _stream_stats(chunks: Callable[[], Iterator[NDArray[np.float32]]]) -> dict[str, float]:
-    """Exact statistics of a stream of float32 values that can be read twice, in constant memory.
-
-    Quantiles by counting: the upper and then the lower 16 bits of each value, as integers that sort like the values.
-    """
-    count, total, squares, low, high = 0, 0.0, 0.0, float("inf"), float("-inf")
-    pivot: float | None = None
-    upper = np.zeros(1 << 16, dtype=np.int64)
-    for values in chunks():
-        pivot = float(values[0]) if pivot is None else pivot  # sums about a typical value do not cancel
-        centred = values.astype(np.float64) - pivot
-        count, total, squares = count + len(values), total + float(centred.sum()), squares + float(centred @ centred)
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        upper += np.bincount(_sortable(values) >> 16, minlength=1 << 16)
-    positions = [(count - 1) * q for q in _QUANTILES]
-    ranks = {rank for p in positions for rank in (int(p), min(int(p) + 1, count - 1))}
-    before: NDArray[np.int64] = np.cumsum(upper) - upper
-    bins = {rank: int(np.searchsorted(before, rank, side="right")) - 1 for rank in ranks}
-    lower = {index: np.zeros(1 << 16, dtype=np.int64) for index in bins.values()}
-    for values in chunks():
-        keys = _sortable(values)
-        for index, counts in lower.items():
-            counts += np.bincount(keys[keys >> 16 == index] & 0xFFFF, minlength=1 << 16)
-    found: dict[int, float] = {}
-    for rank, index in bins.items():
-        within = int(np.searchsorted(np.cumsum(lower[index]), rank - int(before[index]), side="right"))
-        found[rank] = _value_of((index << 16) | within)
-    nearest = [(found[int(p)], found[min(int(p) + 1, count - 1)], p - int(p)) for p in positions]
-    q01, q99 = (below + (above - below) * fraction for below, above, fraction in nearest)
-    mean = total / count
-    std = max(squares / count - mean * mean, 0.0) ** 0.5
-    return {"mean": (pivot or 0.0) + mean, "std": std, "q01": q01, "q99": q99, "min": low, "max": high}
-
-
-def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Integers in the order of the float32 values: the sign bit flipped, and all bits of the negative ones."""
-    bits = values.view(np.uint32)
-    negative = (values.view(np.int32) >> 31).view(np.uint32)
-    return bits ^ (negative | np.uint32(1 << 31))
-
-
-def _value_of(key: int) -> float:
-    """The inverse of `_sortable` for one value."""
-    bits = key - (1 << 31) if key >> 31 else 0xFFFFFFFF - key
-    return float(np.array(bits, dtype=np.uint32).view(np.float32))

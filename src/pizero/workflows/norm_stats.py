@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.checkpoints.openpi_folder import save_stats
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_meta import INDEX_TYPES
+from pizero.data.datasets.lerobot_stats import numeric_stats
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
+from pizero.files import write_bytes
 from pizero.types import UserError
+
+StatsFormat: TypeAlias = Literal["pizero", "openpi", "lerobot"]
 
 
 def norm_stats(
@@ -23,14 +31,31 @@ def norm_stats(
     horizon: int,
     output: Path | None,
     skip_bad_episodes: bool = False,
+    format: StatsFormat = "pizero",
 ) -> tuple[NormStats, Path, int, float]:
-    """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are."""
+    """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are.
+
+    format: of the file, see `pizero norm-stats`; only pizero's has a default place.
+    """
+    robot = None if embodiment is None else get_embodiment(embodiment)
+    if output is None and format != "pizero":
+        raise UserError(f"format {format}: give --output, the {_NAMES[format]} to write")
+    if format == "lerobot" and robot is not None and any(robot.relative_mask):
+        raise UserError(
+            f"LeRobot's stats.json is of the columns as they are, but actions of the {robot.name} embodiment are "
+            "relative; leave --embodiment out, or choose another format"
+        )
     started = time.perf_counter()
     root = local_folder(root, "dataset")
     dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
-    stats = dataset_norm_stats(dataset, None if embodiment is None else get_embodiment(embodiment), mode, horizon)
+    stats = dataset_norm_stats(dataset, robot, mode, horizon)
     path = output or root / "meta" / "norm_stats.json"
-    stats.save(path)
+    if format == "openpi":
+        save_stats(stats, path)
+    elif format == "lerobot":
+        _save_lerobot(dataset, path)
+    else:
+        stats.save(path)
     return stats, path, dataset.num_frames, time.perf_counter() - started
 
 
@@ -64,3 +89,19 @@ def _joined(columns: Sequence[NDArray[np.float32]], key: str) -> NDArray[np.floa
             "give the robots different names"
         )
     return np.concatenate(columns)
+
+
+_NAMES = {"openpi": "assets/<asset id>/norm_stats.json", "lerobot": "meta/stats.json"}
+
+
+def _save_lerobot(dataset: LeRobotDataset, path: Path) -> None:
+    """The dataset's own stats.json with exact statistics of its numbers; what it has of images and indices stays."""
+    values = dict(dataset.stats)
+    for key, feature in dataset.features.items():
+        if feature["dtype"] in ("image", "video", "string") or key in INDEX_TYPES:
+            continue
+        column = dataset.column(key)
+        if not np.isfinite(column).all():
+            raise UserError(f"norm stats: column {key!r} holds NaN or infinity; repair or drop those frames")
+        values[key] = {name: value.tolist() for name, value in numeric_stats(column).items()}
+    write_bytes(path, json.dumps(values, indent=4, ensure_ascii=False).encode())

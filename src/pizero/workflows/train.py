@@ -46,7 +46,7 @@ def train_policy(
     resume: bool = False,
     start: str | Path | None = None,
     tokenizer: Path | None = None,
-    stats: Path | None = None,
+    stats: str | Path | None = None,
     device: str = "cpu",
     episodes: Sequence[int] | None = None,
     skip_bad_episodes: bool = False,
@@ -57,6 +57,7 @@ def train_policy(
 
     frames: where decoded frames are kept. workers: processes that read ahead; None takes none on the CPU, else up to 4.
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
+    stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
     skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     """
     torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)

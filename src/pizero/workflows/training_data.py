@@ -14,13 +14,14 @@ from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
 from pizero.checkpoints.native import load_robots
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
+from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member, split_episodes
-from pizero.data.norm_stats import NormStats, near_constant_dimensions
+from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.types import UserError
@@ -33,12 +34,12 @@ Pipelines = dict[str, Pipeline]
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of a training. weight: as for `loader.Member`. norm_stats: a file in place of its own statistics."""
+    """One dataset of a training. weight: as for `loader.Member`. norm_stats: as for `read_norm_stats`, or its own."""
 
     dataset: LeRobotDataset
     embodiment: Embodiment
     weight: float | None = None
-    norm_stats: Path | None = None
+    norm_stats: str | Path | None = None
 
 
 def open_sources(
@@ -46,7 +47,7 @@ def open_sources(
     embodiment: str,
     *,
     episodes: Sequence[int] | None = None,
-    norm_stats: Path | None = None,
+    norm_stats: str | Path | None = None,
     skip_bad_episodes: bool = False,
 ) -> list[Source]:
     """The dataset at `path` (folder or hub id), or those of a mixture, a .toml file.
@@ -68,7 +69,7 @@ def open_sources(
                 LeRobotDataset(folder, skip_bad_episodes=skip_bad_episodes),
                 get_embodiment(str(_beside(path, robot)) if robot.endswith(".toml") else robot),
                 entry.get("weight"),
-                None if stats is None else Path(_beside(path, stats)),
+                None if stats is None else _beside(path, stats),
             )
         )  # fmt: skip
     for source in sources:
@@ -91,9 +92,11 @@ def build_pipelines(
     """For every robot: statistics of all its datasets together, unless a file is given, and the shared tokenizer.
 
     tokenizer: a SentencePiece file; without one a small model is trained on all prompts and written into `folder`.
-    start: of the checkpoint whose weights are trained further; its tokenizer and its way of preparing images stay.
+    start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
+    of its statistics stay.
     """
     config = preset.model
+    mode = preset.norm_mode if start is None or start.norm_stats is None else start.norm_stats.mode
     folder.mkdir(parents=True, exist_ok=True)
     facts = start or Facts()
     if tokenizer is not None:
@@ -108,15 +111,22 @@ def build_pipelines(
         if name not in pipelines:
             of_robot = [other.dataset for other in sources if other.embodiment.name == name]
             stats = (
-                datasets_norm_stats(of_robot, source.embodiment, preset.norm_mode, config.action_horizon)
+                datasets_norm_stats(of_robot, source.embodiment, mode, config.action_horizon)
                 if source.norm_stats is None
-                else NormStats.load(source.norm_stats, preset.norm_mode)
+                else _given_stats(source, source.norm_stats, mode)
             )
             for warning in near_constant_dimensions(stats):
                 console.print(f"[yellow]warning[/] {name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
             known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
             pipelines[name] = make_pipeline(config, known)
     return pipelines
+
+
+def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
+    robot = source.embodiment
+    state_dim = robot.state_dim or source.dataset.column(robot.state_key).shape[1]
+    action_dim = robot.action_dim or source.dataset.column(robot.action_key).shape[1]
+    return read_norm_stats(stats, mode, robot).fitted(state_dim, action_dim)
 
 
 def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
