@@ -14,7 +14,7 @@ from pizero.types import UserError
 
 Of: TypeAlias = Literal["both", "state", "action"]
 Curve: TypeAlias = Literal["linear", "aloha_gripper"]
-Numbers: TypeAlias = NDArray[np.number[Any]]
+Numbers: TypeAlias = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class Loader:
         state = dataset.column(embodiment.state_key)[seen]
         actions, _ = dataset.window(embodiment.action_key, frames, self._horizon)
         images = {camera: self._cache.images(camera, seen) for camera in embodiment.cameras.values()}
-        inputs = self._pipeline.model_inputs(images, state, dataset.prompts(frames))
+        prompts = dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
+        inputs = self._pipeline.model_inputs(images, state, prompts)
         return Batch(inputs, self._pipeline.model_actions(actions, state))
 
 

@@ -30,13 +30,16 @@ def norm_stats(
 
 
 def dataset_norm_stats(dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int) -> NormStats:
-    """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
-    state_key, action_key = ("observation.state", "action")
-    if embodiment is not None:
-        state_key, action_key = embodiment.state_key, embodiment.action_key
+    """Exact statistics from the parquet columns, in the model's numbers; relative where the embodiment says so."""
+    if embodiment is None:
+        state, actions = dataset.column("observation.state"), dataset.column("action")
+    else:
+        state, actions = dataset.column(embodiment.state_key), dataset.column(embodiment.action_key)
+        embodiment.check_dims(state.shape[1], actions.shape[1])
+        state, actions = embodiment.model_state(state), embodiment.model_actions(actions)
     return compute_norm_stats(
-        dataset.column(state_key),
-        dataset.column(action_key),
+        state,
+        actions,
         mode,
         relative=None if embodiment is None else embodiment.relative,
         horizon=horizon,

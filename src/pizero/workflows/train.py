@@ -55,20 +55,24 @@ def build_pipeline(
 
     start: of the checkpoint whose weights are trained further; its tokenizer and its way of preparing images stay.
     """
-    config = preset.model
+    config, embodiment = preset.model, get_embodiment(preset.embodiment)
     norm_stats = (
         NormStats.load(stats, preset.norm_mode)
         if stats is not None
-        else dataset_norm_stats(dataset, get_embodiment(preset.embodiment), preset.norm_mode, config.action_horizon)
+        else dataset_norm_stats(dataset, embodiment, preset.norm_mode, config.action_horizon)
     )
     for warning in near_constant_dimensions(norm_stats):
         console.print(f"[yellow]warning[/] {warning}")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = replace(start or Facts(), embodiment=get_embodiment(preset.embodiment), norm_stats=norm_stats)
+    facts = replace(start or Facts(), embodiment=embodiment, norm_stats=norm_stats)
     if tokenizer is not None:
         facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
     elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
-        own = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
+        texts = dataset.tasks
+        if embodiment.prompt_key != "task" or embodiment.default_prompt:
+            frames = np.arange(dataset.num_frames)
+            texts = dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
+        own = train_tokenizer(sorted(set(texts)), folder / "tokenizer.model", preset.tokenizer_size)
         facts = replace(facts, tokenizer=own)
     return make_pipeline(config, facts)
 
@@ -190,7 +194,8 @@ def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int
     images = {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()}
     if history == 1:  # has no axis of its own
         state, images = state[0], {camera: image[0] for camera, image in images.items()}
-    return {"state": state, "images": images, "prompt": dataset.prompts([frame])[0]}
+    prompts = dataset.prompts([frame], embodiment.prompt_key, embodiment.default_prompt)
+    return {"state": state, "images": images, "prompt": prompts[0]}
 
 
 def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) -> Callable[[Network], Example]:
