@@ -56,19 +56,19 @@ def _described(tables: dict[str, Any], name: str) -> Embodiment:
 
     robot.like is the name of a robot whose fields hold where the file says nothing.
     """
-    unknown = sorted(set(tables) - {"cameras", "robot"})
-    cameras, robot = tables.get("cameras"), tables.get("robot", {})
-    like = cast("dict[str, Any]", robot).get("like") if isinstance(robot, dict) else None
-    if unknown or not isinstance(robot, dict) or not (isinstance(cameras, dict) or (like and cameras is None)):
-        raise UserError(
-            "expected [cameras] and maybe [robot], or [robot] with like" + (f", not {unknown[0]}" if unknown else "")
-        )
-    described: dict[str, Any] = {**cast("dict[str, Any]", robot)}
+    if unknown := sorted(set(tables) - {"cameras", "robot"}):
+        raise UserError(f"expected [cameras] and maybe [robot], not {unknown[0]}")
+    robot = tables.get("robot", {})
+    if not isinstance(robot, dict):
+        raise UserError(f"robot must be a table, got {str(robot)[:60]}")
+    described = {"name": name, **cast("dict[str, Any]", robot)}
     if "like" in described:
+        like = described.pop("like")
         if not isinstance(like, str) or like not in EMBODIMENTS:
             raise UserError(f"robot.like must be one of {', '.join(EMBODIMENTS)}, got {str(like)[:60]}")
-        described = {**EMBODIMENTS[like]().to_json(), "name": name, **described}
-        del described["like"]
-    if cameras is not None:
-        described["cameras"] = cameras
-    return Embodiment.from_json({"name": name, **described})
+        described = EMBODIMENTS[like]().to_json() | described
+    elif "cameras" not in tables:
+        raise UserError("expected [cameras], model camera = robot camera, or a robot.like that has some")
+    if "cameras" in tables:
+        described["cameras"] = tables["cameras"]
+    return Embodiment.from_json(described)
