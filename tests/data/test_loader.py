@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import generic
+from pizero.data.embodiments import Conversion, generic
 from pizero.data.images import resize_with_pad
 from pizero.data.loader import FrameCache, Loader
 from pizero.data.norm_stats import compute_norm_stats
@@ -74,3 +75,41 @@ def test_without_a_history_there_is_no_axis() -> None:
     batch = make_loader(1).batch(0)
     assert batch.inputs["images"]["base_0_rgb"].shape == (5, *SIZE, 3)
     assert batch.inputs["state"].shape == (5, 8)
+
+
+def test_a_batch_of_a_robot_with_joined_columns_and_conversions() -> None:
+    """State: the action's columns behind the state's, turned round; the prompt is the default where tasks are empty."""
+    loader = make_loader(1)
+    state, actions = DATASET.column("observation.state"), DATASET.column("action")
+    width = state.shape[1]
+    robot = replace(
+        loader._pipeline.embodiment,
+        state_key=("observation.state", "action"), conversions=(Conversion((0, width), "state", model=(0, -1)),),
+    )  # fmt: skip
+    joined = np.concatenate([state, actions], axis=1)
+    joined[:, [0, width]] *= -1
+    pipeline = replace(loader._pipeline, embodiment=robot, norm_stats=compute_norm_stats(joined, actions, "zscore"))
+    loader._pipeline = pipeline
+    frames = np.array([0, 39, 160])
+    batch = loader.read(frames)
+    stats = pipeline.norm_stats
+    expected = (joined[frames] - stats.state.mean) / (stats.state.std + 1e-6)
+    assert_allclose(batch.inputs["state"][:, : joined.shape[1]], expected, rtol=1e-4, atol=1e-5)
+    chunk = DATASET.window("action", frames, 4)[0].astype(np.float64)
+    chunk[..., 0] += state[frames, None, 0]  # relative to the state turned round
+    expected = (chunk - stats.actions.mean) / (stats.actions.std + 1e-6)
+    assert_allclose(batch.actions[..., : actions.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_default_prompt_where_a_task_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(1)
+    monkeypatch.setattr(loader._dataset, "tasks", ["", "push it"])
+    loader._pipeline = replace(
+        loader._pipeline, embodiment=replace(loader._pipeline.embodiment, default_prompt="wait")
+    )  # fmt: skip
+    frames = np.arange(161)
+    tokens = loader.read(frames).inputs["prompt_tokens"]
+    for text, index in (("wait", 0), ("push it", 1)):
+        expected, _ = loader._pipeline.tokenizer.encode(text, None, 64)
+        assert (DATASET.task_index == index).any()
+        assert (tokens[DATASET.task_index == index] == expected).all()

@@ -82,8 +82,9 @@ def _line(x: NDArray[np.float64], source: tuple[float, float], target: tuple[flo
 
 
 # ALOHA tells how far its gripper's fingers are apart, as 0 (0.01844 m) to 1 (0.058 m); the released models know the
-# angle of the motor that moves them. Both are linked by a horn of 22 mm and an arm of 36 mm: with the finger at distance
-# d, arm^2 = horn^2 + d^2 - 2 horn d sin(angle). Figures: openpi src/openpi/policies/aloha_policy.py, from Interbotix.
+# angle of the motor that moves them. Both are linked by a horn of 22 mm and an arm of 36 mm: with the finger at a
+# distance d, arm^2 = horn^2 + d^2 - 2 horn d sin(angle). Figures: openpi src/openpi/policies/aloha_policy.py, which has
+# them from Interbotix.
 _HORN, _ARM = 0.022, 0.036
 _CLOSED, _OPEN = 0.01844, 0.058
 

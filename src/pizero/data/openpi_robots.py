@@ -15,8 +15,8 @@ from pizero.types import RobotDict, UserError
 def from_openpi(observation: Mapping[str, Any], embodiment: Embodiment) -> RobotDict:
     """What such a robot sends, as a `RobotDict` of the embodiment.
 
-    Either {"state", "images": {camera: image}, "prompt"} like ALOHA, where each camera but the embodiment's first may be
-    missing, or {"observation/<column>": value, "prompt"} like DROID and LIBERO. Images are uint8, or float in [0, 1], and
+    Either {"state", "images": {camera: image}, "prompt"} like ALOHA, where each camera but the embodiment's first may
+    be missing, or {"observation/<column>": value, "prompt"} like DROID and LIBERO. Images are uint8 or float in [0, 1],
     [h, w, 3] or [3, h, w]. Facts: openpi src/openpi/policies. UserError names a key that is missing or wrong.
     """
     images: dict[str, NDArray[Any] | None] = {}

@@ -1,7 +1,7 @@
 """Everything between robot dictionaries or dataset rows and the model's arrays, saved with the checkpoint.
 
-Order of work, in:   the embodiment's conversions, relative actions, normalise, resize images, tokenise (with the unpadded
-                     normalised state), pad.
+Order of work, in:   the embodiment's conversions, relative actions, normalise, resize images, tokenise (with the
+                     unpadded normalised state), pad.
 Order of work, out:  crop, unnormalise, absolute actions, the conversions backwards.
 """
 

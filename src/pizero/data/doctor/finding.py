@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: the dataset's state [F, ds] and actions [F, da] in the robot's numbers, and the frames' episodes.
+    """What is examined: the dataset's state [F, ds] and actions [F, da], in the robot's numbers.
 
     finite [F]: where all numbers are. starts, lengths: of the episodes. horizon: actions per chunk.
     """

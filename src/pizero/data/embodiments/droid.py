@@ -10,8 +10,8 @@ from pizero.data.embodiments.embodiment import Embodiment
 def droid() -> Embodiment:
     """State: joints (7, rad), gripper (0 open, 1 closed). Action: joint velocities (7), gripper; as recorded.
 
-    openpi's robot clips actions to [-1, 1] and takes a gripper above 0.5 as closed. Facts: openpi
-    src/openpi/policies/droid_policy.py, training/config.py (LeRobotDROIDDataConfig), docs/norm_stats.md, examples/droid.
+    openpi's robot clips actions to [-1, 1] and takes a gripper above 0.5 as closed. Facts: openpi docs/norm_stats.md,
+    examples/droid, src/openpi/policies/droid_policy.py, training/config.py (LeRobotDROIDDataConfig).
     """
     return Embodiment(
         "droid",
@@ -26,5 +26,5 @@ def droid() -> Embodiment:
 
 
 def droid_joint_position() -> Embodiment:
-    """The same with joint targets (7, rad) as actions, learned relative to the joints (openpi's RLDSDroidDataConfig)."""
+    """The same with joint targets (7, rad) as actions, learned relative to the joints: openpi's RLDSDroidDataConfig."""
     return replace(droid(), name="droid_joint_position", relative_mask=(*[True] * 7, False))
