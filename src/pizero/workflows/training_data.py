@@ -102,7 +102,7 @@ def build_pipelines(
     if tokenizer is not None:
         facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
     elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
-        prompts = sorted({task for source in sources for task in source.dataset.tasks})
+        prompts = sorted({text for source in sources for text in _prompts(source)})
         own = train_tokenizer(prompts, folder / "tokenizer.model", preset.tokenizer_size)
         facts = replace(facts, tokenizer=own)
     pipelines: Pipelines = {}
@@ -120,6 +120,14 @@ def build_pipelines(
             known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
             pipelines[name] = make_pipeline(config, known)
     return pipelines
+
+
+def _prompts(source: Source) -> Sequence[str]:
+    """All instructions of a dataset."""
+    dataset, robot = source.dataset, source.embodiment
+    if robot.prompt_key == "task" and not robot.default_prompt:
+        return dataset.tasks
+    return dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
 
 
 def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
