@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
-import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,19 +66,30 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def partial_path(path: Path) -> Path:
+    """A new hidden name beside `path` for what will be renamed to it; nothing is there yet, but the folder is.
+
+    What processes that are dead left at such names for the same `path` is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.partial-')}(\d+)-{_machine()}-[0-9a-f]{{8}}")
+    with os.scandir(path.parent) as entries:
+        found = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
+    for entry, match in found:
+        if not _alive(int(match[1])):
+            _remove(Path(entry.path))
+    return path.with_name(f".{path.name}.partial-{os.getpid()}-{_machine()}-{secrets.token_hex(4)}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name beside it, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = partial_path(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes the file private
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        os.unlink(name)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -88,15 +103,46 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose another name, it will not be overwritten")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+        partial = partial_path(folder)
+        partial.mkdir()
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error})") from error
     try:
         yield partial
-        os.chmod(partial, 0o755)  # mkdtemp makes it private
         partial.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} could not be written ({error}); nothing is left of it") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine runs, anybody's; where that cannot be asked, it does."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Tells process ids of this machine from those of others, and of containers, that write to the same folder."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -10,10 +10,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from av.video.frame import PictureType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,6 +213,41 @@ def test_few_keyframes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "_advance", count)
     dataset.images("top", np.arange(0, 120, 20))
     assert decoded < 150  # 306 if it went back to the keyframe each time
+
+
+@pytest.fixture
+def hevc_dataset(tmp_path: Path) -> Path:
+    """120 frames of H.265 with frames that refer forward, also across keyframes (x265's defaults), 24 to a keyframe.
+
+    A frame is grey, twice its number.
+    """
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this PyAV has no libx265, so no H.265 can be made here")
+    _write(tmp_path / "d", image_format="h264", lengths=[70, 50], fps=30)
+    (path,) = (tmp_path / "d").rglob("*.mp4")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.options = {"crf": "10", "x265-params": "keyint=24:min-keyint=24:log-level=none"}
+        for number in range(120):
+            image = np.full((64, 64, 3), 2 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return tmp_path / "d"
+
+
+def test_h265_is_read(hevc_dataset: Path) -> None:
+    dataset = LeRobotDataset(hevc_dataset)
+    with av.open(str(dataset._episodes[0].videos["observation.images.top"].path)) as container:
+        assert container.streams.video[0].codec_context.name == "hevc"
+        kinds = {PictureType(frame.pict_type) for frame in container.decode(video=0)}
+        assert kinds == {PictureType.I, PictureType.P, PictureType.B}
+    order = np.random.default_rng(0).permutation(120)
+    levels = dataset.images("top", order).astype(int).mean(axis=(1, 2, 3))
+    assert np.all(np.abs(levels - 2 * order) <= 2)
+    for frame in (95, 96, 97, 23, 24, 119, 0, 71):  # each from its keyframe on: a new reader has nothing decoded
+        alone = LeRobotDataset(hevc_dataset).images("top", [frame])
+        np.testing.assert_array_equal(alone[0], dataset.images("top", [frame])[0])
 
 
 def test_unnamed_task_index(png_copy: Path) -> None:

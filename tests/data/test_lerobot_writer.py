@@ -272,6 +272,8 @@ def test_killed_leaves_nothing_at_root(tmp_path: Path, kill: signal.Signals) -> 
     assert not (tmp_path / "d").exists()
     if kill == signal.SIGINT:
         assert list(tmp_path.iterdir()) == []
+    write(make(tmp_path / "d"), [3])  # abandoned, so that nothing of it stays either
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_abandoned_writer_cleans_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pizero.data.norm_stats import FieldStats, field_stats
+from pizero.data.norm_stats import FieldStats, NormStats, field_stats
 from pizero.data.transforms import Normalize, RelativeActions, pad_to
 from pizero.types import UserError
 
@@ -33,6 +33,65 @@ def test_normalize_and_back(data: Any, mode: Any, extra: int) -> None:
     assert_array_equal(normalize(wide), np.broadcast_to(y, wide.shape))
     sure = stats.spread(mode) >= 1e-4
     assert_allclose(normalize.inverse(y)[:, sure], data[:, sure], atol=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=hnp.arrays(np.float32, st.tuples(st.integers(2, 12), st.just(5)), elements=NUMBERS),
+    mode=MODES,
+    convention=st.sampled_from(["openpi", "lerobot"]),
+    epsilon=st.sampled_from([0.0, 1e-8, 1e-6, 1e-2]),
+    dim=st.integers(1, 5),
+    more=st.integers(0, 3),
+)
+def test_both_conventions_and_back(data: Any, mode: Any, convention: Any, epsilon: float, dim: int, more: int) -> None:
+    """With fewer dimensions than the statistics have; on the way out a model's padding may follow.
+
+    LeRobot's z-score has its epsilon on the way in alone, and so comes back smaller by epsilon in a deviation.
+    """
+    stats = field_stats(data)
+    normalize = Normalize(stats, mode, epsilon, convention)
+    sure = stats.spread(mode)[:dim] >= 1e-4
+    with np.errstate(divide="ignore", invalid="ignore"):  # no spread and no epsilon: not among the sure ones
+        y = normalize(data[:, :dim])
+    assert y.shape == (len(data), dim)
+    assert y.dtype == np.float64
+    back = normalize.inverse(y)
+    with np.errstate(invalid="ignore"):
+        lost = epsilon / (stats.std[:dim] + epsilon) if (mode, convention) == ("zscore", "lerobot") else np.zeros(dim)
+        expected = data[:, :dim] - lost * (data[:, :dim] - stats.mean[:dim])
+    assert_allclose(back[:, sure], expected[:, sure], atol=2e-4)
+    padded = np.concatenate([np.nan_to_num(y), np.zeros((len(data), 5 - dim + more))], axis=1)
+    out = normalize.inverse(padded)
+    assert out.shape == padded.shape
+    assert_array_equal(out[:, :dim][:, sure], back[:, sure])
+    zero = 0.0 if mode == "quantile" else pytest.approx(0.0, abs=1e-12)
+    assert all(value == zero for value in out[:, 5:].ravel())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=hnp.arrays(np.float32, (9, 3), elements=NUMBERS),
+    mode=MODES,
+    to=st.sampled_from(["openpi", "lerobot"]),
+    epsilon=st.sampled_from([1e-8, 1e-6, 0.5]),
+)
+def test_statistics_in_the_other_convention_normalise_alike(data: Any, mode: Any, to: Any, epsilon: float) -> None:
+    """Where a dimension has spread: in float32, in which LeRobot computes.
+
+    Of LeRobot's z-score the way out has no epsilon, and the way in is what stays.
+    """
+    source = "lerobot" if to == "openpi" else "openpi"
+    stats = NormStats(mode, field_stats(data), field_stats(data), epsilon, source)
+    moved = stats.in_convention(to)
+    assert (moved.convention, moved.in_convention(to)) == (to, moved)
+    sure = stats.state.spread(mode) >= 1e-2
+    first, second = (Normalize(s.state, mode, s.epsilon, s.convention) for s in (stats, moved))
+    y = first(data)[..., sure]
+    assert_allclose(second(data)[..., sure], y, rtol=1e-4, atol=2e-3)
+    wide = np.random.default_rng(0).uniform(-2, 2, size=(4, 3))
+    lost = epsilon * wide if (mode, source) == ("zscore", "lerobot") else 0 * wide
+    assert_allclose(second.inverse(wide)[..., sure], (first.inverse(wide) + lost)[..., sure], rtol=1e-5, atol=1e-4)
 
 
 @settings(max_examples=100, deadline=None)

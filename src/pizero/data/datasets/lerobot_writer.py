@@ -20,6 +20,7 @@ from pizero.data.datasets.lerobot_meta import INDEX_TYPES, Recording, write_meta
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.png import encode_png
 from pizero.data.datasets.video import ENCODERS, check_encoding
+from pizero.files import partial_path
 from pizero.types import UserError
 
 ImageFormat: TypeAlias = Literal["png", "h264", "av1"]
@@ -56,9 +57,8 @@ class LeRobotWriter:
         )
         self._check_arguments(image_format)
 
-        self._partial = self.root.parent / f".{self.root.name}.partial-{os.getpid()}"
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        self._partial = partial_path(self.root)
+        self._partial.mkdir()
         # Runs in `abort`, at the latest when the writer is collected or the program ends.
         self._remove_partial = weakref.finalize(self, shutil.rmtree, self._partial, True)
         self._open_files()
