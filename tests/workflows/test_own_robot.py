@@ -80,7 +80,9 @@ def test_from_dataset_to_policy(root: Path, tmp_path: Path) -> None:
     assert observation["prompt"] == "wait for it"
     assert recorded_observation(dataset, policy.pipeline, 40)["prompt"] == "turn it round"
     tokenizer = policy.pipeline.tokenizer  # trained on the column and the default, and not on the tasks
-    pieces = {text: tokenizer.encode(text, None, 60)[1].sum() for text in ("turn it round", "wait for it", *dataset.tasks)}
+    pieces = {
+        text: tokenizer.encode(text, None, 60)[1].sum() for text in ("turn it round", "wait for it", *dataset.tasks)
+    }
     assert max(pieces["turn it round"], pieces["wait for it"]) < 8
     assert min(pieces[task] for task in dataset.tasks) > 20
 

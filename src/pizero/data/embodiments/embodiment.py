@@ -45,7 +45,9 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
-        keys = [part for key in (self.state_key, self.action_key) for part in (key if isinstance(key, tuple) else (key,))]
+        keys = [
+            part for key in (self.state_key, self.action_key) for part in (key if isinstance(key, tuple) else (key,))
+        ]
         texts = (self.name, *keys, self.prompt_key, self.image_prefix, self.default_prompt)
         if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
