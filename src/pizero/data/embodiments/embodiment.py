@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 from pizero.data.conversions import Conversion, Numbers, to_model, to_robot
-from pizero.data.embodiments import values
+from pizero.data.embodiments.values import READERS
 from pizero.data.transforms import RelativeActions
 from pizero.types import UserError, check_whole
 
@@ -45,6 +45,14 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
+        keys = [
+            part for key in (self.state_key, self.action_key) for part in (key if isinstance(key, tuple) else (key,))
+        ]
+        texts = (self.name, *keys, self.prompt_key, self.image_prefix, self.default_prompt)
+        if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
+        if not self.state_key or not self.action_key or not all(keys):
+            raise UserError(f"embodiment {self.name}: state_key and action_key must name columns")
         if not self.cameras or len(set(self.cameras.values())) != len(self.cameras):
             raise UserError(
                 f"embodiment {self.name}: got cameras {dict(self.cameras)}, "
@@ -106,7 +114,7 @@ class Embodiment:
         for key in ("name", "cameras"):
             if key not in data:
                 raise UserError(f"embodiment: no {key!r}; it is needed")
-        return cls(**{key: values.READERS[key](value, f"embodiment: {key}") for key, value in data.items()})
+        return cls(**{key: READERS[key](value, f"embodiment: {key}") for key, value in data.items()})
 
     def _conversions(self, what: str) -> list[Conversion]:
         return [conversion for conversion in self.conversions if conversion.of in (what, "both")]
