@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.images import resize_with_pad
-from pizero.files import cache_folder, write_bytes
+from pizero.files import cache_folder, partial_path, write_bytes
 from pizero.types import Convention, UserError
 
 FrameStore: TypeAlias = Literal["auto", "memory", "disk", "decode"]
@@ -97,11 +97,10 @@ class FrameCache:
             )
         faults: list[BadEpisodeError] = []
         for camera in missing:
-            partial = None if self.store == "memory" else self._path(camera).with_name(f".{os.getpid()}.partial")
+            partial = None if self.store == "memory" else self._new_partial(camera)
             if partial is None:
                 frames = np.empty(shape, np.uint8)
             else:
-                partial.parent.mkdir(parents=True, exist_ok=True)
                 frames = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             sums = np.zeros(shape[0], np.uint32)
             try:
@@ -185,6 +184,10 @@ class FrameCache:
 
     def _path(self, camera: str, kind: str = "npy") -> Path:
         return self._folder / f"{quote(camera, safe='')}.{kind}"
+
+    def _new_partial(self, camera: str) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return partial_path(self._path(camera))
 
     def _describe(self, cameras: Sequence[str]) -> None:
         """A note for people who wonder what the folder is."""
