@@ -51,7 +51,7 @@ def test_from_a_file_to_a_policy_of_either_robot(mixture: Path, tmp_path: Path) 
     trained = train_policy(mixture, tmp_path / "run", preset())
     arms = [LeRobotDataset(DATASETS / name) for name in ("v30_png", "v21_png")]
     cart = LeRobotDataset(DATASETS / "v30_h264_multifile")
-    policies = {name: load_policy(trained.checkpoint, embodiment=name) for name in ("arm", "cart")}
+    policies = {name: load_policy(trained.checkpoint, embodiment=name, verify=True) for name in ("arm", "cart")}
     states = np.concatenate([dataset.column("observation.state") for dataset in arms])
     assert_allclose(policies["arm"].pipeline.norm_stats.state.mean, states.mean(axis=0), rtol=1e-4)
     own = cart.column("observation.state").mean(axis=0)

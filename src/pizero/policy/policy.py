@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts
+from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.native import Checkpoint, load_example, load_robots, torch_dtype, verify_example
 from pizero.checkpoints.remote import local_folder
@@ -115,13 +115,14 @@ def load_policy(
     source = read_source(folder, arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    own = source.facts
+    known = source.facts
     if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
-        own = pipeline_facts(robots[embodiment])
-    named = own.embodiment is not None and own.embodiment.name == embodiment
-    facts = given(own, None if named else embodiment, norm_stats, tokenizer)
+        known = pipeline_facts(robots[embodiment])
+    named = known.embodiment is not None and known.embodiment.name == embodiment
+    facts = given(known, None if named else embodiment, norm_stats, tokenizer)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     model = source.build(device, torch_dtype(dtype))
     if verify:
-        verify_example(Checkpoint(model, pipeline, load_example(folder)))
+        own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
+        verify_example(Checkpoint(model, own, load_example(folder)))  # it was stored with the checkpoint's own
     return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)
