@@ -94,6 +94,17 @@ def test_statistics_in_the_other_convention_normalise_alike(data: Any, mode: Any
     assert_allclose(second.inverse(wide)[..., sure], (first.inverse(wide) + lost)[..., sure], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("to", "source"), [("openpi", "lerobot"), ("lerobot", "openpi")])
+def test_a_small_range_in_the_other_convention(to: Any, source: Any) -> None:
+    """Where an epsilon is a hundredth of the range, or all of it."""
+    field = FieldStats(np.zeros(2), np.ones(2), np.zeros(2), np.array([0.0, 1e-4]))
+    stats = NormStats("quantile", field, field, 1e-6 if source == "openpi" else 1e-8, source)
+    moved = stats.in_convention(to)
+    y = np.linspace(-3, 3, 7)[:, None].repeat(2, axis=1)
+    first, second = (Normalize(s.state, s.mode, s.epsilon, s.convention) for s in (stats, moved))
+    assert_allclose(second.inverse(y), first.inverse(y), rtol=1e-5)
+
+
 @settings(max_examples=100, deadline=None)
 @given(x=hnp.arrays(np.float64, (3, 2), elements=st.floats(-1e9, 1e9)), mode=MODES)
 def test_a_dimension_without_spread_stays_bounded(x: Any, mode: Any) -> None:
