@@ -85,6 +85,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/loader.py
 
 clean:
 	rm -rf .venv runs

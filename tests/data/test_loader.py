@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import generic
+from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.images import resize_with_pad
-from pizero.data.loader import FrameCache, Loader
+from pizero.data.loader import Batch, Loader, Member
 from pizero.data.norm_stats import compute_norm_stats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.types import UserError
 
 DATASET = LeRobotDataset(Path(__file__).parents[1] / "golden/lerobot/datasets/v30_png")
 STARTS = [0, 40, 78, 120]
@@ -23,17 +26,17 @@ CAMERAS = {"base_0_rgb": "top", "left_wrist_0_rgb": "wrist"}
 SIZE = (16, 16)
 
 
-def make_loader(history: int, memory_limit: int = 2**30, **changes: Any) -> Loader:
+def make_loader(history: int, store: FrameStore = "memory", **changes: Any) -> Loader:
     """Of frames at, just after and well after the starts of episodes; the first action is relative to the state."""
     state, actions = DATASET.column("observation.state"), DATASET.column("action")
     pipeline = Pipeline(
         generic(CAMERAS, relative_mask=(True,)), compute_norm_stats(state, actions, "zscore"),
         PaligemmaTokenizer.bytes(), tuple(CAMERAS), "pi0", 64, SIZE, state_dim=8, action_dim=6, num_history=history,
     )  # fmt: skip
-    cache = FrameCache(DATASET, list(CAMERAS.values()), SIZE, memory_limit=memory_limit)
+    cache = FrameCache(DATASET, list(CAMERAS.values()), SIZE, store=store)
     frames = np.array([0, 1, 3, 39, 40, 42, 77, 78, 100, 160])
     settings: dict[str, Any] = {"horizon": 4, "batch_size": 5, "seed": 0}
-    return Loader(DATASET, pipeline, cache, frames, **{**settings, **changes})
+    return Loader([Member(DATASET, pipeline, cache, frames)], **{**settings, **changes})
 
 
 def positions_before(frame: int, history: int) -> list[int]:
@@ -41,10 +44,10 @@ def positions_before(frame: int, history: int) -> list[int]:
     return [max(start, frame - back) for back in reversed(range(history))]
 
 
-@pytest.mark.parametrize("memory_limit", [2**30, 0])
+@pytest.mark.parametrize("store", ["memory", "decode"])
 @pytest.mark.parametrize("history", [2, 5])
-def test_a_history_is_a_plain_gather(history: int, memory_limit: int) -> None:
-    loader, single = make_loader(history, memory_limit), make_loader(1)
+def test_a_history_is_a_plain_gather(history: int, store: FrameStore) -> None:
+    loader, single = make_loader(history, store), make_loader(1)
     frames = np.array([0, 1, 3, 40, 42, 160])
     batch, newest = loader.read(frames), single.read(frames)
     for camera, robot_camera in CAMERAS.items():
@@ -54,7 +57,7 @@ def test_a_history_is_a_plain_gather(history: int, memory_limit: int) -> None:
             expected = resize_with_pad(DATASET.images(robot_camera, positions_before(frame, history)), *SIZE)
             assert_array_equal(images[row], expected)
         assert_array_equal(images[:, -1], newest.inputs["images"][camera])
-    stats = single._pipeline.norm_stats.state
+    stats = single._members[0].pipeline.norm_stats.state
     positions = [positions_before(frame, history) for frame in frames.tolist()]
     expected = (DATASET.column("observation.state")[positions] - stats.mean) / (stats.std + 1e-6)
     assert batch.inputs["state"].shape == (6, history, 8)
@@ -74,3 +77,95 @@ def test_without_a_history_there_is_no_axis() -> None:
     batch = make_loader(1).batch(0)
     assert batch.inputs["images"]["base_0_rgb"].shape == (5, *SIZE, 3)
     assert batch.inputs["state"].shape == (5, 8)
+
+
+def batches_equal(one: Batch, other: Batch) -> None:
+    assert_array_equal(one.actions, other.actions)
+    assert_array_equal(one.inputs["state"], other.inputs["state"])
+    assert_array_equal(one.inputs["prompt_tokens"], other.inputs["prompt_tokens"])
+    for camera, images in one.inputs["images"].items():
+        assert_array_equal(images, other.inputs["images"][camera])
+
+
+def test_workers_change_no_batch_and_a_resume_within_an_epoch_goes_on() -> None:
+    alone, ahead = make_loader(1, batch_size=3), make_loader(1, batch_size=3, workers=2)
+    assert alone.batches_per_epoch == 3
+    expected = list(alone.batches(0, 8))
+    for first in (0, 4):
+        found = list(ahead.batches(first, 8))
+        assert len(found) == 8 - first
+        for one, other in zip(expected[first:], found, strict=True):
+            batches_equal(one, other)
+
+
+def test_a_mistake_in_a_worker_is_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(1, workers=1)
+
+    def wrong(self: FrameCache, camera: str, frames: NDArray[np.int64]) -> None:
+        raise UserError("the disk is gone")
+
+    monkeypatch.setattr(FrameCache, "images", wrong)
+    with pytest.raises(UserError, match=r"^the disk is gone$"):
+        list(loader.batches(0, 2))
+
+
+def test_ranks_share_a_batch() -> None:
+    whole = make_loader(1, batch_size=6).batch(1)
+    parts = [make_loader(1, batch_size=6, rank=rank, num_ranks=3).batch(1) for rank in range(3)]
+    assert_array_equal(np.concatenate([part.actions for part in parts]), whole.actions)
+    with pytest.raises(UserError, match="a batch of 5 cannot be divided among 2 ranks"):
+        make_loader(1, batch_size=5, num_ranks=2)
+
+
+def make_mixture(weights: tuple[float | None, float | None], batch_size: int = 5, seed: int = 0) -> Loader:
+    """The dataset with both cameras, and the same of a robot that has the second camera alone and other statistics."""
+    members: list[Member] = []
+    for cameras, shift, frames, weight in (
+        (CAMERAS, 0.0, np.arange(10, 40), weights[0]), ({"left_wrist_0_rgb": "wrist"}, 1.0, np.arange(10), weights[1]),
+    ):  # fmt: skip
+        state, actions = DATASET.column("observation.state"), DATASET.column("action")
+        pipeline = Pipeline(
+            generic(cameras), compute_norm_stats(state + shift, actions, "zscore"),
+            PaligemmaTokenizer.bytes(), tuple(CAMERAS), "pi0", 64, SIZE, state_dim=8, action_dim=6,
+        )  # fmt: skip
+        cache = FrameCache(DATASET, list(cameras.values()), SIZE, store="memory")
+        members.append(Member(DATASET, pipeline, cache, frames, weight))
+    return Loader(members, horizon=4, batch_size=batch_size, seed=seed)
+
+
+def test_a_mixture_reads_each_member_with_its_own_pipeline() -> None:
+    loader = make_mixture((None, None))
+    batch = loader.read(np.array([10, DATASET.num_frames + 3, 12, DATASET.num_frames]))
+    first, second = (member.read(np.array(frames), 4) for member, frames in zip(
+        loader._members, ([10, 12], [3, 0]), strict=True))  # fmt: skip
+    assert_array_equal(batch.actions[[0, 2]], first.actions)
+    assert_array_equal(batch.inputs["state"][[1, 3]], second.inputs["state"])
+    assert_array_equal(batch.inputs["images"]["left_wrist_0_rgb"][[1, 3]], second.inputs["images"]["left_wrist_0_rgb"])
+    assert_array_equal(batch.inputs["images"]["base_0_rgb"][[0, 2]], first.inputs["images"]["base_0_rgb"])
+    assert not batch.inputs["images"]["base_0_rgb"][[1, 3]].any()
+    assert batch.inputs["image_masks"]["base_0_rgb"].tolist() == [True, False, True, False]
+    assert batch.inputs["image_masks"]["left_wrist_0_rgb"].all()
+
+
+def drawn(loader: Loader, epochs: range) -> NDArray[np.int64]:
+    return np.concatenate([loader._draw_order(epoch) for epoch in epochs])
+
+
+def test_without_weights_a_mixture_draws_each_frame_once_per_epoch() -> None:
+    for epoch in range(3):
+        order = drawn(make_mixture((None, None)), range(epoch, epoch + 1))
+        assert sorted(order.tolist()) == [*range(10, 40), *range(DATASET.num_frames, DATASET.num_frames + 10)]
+
+
+def test_weights_are_shares_and_frames_take_turns() -> None:
+    loader = make_mixture((1.0, 3.0))
+    order = drawn(loader, range(5))  # of 40 samples each
+    counts = np.bincount(order, minlength=DATASET.num_frames + 10)
+    assert counts[10:40].sum() == 50
+    assert counts[DATASET.num_frames :].tolist() == [15] * 10
+    assert set(counts[10:40].tolist()) == {1, 2}  # shuffled again only when all were drawn
+    assert not np.array_equal(order, drawn(make_mixture((1.0, 3.0), seed=1), range(5)))
+    with pytest.raises(UserError, match="expected numbers above 0"):
+        make_mixture((1.0, 0.0))
+    starts = order.reshape(5, 40)[:, :5] >= DATASET.num_frames
+    assert 0 < starts.sum() < 25  # the members are mixed within an epoch

@@ -176,6 +176,18 @@ def test_demonstrator_solves_it_the_same_way_each_time() -> None:
     np.testing.assert_array_equal(episode(), episode())
 
 
+def test_a_wedged_disc_backs_out(env: PushTEnv) -> None:
+    """Between stem and bar it cannot go around the block to any push; seen while recording with noise."""
+    pose, agent = np.array([327.34, 352.02, 0.301]), np.array([362.0, 364.0])
+    assert Planner(type(env.simulator)).plan(pose, agent) is None
+    simulator = env.simulator
+    simulator.block.angle, simulator.block.position, simulator.agent.position = pose[2], tuple(pose[:2]), tuple(agent)
+    demonstrator = env.demonstrator()
+    for _ in range(5):
+        env.step(demonstrator.act())
+    assert Planner(type(simulator)).plan(env.block(), env.agent()) is not None
+
+
 def test_from_demonstrations_to_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pizero.configs.ladder import LadderConfig, rung_preset
     from pizero.data.datasets.lerobot import LeRobotDataset

@@ -29,7 +29,7 @@ from pizero.checkpoints.paligemma import start_from_paligemma
 from pizero.checkpoints.source import Facts
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.loader import Batch, Loader
+from pizero.data.loader import Batch, Loader, Member
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
@@ -38,7 +38,8 @@ from pizero.train.metrics import MetricsFile, read_metrics
 from pizero.train.optim import WeightAverage
 from pizero.train.trainer import Trainer, list_checkpoints
 from pizero.types import UserError
-from pizero.workflows.train import build_pipeline, train_policy
+from pizero.workflows.train import train_policy
+from pizero.workflows.training_data import build_pipelines, open_sources
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -126,7 +127,8 @@ def test_early_frames_are_drawn_more_often(dataset: Path) -> None:
             drawn.extend(frames.tolist())
             return Batch({}, np.zeros((1, 1, 1), np.float32))  # type: ignore[typeddict-item]
 
-    loader = Recorder(data, None, None, frames, horizon=1, batch_size=10, seed=0, early_frames=2.0)  # type: ignore[arg-type]
+    member = Member(data, None, None, frames)  # type: ignore[arg-type]
+    loader = Recorder([member], horizon=1, batch_size=10, seed=0, early_frames=2.0)
     for step in range(2_000):
         loader.batch(step)
     index = np.arange(data.num_frames) - np.repeat(data.episode_starts, data.episode_lengths)
@@ -213,7 +215,7 @@ def test_metrics_survive_a_cut_off_line_and_a_resume(tmp_path: Path) -> None:
 def test_vocabulary_larger_than_the_table(dataset: Path, tmp_path: Path) -> None:
     small = dataclasses.replace(nano_preset(), model=nano_model(vocab_size=64))
     with pytest.raises(UserError, match="the model's table 64; choose a smaller tokenizer"):
-        build_pipeline(LeRobotDataset(dataset), small, tmp_path)
+        build_pipelines(open_sources(dataset, "tabletop"), small, tmp_path)
 
 
 @pytest.mark.parametrize("pi05", [False, True])
@@ -246,10 +248,11 @@ def test_a_diffusion_policy_is_fine_tuned(dataset: Path, tmp_path: Path) -> None
 def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path: Path) -> None:
     """Other token ids, or images resized otherwise, would undo what the weights have learned."""
     model = nano_model(vocab_size=259)
-    pipeline = dataclasses.replace(
-        build_pipeline(LeRobotDataset(dataset), dataclasses.replace(nano_preset(), model=model), tmp_path / "p",
-                       start=Facts(tokenizer=PaligemmaTokenizer.bytes())), convention="lerobot",
+    pipelines = build_pipelines(
+        open_sources(dataset, "tabletop"), dataclasses.replace(nano_preset(), model=model), tmp_path / "p",
+        start=Facts(tokenizer=PaligemmaTokenizer.bytes()),
     )  # fmt: skip
+    pipeline = dataclasses.replace(pipelines["tabletop"], convention="lerobot")
     save_checkpoint(tmp_path / "start", Pi0(model), pipeline)
     preset = nano_preset(steps=1, save_every=1, validate_every=1)
     found = load_checkpoint(train_policy(dataset, tmp_path / "run", preset, start=tmp_path / "start").checkpoint)

@@ -4,6 +4,7 @@ config.json                                    format, version, model, sizes and
 model.safetensors                              the weights, under the names of the modules
 pipeline.json norm_stats.json tokenizer.model  what turns robot dictionaries into tensors and back
 facts.json                                     in its place where some of that is unknown
+robots/<name>/                                 pipelines of the other robots that it was trained for
 example.npz                                    an observation and the action chunk that it must give
 training_state/                                the trainer's; neither read nor written here
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
@@ -31,7 +33,7 @@ from pizero.types import UserError
 
 NAME = "native"
 FORMAT, VERSION = "pizero", 1
-CONFIG, EXAMPLE, PIPELINE = "config.json", "example.npz", "pipeline.json"
+CONFIG, EXAMPLE, PIPELINE, ROBOTS = "config.json", "example.npz", "pipeline.json", "robots"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,8 +80,11 @@ def save_checkpoint(
     pipeline: Pipeline | None = None,
     example: Example | None = None,
     extra: Callable[[Path], None] | None = None,
+    robots: Sequence[Pipeline] = (),
 ) -> None:
     """Writes the folder as a whole; an older checkpoint at its name is replaced. `extra(folder)` may add files.
+
+    robots: pipelines of other robots than `pipeline`'s, for `load_policy(embodiment=...)`.
 
     The folder is written beside its place and renamed. A crash leaves either checkpoint at `folder`, or the older one
     beside it as `.<name>.old`, which the next save puts back first. UserError when `folder` holds anything else than a
@@ -94,6 +99,9 @@ def save_checkpoint(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         _write(new, model, pipeline, example)
+        for other in robots:
+            (new / ROBOTS / quote(other.embodiment.name, safe="")).mkdir(parents=True)
+            other.save(new / ROBOTS / quote(other.embodiment.name, safe=""))
         if extra is not None:
             extra(new)
         _sync_tree(new)
@@ -120,6 +128,12 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu", dtype: str
 def load_example(folder: Path) -> Example | None:
     """The stored example, if there is one."""
     return Example.load(folder / EXAMPLE) if (folder / EXAMPLE).is_file() else None
+
+
+def load_robots(folder: Path) -> dict[str, Pipeline]:
+    """Pipelines of the other robots, by the embodiment's name."""
+    pipelines = [Pipeline.load(path) for path in sorted((folder / ROBOTS).glob("*")) if path.is_dir()]
+    return {pipeline.embodiment.name: pipeline for pipeline in pipelines}
 
 
 def load_model_weights(model: Network, folder: Path) -> None:

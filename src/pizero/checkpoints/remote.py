@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import urllib.request
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
-from pizero.files import new_folder, write_bytes
+from pizero.files import cache_folder, new_folder, write_bytes
 from pizero.types import UserError
 
 TOKENIZER_URL = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
@@ -22,11 +21,6 @@ _WANTED = {
 }
 """Files of a hub repository that a reader may need."""
 _NEEDED = {"model": "json and safetensors files", "dataset": "folders meta, data and videos"}
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: the environment variable PIZERO_CACHE, or ~/.cache/pizero."""
-    return Path(os.environ.get("PIZERO_CACHE", Path.home() / ".cache" / "pizero")).expanduser()
 
 
 def local_folder(path: str | Path, kind: Literal["model", "dataset"] = "model") -> Path:

@@ -18,7 +18,8 @@ class Arguments:
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
-    """LeRobot v3.0 dataset folder."""
+    """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
+    (examples/mixture.toml)."""
     preset: Literal["tabletop", "metaworld", "pusht"]
     """Model size, optimisation settings and robot."""
     output: Path
@@ -41,6 +42,11 @@ class Arguments:
     openpi checkpoint with several robots, CHECKPOINT/assets/ROBOT)."""
     skip_bad_episodes: bool = False
     """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
+    frames: Literal["auto", "memory", "disk", "decode"] = "auto"
+    """Decoded frames: kept in memory; kept in a file, decoded once for this and all later runs; or decoded whenever
+    they are read. auto: memory up to 2 GiB, else the disk where there is room."""
+    workers: int | None = None
+    """Processes that prepare batches ahead; without it none on the CPU and up to 4 otherwise."""
     steps: int | None = None
     """Optimizer steps, instead of the preset's; so the following."""
     batch_size: int | None = None
@@ -78,7 +84,7 @@ def run(arguments: Arguments) -> int:
     result = train_policy(
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
-        skip_bad_episodes=arguments.skip_bad_episodes,
+        skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0

@@ -1,22 +1,23 @@
-"""Training batches from a LeRobot dataset: a sample order fixed by the seed, an exact resume at any step, and frames
-decoded once into memory where they fit.
-"""
+"""Training batches from LeRobot datasets: a sample order fixed by the seed, an exact resume at any step, mixtures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.images import resize_with_pad
+from pizero.data.frames import FrameCache
 from pizero.data.pipeline import ModelInputs, Pipeline
-from pizero.types import Convention
+from pizero.types import UserError
 
-MEMORY_LIMIT = 6 * 2**30
-"""Bytes of decoded frames that are kept in memory; a larger dataset is decoded as it is read."""
+Rows: TypeAlias = NDArray[np.int64]
+"""Places in a batch."""
 
 
 @dataclass(frozen=True)
@@ -27,108 +28,193 @@ class Batch:
     actions: NDArray[np.float32]
 
 
-class FrameCache:
-    """Frames of the cameras that the model reads, at the model's size: uint8 [F, h, w, 3] each, or read on demand.
+@dataclass(frozen=True)
+class Member:
+    """One dataset of a mixture: its frames that are used, and the pipeline of its robot.
 
-    convention: of the resizing; "lerobot" is rounded to grey levels here.
+    weight: share of the samples, in proportion to the other members'; None takes the number of frames, so that each
+    frame is drawn once per epoch.
     """
 
-    def __init__(
-        self,
-        dataset: LeRobotDataset,
-        cameras: Sequence[str],
-        image_size: tuple[int, int],
-        on_progress: Callable[[int, int], None] | None = None,
-        memory_limit: int = MEMORY_LIMIT,
-        convention: Convention = "openpi",
-    ) -> None:
-        self._dataset = dataset
-        self._size = image_size
-        self._convention: Convention = convention
-        self._frames: dict[str, NDArray[np.uint8]] = {}
-        total = dataset.num_frames * len(cameras)
-        self.in_memory = total * image_size[0] * image_size[1] * 3 <= memory_limit
-        if not self.in_memory:
-            return
-        done = 0
-        for camera in cameras:
-            frames = np.empty((dataset.num_frames, *image_size, 3), np.uint8)
-            for positions, images in dataset.iter_images(camera):
-                frames[positions] = self._resize(images)
-                done += len(images)
-                if on_progress is not None:
-                    on_progress(done, total)
-            self._frames[camera] = frames
+    dataset: LeRobotDataset
+    pipeline: Pipeline
+    cache: FrameCache
+    frames: NDArray[np.int64]
+    weight: float | None = None
 
-    def images(self, camera: str, frames: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 [N, h, w, 3] of the frames with these positions [N], in their order; [N, T, h, w, 3] of [N, T]."""
-        if self.in_memory:
-            return self._frames[camera][frames]
-        images = self._resize(self._dataset.images(camera, frames.ravel()))
-        return images.reshape(*frames.shape, *images.shape[1:])
-
-    def _resize(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        resized = resize_with_pad(images, *self._size, self._convention)
-        return (np.rint(resized) if self._convention == "lerobot" else resized).astype(np.uint8, copy=False)
+    def read(self, frames: NDArray[np.int64], horizon: int) -> Batch:
+        embodiment, dataset = self.pipeline.embodiment, self.dataset
+        history = self.pipeline.num_history
+        seen = frames if history == 1 else dataset.history(frames, history)  # [B], or [B, T] positions
+        state = dataset.column(embodiment.state_key)[seen]
+        actions, _ = dataset.window(embodiment.action_key, frames, horizon)
+        images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
+        inputs = self.pipeline.model_inputs(images, state, dataset.prompts(frames))
+        return Batch(inputs, self.pipeline.model_actions(actions, state))
 
 
 class Loader:
-    """Batches over the chosen frames of a dataset, reshuffled each epoch; an epoch's last, smaller batch is left out.
+    """Batches over the frames of one or several datasets, reshuffled each epoch over all episodes.
 
-    `batch(step)` depends on the seed and the step alone, so a resumed training reads what the uninterrupted one reads.
+    An epoch has as many samples as there are frames; its last, smaller batch is left out. `batch(step)` depends on the
+    seed and the step alone, so a resumed training reads what the uninterrupted one reads, with any number of workers.
     """
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
-        pipeline: Pipeline,
-        cache: FrameCache,
-        frames: NDArray[np.int64],
+        members: Sequence[Member],
         *,
         horizon: int,
         batch_size: int,
         seed: int,
         early_frames: float = 0.0,
+        workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
-        """early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement."""
-        self._dataset, self._pipeline, self._cache = dataset, pipeline, cache
-        self._frames, self._horizon, self._seed = frames, horizon, seed
-        self.batch_size = min(batch_size, len(frames))
-        self.batches_per_epoch = len(frames) // self.batch_size
-        self._order: tuple[int, NDArray[np.int64]] = (-1, frames)
-        self._shares: NDArray[np.float64] | None = None
-        if early_frames > 0:
-            starts = np.repeat(dataset.episode_starts, dataset.episode_lengths)
-            weights = (1.0 + frames - starts[frames]) ** -early_frames
-            self._shares = weights / weights.sum()
+        """early_frames: frame i of an episode is drawn in proportion to (1 + i) ** -early_frames, with replacement.
+
+        workers: processes that prepare batches ahead; 0 prepares them when asked for. rank, num_ranks: this process
+        reads its part of each batch, so `batch_size` is that of all ranks together.
+        """
+        if not members or any(len(member.frames) == 0 for member in members):
+            raise UserError("a dataset gives no frames to train on; use more episodes")
+        weights = [len(member.frames) if member.weight is None else member.weight for member in members]
+        if min(weights) <= 0:
+            raise UserError(f"weights of the datasets: got {weights}, expected numbers above 0")
+        self._members, self._horizon, self._seed, self._workers = list(members), horizon, seed, workers
+        self._offsets = np.cumsum([0, *(member.dataset.num_frames for member in members)])
+        total = sum(len(member.frames) for member in members)
+        self._counts = _apportion(total, np.array(weights, np.float64))
+        self.batch_size = min(batch_size, total)
+        self.batches_per_epoch = total // self.batch_size
+        if self.batch_size % num_ranks:
+            raise UserError(f"a batch of {self.batch_size} cannot be divided among {num_ranks} ranks")
+        self._rank, self._share = rank, self.batch_size // num_ranks
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._chances = [_chances(member, early_frames) if early_frames > 0 else None for member in members]
 
     def batch(self, step: int) -> Batch:
-        """The batch of training step `step`, counted from 0."""
+        """This rank's part of the batch of training step `step`, counted from 0."""
         epoch, position = divmod(step, self.batches_per_epoch)
-        if self._order[0] != epoch:
-            self._order = epoch, self._draw_order(np.random.default_rng([self._seed, epoch]))
-        start = position * self.batch_size
-        return self.read(self._order[1][start : start + self.batch_size])
+        if epoch not in self._orders:
+            self._orders = {epoch: self._draw_order(epoch)}
+        start = position * self.batch_size + self._rank * self._share
+        return self.read(self._orders[epoch][start : start + self._share])
 
-    def _draw_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        if self._shares is None:
-            return rng.permutation(self._frames)
-        return rng.choice(self._frames, len(self._frames), p=self._shares)
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Those of the steps first ... last - 1, prepared by the workers where there are some."""
+        if self._workers == 0:
+            for step in range(first, last):
+                yield self.batch(step)
+            return
+        ahead = DataLoader(
+            _Steps(self), batch_size=None, sampler=range(first, last), num_workers=self._workers, prefetch_factor=4
+        )  # fmt: skip
+        for batch in cast("Iterator[Batch | UserError]", ahead):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def epoch(self) -> Iterator[Batch]:
         """All frames once, in order, for validation."""
-        for start in range(0, len(self._frames), self.batch_size):
-            yield self.read(self._frames[start : start + self.batch_size])
+        frames = np.concatenate(
+            [member.frames + offset for member, offset in zip(self._members, self._offsets[:-1], strict=True)]
+        )
+        for start in range(0, len(frames), self.batch_size):
+            yield self.read(frames[start : start + self.batch_size])
 
-    def read(self, frames: NDArray[np.int64]) -> Batch:
-        embodiment, dataset = self._pipeline.embodiment, self._dataset
-        history = self._pipeline.num_history
-        seen = frames if history == 1 else dataset.history(frames, history)  # [B], or [B, T] positions
-        state = dataset.column(embodiment.state_key)[seen]
-        actions, _ = dataset.window(embodiment.action_key, frames, self._horizon)
-        images = {camera: self._cache.images(camera, seen) for camera in embodiment.cameras.values()}
-        inputs = self._pipeline.model_inputs(images, state, dataset.prompts(frames))
-        return Batch(inputs, self._pipeline.model_actions(actions, state))
+    def read(self, samples: NDArray[np.int64]) -> Batch:
+        """The batch of these samples [B]: a member's frame position, plus the frames of the members before it."""
+        if len(self._members) == 1:
+            return self._members[0].read(samples, self._horizon)
+        of_member = np.searchsorted(self._offsets, samples, side="right") - 1
+        parts: list[tuple[Rows, Batch]] = []
+        for index, member in enumerate(self._members):
+            rows = np.flatnonzero(of_member == index)
+            if len(rows):
+                parts.append((rows, member.read(samples[rows] - self._offsets[index], self._horizon)))
+        return _merged(parts)
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        """[total] samples: each member's next ones, at random places."""
+        drawn = [self._draw(index, epoch) for index in range(len(self._members))]
+        if len(drawn) == 1:
+            return drawn[0]
+        return np.random.default_rng([self._seed, epoch, len(drawn)]).permutation(np.concatenate(drawn))
+
+    def _draw(self, index: int, epoch: int) -> NDArray[np.int64]:
+        """A member's samples in an epoch: its frames, shuffled again after each pass over them."""
+        member, count = self._members[index], self._counts[index]
+        frames, chances = member.frames + self._offsets[index], self._chances[index]
+        if chances is not None:
+            return np.random.default_rng([self._seed, epoch, index]).choice(frames, count, p=chances)
+        first, last = epoch * count, (epoch + 1) * count
+        passes = [
+            np.random.default_rng([self._seed, number, index]).permutation(frames)
+            for number in range(first // len(frames), -(-last // len(frames)))
+        ]
+        skipped = first - first // len(frames) * len(frames)
+        return np.concatenate(passes)[skipped : skipped + count]
+
+
+class _Steps(TorchDataset[Any]):
+    """Batches by step, in worker processes. A user's mistake is passed on as it is, without the worker's traceback."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self._loader.batch(step)
+        except UserError as error:
+            return error
+
+
+def _apportion(total: int, weights: NDArray[np.float64]) -> list[int]:
+    """`total` in whole parts, at least 1, in proportion to the weights; the largest remainders get what is left."""
+    exact = total * weights / weights.sum()
+    parts = np.maximum(exact.astype(np.int64), 1)
+    order = np.argsort(parts - exact, kind="stable")
+    parts[order[: max(total - int(parts.sum()), 0)]] += 1
+    return parts.tolist()
+
+
+def _chances(member: Member, early_frames: float) -> NDArray[np.float64]:
+    starts = np.repeat(member.dataset.episode_starts, member.dataset.episode_lengths)
+    weights = (1.0 + member.frames - starts[member.frames]) ** -early_frames
+    return weights / weights.sum()
+
+
+def _merged(parts: Sequence[tuple[Rows, Batch]]) -> Batch:
+    """Parts of a batch with the rows they take. A camera that a part lacks is black there, and its mask false."""
+    size = sum(len(rows) for rows, _ in parts)
+
+    def gathered(values: Sequence[tuple[Rows, NDArray[Any]]]) -> NDArray[Any]:
+        first = values[0][1]
+        out = np.zeros((size, *first.shape[1:]), first.dtype)
+        for rows, value in values:
+            out[rows] = value
+        return out
+
+    def field(name: str) -> NDArray[Any]:
+        return gathered([(rows, cast("Any", batch.inputs)[name]) for rows, batch in parts])
+
+    images: dict[str, Any] = {}
+    for camera in dict.fromkeys(camera for _, batch in parts for camera in batch.inputs["images"]):
+        have = [(rows, batch) for rows, batch in parts if camera in batch.inputs["images"]]
+        images[camera] = gathered([(rows, batch.inputs["images"][camera]) for rows, batch in have])
+    inputs = ModelInputs(
+        images=images,
+        image_masks={
+            camera: gathered([(rows, batch.inputs["image_masks"][camera]) for rows, batch in parts])
+            for camera in parts[0][1].inputs["image_masks"]
+        },
+        prompt_tokens=field("prompt_tokens"), prompt_mask=field("prompt_mask"),
+    )  # fmt: skip
+    if "state" in parts[0][1].inputs:
+        inputs["state"] = field("state")
+    return Batch(inputs, gathered([(rows, batch.actions) for rows, batch in parts]))
 
 
 def split_episodes(dataset: LeRobotDataset, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], ...]:

@@ -36,6 +36,8 @@ class PushTDemonstrator:
             self._push = self._planner.plan(pose, agent)
             self._planned_at, self._way, self._pushing = pose, Way(pose), False
         push = self._push
+        if push is None:  # wedged between block and wall
+            return _ahead(agent, 2 * agent - pose[:2], _TRAVEL_AHEAD).astype(np.float32).clip(0.0, 512.0)
         if not self._pushing and np.linalg.norm(agent - push.start) < _ARRIVED:
             self._pushing = True
         if self._pushing:

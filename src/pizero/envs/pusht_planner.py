@@ -61,9 +61,11 @@ class Planner:
         self._agent: Any = simulator_class.add_circle(self._space, (400, 400), RADIUS)
         self._block: Any = simulator_class.add_tee(self._space, (256, 256), 0)[0]
 
-    def plan(self, pose: Array, agent: Array) -> Push:
-        """The push to do next from a block pose [3] and a disc position [2]."""
+    def plan(self, pose: Array, agent: Array) -> Push | None:
+        """The push to do next from a block pose [3] and a disc position [2]; None where the disc can get to none."""
         first = self._pushes(pose, agent, _SKEWS)
+        if not first:
+            return None
         best, value = first[0], first[0].value
         if _solved(best.pose):
             return best

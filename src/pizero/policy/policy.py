@@ -11,20 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.example import sample_chunks
-from pizero.checkpoints.facts import given, make_pipeline
+from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts
 from pizero.checkpoints.load import read_source
-from pizero.checkpoints.native import Checkpoint, load_example, torch_dtype, verify_example
+from pizero.checkpoints.native import Checkpoint, load_example, load_robots, torch_dtype, verify_example
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.engine.fast_sampler import FastSampler
+from pizero.model.pi0 import Pi0
 from pizero.types import ActionModel, RobotDict, UserError
 
 
 class ModelPolicy:
-    """Implements `Policy` with a model and the pipeline of its checkpoint.
+    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`.
 
     device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
     the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
@@ -50,6 +52,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self._sampler = FastSampler(model) if isinstance(model, Pi0) else model
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
@@ -69,7 +72,7 @@ class ModelPolicy:
         if not observations:
             return []
         noise = np.stack([self._noise(observation) for observation in observations])
-        actions = sample_chunks(self.model, self.pipeline, observations, noise, self.num_steps, self._device)
+        actions = sample_chunks(self._sampler, self.pipeline, observations, noise, self.num_steps, self._device)
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(
@@ -104,14 +107,19 @@ def load_policy(
     """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
-    what is missing. Given all the same, they take the place of the checkpoint's own.
+    what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
+    a mixture was trained for gives that robot with its statistics; without it the first of them is run.
     num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails or there is none.
     """
     folder = local_folder(path)
     source = read_source(folder, arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    facts = given(source.facts, embodiment, norm_stats, tokenizer)
+    own = source.facts
+    if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
+        own = pipeline_facts(robots[embodiment])
+    named = own.embodiment is not None and own.embodiment.name == embodiment
+    facts = given(own, None if named else embodiment, norm_stats, tokenizer)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     model = source.build(device, torch_dtype(dtype))
     if verify:

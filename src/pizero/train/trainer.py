@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,17 @@ class Trainer:
         folder: Path,
         *,
         make_example: Callable[[Network], Example] | None = None,
+        robots: Sequence[Pipeline] = (),
         device: str = "cpu",
     ) -> None:
+        """robots: pipelines of the other robots of a mixture, saved with the checkpoint."""
         if model.config.past_actions:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
             )
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
         self.loader, self.validation, self._make_example = loader, validation, make_example
+        self.robots = robots
         self.device = torch.device(device)
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(model, config)
@@ -78,11 +81,12 @@ class Trainer:
         config = self.config
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         losses: list[Tensor] = []
+        batches = self.loader.batches(self.step, config.steps)
         waited, since, busy = 0.0, time.perf_counter(), time.process_time()
         try:
             while self.step < config.steps:
                 started = time.perf_counter()
-                batch = self.loader.batch(self.step)
+                batch = next(batches)
                 waited += time.perf_counter() - started
                 losses.append(self.train_step(batch))
                 if self.step % config.log_every == 0 or self.step == config.steps:
@@ -165,7 +169,7 @@ class Trainer:
 
         with self.average.applied():
             example = self._make_example(self.model) if self._make_example is not None else None
-            save_checkpoint(target, self.model, self.pipeline, example, extra=write_state)
+            save_checkpoint(target, self.model, self.pipeline, example, write_state, self.robots)
         for old in list_checkpoints(self.folder)[: -self.config.keep]:
             shutil.rmtree(old)
         return target

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pizero.checkpoints.openpi_folder import save_stats
 from pizero.checkpoints.remote import local_folder
@@ -59,17 +61,34 @@ def norm_stats(
 
 def dataset_norm_stats(dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int) -> NormStats:
     """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
+    return datasets_norm_stats([dataset], embodiment, mode, horizon)
+
+
+def datasets_norm_stats(
+    datasets: Sequence[LeRobotDataset], embodiment: Embodiment | None, mode: Mode, horizon: int
+) -> NormStats:
+    """The same over several datasets of one robot, as if they were one."""
     state_key, action_key = ("observation.state", "action")
     if embodiment is not None:
         state_key, action_key = embodiment.state_key, embodiment.action_key
     return compute_norm_stats(
-        dataset.column(state_key),
-        dataset.column(action_key),
+        _joined([dataset.column(state_key) for dataset in datasets], state_key),
+        _joined([dataset.column(action_key) for dataset in datasets], action_key),
         mode,
         relative=None if embodiment is None else embodiment.relative,
         horizon=horizon,
-        episode_lengths=[int(length) for length in dataset.episode_lengths],
+        episode_lengths=[int(length) for dataset in datasets for length in dataset.episode_lengths],
     )
+
+
+def _joined(columns: Sequence[NDArray[np.float32]], key: str) -> NDArray[np.float32]:
+    widths = sorted({column.shape[1] for column in columns})
+    if len(widths) > 1:
+        raise UserError(
+            f"{key} has {widths[0]} dimensions in one dataset and {widths[1]} in another of the same robot; "
+            "give the robots different names"
+        )
+    return np.concatenate(columns)
 
 
 _NAMES = {"openpi": "assets/<asset id>/norm_stats.json", "lerobot": "meta/stats.json"}

@@ -1,4 +1,4 @@
-"""A policy from a LeRobot dataset: statistics, tokenizer, frames into memory, training, checkpoints."""
+"""A policy from a LeRobot dataset, or from several: statistics, tokenizer, frames, training, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,26 +14,20 @@ import torch
 
 from pizero.checkpoints import paligemma
 from pizero.checkpoints.example import Example, make_example
-from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import Network, make_model, model_name
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
-from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset
-from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import Embodiment, get_embodiment
-from pizero.data.loader import FrameCache, Loader, split_episodes
-from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
+from pizero.data.frames import FrameStore
 from pizero.data.pipeline import Pipeline
-from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import write_bytes
 from pizero.model.pi0 import Pi0
 from pizero.train.trainer import Progress, Trainer, list_checkpoints
 from pizero.types import RobotDict, UserError
-from pizero.workflows.norm_stats import dataset_norm_stats
 from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.training_data import build_pipelines, load_pipelines, make_loaders, open_sources
 
 
 @dataclass(frozen=True)
@@ -42,46 +36,6 @@ class TrainResult:
     parameters: int
     loss: float
     samples_per_second: float
-
-
-def build_pipeline(
-    dataset: LeRobotDataset,
-    preset: Preset,
-    folder: Path,
-    tokenizer: Path | None = None,
-    stats: str | Path | None = None,
-    start: Facts | None = None,
-) -> Pipeline:
-    """Statistics of this dataset, unless others are given, and a tokenizer that fits the model.
-
-    start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
-    of its statistics stay.
-    """
-    config = preset.model
-    embodiment = get_embodiment(preset.embodiment)
-    known = None if start is None else start.norm_stats
-    mode = preset.norm_mode if known is None else known.mode  # the weights know this one
-    norm_stats = (
-        _given_stats(stats, dataset, embodiment, mode)
-        if stats is not None
-        else dataset_norm_stats(dataset, embodiment, mode, config.action_horizon)
-    )
-    for warning in near_constant_dimensions(norm_stats):
-        console.print(f"[yellow]warning[/] {warning}")
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = replace(start or Facts(), embodiment=embodiment, norm_stats=norm_stats)
-    if tokenizer is not None:
-        facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
-    elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
-        own = train_tokenizer(sorted(set(dataset.tasks)), folder / "tokenizer.model", preset.tokenizer_size)
-        facts = replace(facts, tokenizer=own)
-    return make_pipeline(config, facts)
-
-
-def _given_stats(stats: str | Path, dataset: LeRobotDataset, embodiment: Embodiment, mode: Mode) -> NormStats:
-    state_dim = embodiment.state_dim or dataset.column(embodiment.state_key).shape[1]
-    action_dim = embodiment.action_dim or dataset.column(embodiment.action_key).shape[1]
-    return read_norm_stats(stats, mode, embodiment).fitted(state_dim, action_dim)
 
 
 def train_policy(
@@ -96,9 +50,12 @@ def train_policy(
     device: str = "cpu",
     episodes: Sequence[int] | None = None,
     skip_bad_episodes: bool = False,
+    frames: FrameStore = "auto",
+    workers: int | None = None,
 ) -> TrainResult:
-    """Trains `preset` on the dataset, or on some of its episodes, into `folder`.
+    """Trains `preset` on the dataset, or on some of its episodes, into `folder`; on a mixture that a .toml file lists.
 
+    frames: where decoded frames are kept. workers: processes that read ahead; None takes none on the CPU, else up to 4.
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
     stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
     skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
@@ -107,33 +64,29 @@ def train_policy(
     found = list_checkpoints(folder)
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
-    dataset = LeRobotDataset(
-        local_folder(dataset_root, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes
+    sources = open_sources(
+        dataset_root, preset.embodiment, episodes=episodes, norm_stats=stats, skip_bad_episodes=skip_bad_episodes
     )
     model, facts = _initial_model(preset, start)
     preset = replace(preset, model=model.config)
     _check_run_settings(folder, preset, resume)
-    pipeline = Pipeline.load(found[-1]) if found else build_pipeline(dataset, preset, folder, tokenizer, stats, facts)
-    config = preset.train
+    pipelines = (
+        load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, folder, tokenizer, facts)
+    )
+    pipeline, *robots = pipelines.values()
+    workers = (0 if torch.device(device).type == "cpu" else min(4, os.cpu_count() or 1)) if workers is None else workers
     with progress_bar() as bars:
-        dataset, cache = _load_frames(dataset, pipeline, bars, skip_bad_episodes)
-        split = split_episodes(dataset, config.validation_fraction, config.seed)
-        loaders = [
-            Loader(
-                dataset, pipeline, cache, frames,
-                horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
-                early_frames=config.early_frames,
-            )
-            if len(frames) else None
-            for frames in split
-        ]  # fmt: skip
-        assert loaders[0] is not None
+        loader, validation = make_loaders(
+            sources, pipelines, preset, bars,
+            frames=frames, workers=workers, skip_bad_episodes=skip_bad_episodes,
+        )  # fmt: skip
         trainer = Trainer(
-            model, pipeline, config, loaders[0], loaders[1], folder,
-            make_example=_example_maker(dataset, pipeline, preset.model.action_horizon), device=device,
+            model, pipeline, preset.train, loader, validation, folder,
+            make_example=_example_maker(sources[0].dataset, pipeline, preset.model.action_horizon), robots=robots,
+            device=device,
         )  # fmt: skip
         if resume and trainer.resume():
-            console.print(f"resuming from step {trainer.step} of {config.steps}")
+            console.print(f"resuming from step {trainer.step} of {preset.train.steps}")
         last = _run(trainer, bars)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return TrainResult(list_checkpoints(folder)[-1], parameters, last.loss, last.samples_per_second)
@@ -174,24 +127,6 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
 
     trainer.run(show)
     return reached
-
-
-def _load_frames(
-    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, skip_bad_episodes: bool
-) -> tuple[LeRobotDataset, FrameCache]:
-    """The frames, and the dataset without the episodes whose images cannot be decoded."""
-    bar = bars.add_task("reading frames", total=None, note="")
-    report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
-    cameras = list(pipeline.embodiment.cameras.values())
-    while True:
-        try:
-            return dataset, FrameCache(dataset, cameras, pipeline.image_size, report, convention=pipeline.convention)
-        except BadEpisodeError as error:
-            good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
-            if not skip_bad_episodes or not good:
-                raise
-            console.print(f"[yellow]left out[/] {error}")
-            dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
 
 
 def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:

@@ -124,6 +124,15 @@ class LeRobotDataset:
             raise UserError(f"{self.root}: camera {camera!r} has {channels} channels; only RGB cameras can be read")
         return height, width
 
+    def image_files(self, cameras: Sequence[str]) -> list[Path]:
+        """The files that hold these cameras' frames, each once, in the order of the episodes."""
+        keys = [self._camera_key(camera) for camera in cameras]
+        video = [key for key in keys if self.features[key]["dtype"] == "video"]
+        paths = [episode.videos[key].path for key in video for episode in self._episodes]
+        if len(video) < len(keys):
+            paths += [episode.data_path for episode in self._episodes]
+        return list(dict.fromkeys(paths))
+
     def images(self, camera: str, frames: ArrayLike) -> NDArray[np.uint8]:
         """uint8 [N, h, w, 3] of the frames given, in any order, repeats allowed; each is decoded once."""
         frames = self._check_frames(frames)

@@ -1,0 +1,1 @@
+"""Inference as fast as the machine allows, with the numbers of the plain path."""

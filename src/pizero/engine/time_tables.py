@@ -1,0 +1,67 @@
+"""What depends on the flow time alone, for all times of an integration: made once per number of steps and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pizero.engine.packed import Modulation, modulations
+from pizero.model.flow_matching import Solver, integrate
+from pizero.model.layers import embed_time
+from pizero.model.pi0 import Pi0
+from pizero.model.two_expert import TwoExpertLayer
+
+
+@dataclass(frozen=True)
+class TimeTables:
+    """biases [T, E]: of the action embedding at each time, so that `time_mlp_in` needs no time any more.
+
+    norms [T][i]: of the expert, the attention's and the MLP's of each layer, then the final one; for one time alone if
+    they do not depend on it.
+    """
+
+    biases: Tensor
+    norms: list[list[Modulation]]
+
+    def at(self, call: int) -> list[Modulation]:
+        """The norms for the velocity that is asked for as number `call`."""
+        return self.norms[call if len(self.norms) > 1 else 0]
+
+
+def integration_times(num_steps: int, solver: Solver) -> Tensor:
+    """[T] float32: the times at which `integrate` asks for a velocity, in its order."""
+    times: list[Tensor] = []
+
+    def record(x: Tensor, time: Tensor) -> Tensor:
+        times.append(time)
+        return torch.zeros_like(x)
+
+    integrate(record, torch.zeros(1, 1, 1), num_steps, solver)
+    return torch.cat(times)
+
+
+def make_tables(model: Pi0, num_steps: int, solver: Solver) -> TimeTables:
+    width = model.config.expert.width
+    times = embed_time(integration_times(num_steps, solver).to(model.action_in_proj.weight.device), width)  # [T, E]
+    bias = model.action_in_proj.bias.float()
+    if model.config.adaptive:
+        times = F.silu(model.time_mlp_out(F.silu(model.time_mlp_in(times))))
+        biases = bias.expand(len(times), -1)
+    else:
+        action, time = model.time_mlp_in.weight.float().split(width, dim=1)
+        biases = times @ time.T + (model.time_mlp_in.bias.float() + action @ bias)
+    experts = [layer.expert for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
+    norms = [norm for block in experts for norm in (block.attention_norm, block.mlp_norm)]
+    rows = [modulations(norm, times) for norm in (*norms, model.transformer.expert_norm)]
+    return TimeTables(biases, [list(row) for row in zip(*rows, strict=True)])
+
+
+def action_weight(model: Pi0) -> Tensor:
+    """[E, D]: from noisy actions to what the bias of a time is added to."""
+    weight = model.action_in_proj.weight.float()
+    if model.config.adaptive:
+        return weight
+    return model.time_mlp_in.weight.float()[:, : weight.shape[0]] @ weight

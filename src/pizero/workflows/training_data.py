@@ -1,0 +1,234 @@
+"""What a training reads: one LeRobot dataset, or a mixture of several that a TOML file lists."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
+from pizero.checkpoints.native import load_robots
+from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.source import Facts
+from pizero.checkpoints.stats import read_norm_stats
+from pizero.configs.presets import Preset
+from pizero.data.datasets.layout import BadEpisodeError
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.embodiments import Embodiment, get_embodiment
+from pizero.data.frames import FrameCache, FrameStore
+from pizero.data.loader import Loader, Member, split_episodes
+from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
+from pizero.data.pipeline import Pipeline
+from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
+from pizero.types import UserError
+from pizero.workflows.norm_stats import datasets_norm_stats
+from pizero.workflows.progress import console
+
+Pipelines = dict[str, Pipeline]
+"""By the embodiment's name; the first is the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of a training. weight: as for `loader.Member`. norm_stats: where to read others than its own."""
+
+    dataset: LeRobotDataset
+    embodiment: Embodiment
+    weight: float | None = None
+    norm_stats: str | Path | None = None
+
+
+def open_sources(
+    path: Path,
+    embodiment: str,
+    *,
+    episodes: Sequence[int] | None = None,
+    norm_stats: str | Path | None = None,
+    skip_bad_episodes: bool = False,
+) -> list[Source]:
+    """The dataset at `path` (folder or hub id), or those of a mixture, a .toml file.
+
+    embodiment: name or TOML file, for a dataset that does not say its own. episodes, norm_stats: of a single dataset.
+    """
+    if path.suffix != ".toml":
+        dataset = LeRobotDataset(local_folder(path, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes)
+        return [Source(dataset, get_embodiment(embodiment), None, norm_stats)]
+    if episodes is not None or norm_stats is not None:
+        raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset")
+    sources: list[Source] = []
+    for entry in _entries(path):
+        folder = local_folder(_beside(path, entry["path"]), "dataset")
+        robot = entry.get("embodiment", embodiment)
+        stats = entry.get("norm_stats")
+        sources.append(
+            Source(
+                LeRobotDataset(folder, skip_bad_episodes=skip_bad_episodes),
+                get_embodiment(str(_beside(path, robot)) if robot.endswith(".toml") else robot),
+                entry.get("weight"),
+                None if stats is None else _beside(path, stats),
+            )
+        )  # fmt: skip
+    for source in sources:
+        first = next(other for other in sources if other.embodiment.name == source.embodiment.name)
+        if first.embodiment != source.embodiment or first.norm_stats != source.norm_stats:
+            raise UserError(
+                f"{path}: two datasets share the robot {source.embodiment.name!r}, but not its description or its "
+                "norm_stats; give one of the robots another name"
+            )
+    return sources
+
+
+def build_pipelines(
+    sources: Sequence[Source],
+    preset: Preset,
+    folder: Path,
+    tokenizer: Path | None = None,
+    start: Facts | None = None,
+) -> Pipelines:
+    """For every robot: statistics of all its datasets together, unless others are given, and the shared tokenizer.
+
+    tokenizer: a SentencePiece file; without one a small model is trained on all prompts and written into `folder`.
+    start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
+    of its statistics stay.
+    """
+    config = preset.model
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = start or Facts()
+    if tokenizer is not None:
+        facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
+    elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
+        prompts = sorted({task for source in sources for task in source.dataset.tasks})
+        own = train_tokenizer(prompts, folder / "tokenizer.model", preset.tokenizer_size)
+        facts = replace(facts, tokenizer=own)
+    mode = preset.norm_mode if facts.norm_stats is None else facts.norm_stats.mode  # the weights know this one
+    pipelines: Pipelines = {}
+    for source in sources:
+        name = source.embodiment.name
+        if name not in pipelines:
+            of_robot = [other.dataset for other in sources if other.embodiment.name == name]
+            stats = (
+                datasets_norm_stats(of_robot, source.embodiment, mode, config.action_horizon)
+                if source.norm_stats is None
+                else _given_stats(source.norm_stats, source, mode)
+            )
+            for warning in near_constant_dimensions(stats):
+                console.print(f"[yellow]warning[/] {name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
+            known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
+            pipelines[name] = make_pipeline(config, known)
+    return pipelines
+
+
+def _given_stats(stats: str | Path, source: Source, mode: Mode) -> NormStats:
+    robot, dataset = source.embodiment, source.dataset
+    state_dim = robot.state_dim or dataset.column(robot.state_key).shape[1]
+    action_dim = robot.action_dim or dataset.column(robot.action_key).shape[1]
+    return read_norm_stats(stats, mode, robot).fitted(state_dim, action_dim)
+
+
+def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
+    """Those that a training was started with, for going on."""
+    first = Pipeline.load(checkpoint)
+    pipelines = {first.embodiment.name: first, **load_robots(checkpoint)}
+    missing = [source.embodiment.name for source in sources if source.embodiment.name not in pipelines]
+    if missing:
+        raise UserError(
+            f"{checkpoint} knows the robots {', '.join(pipelines)}, but the data is of {missing[0]!r}; "
+            "give the datasets that the training was started with"
+        )
+    return pipelines
+
+
+def make_loaders(
+    sources: Sequence[Source],
+    pipelines: Pipelines,
+    preset: Preset,
+    bars: Any,
+    *,
+    frames: FrameStore = "auto",
+    workers: int = 0,
+    skip_bad_episodes: bool = False,
+) -> tuple[Loader, Loader | None]:
+    """Of the training and of the held-out episodes, whose frames are decoded now, or opened; None where none are."""
+    config = preset.train
+    train: list[Member] = []
+    held_out: list[Member] = []
+    for source in sources:
+        pipeline = pipelines[source.embodiment.name]
+        dataset, cache = _frames(source.dataset, pipeline, bars, frames, skip_bad_episodes)
+        split = split_episodes(dataset, config.validation_fraction, config.seed)
+        train.append(Member(dataset, pipeline, cache, split[0], source.weight))
+        if len(split[1]):
+            held_out.append(Member(dataset, pipeline, cache, split[1]))
+
+    def loader(members: Sequence[Member], **settings: Any) -> Loader:
+        return Loader(
+            members, horizon=preset.model.action_horizon, batch_size=config.batch_size, seed=config.seed,
+            early_frames=config.early_frames, **settings,
+        )  # fmt: skip
+
+    return loader(train, workers=workers), loader(held_out) if held_out else None
+
+
+def _frames(
+    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, frames: FrameStore, skip_bad_episodes: bool
+) -> tuple[LeRobotDataset, FrameCache]:
+    """The frames, and the dataset without the episodes whose images cannot be decoded."""
+    bar = bars.add_task("reading frames", total=None, note="")
+    report: Callable[[int, int], None] = lambda done, total: bars.update(bar, completed=done, total=total)  # noqa: E731
+    cameras = list(pipeline.embodiment.cameras.values())
+    while True:
+        try:
+            cache = FrameCache(
+                dataset, cameras, pipeline.image_size, store=frames, convention=pipeline.convention,
+                on_progress=report, skip_bad_episodes=skip_bad_episodes,
+            )  # fmt: skip
+            break
+        except BadEpisodeError as error:
+            good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
+            if not skip_bad_episodes or not good:
+                raise
+            console.print(f"[yellow]left out[/] {error}")
+            dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
+    bars.update(bar, completed=1, total=1)
+    if frames == "auto" and cache.store == "decode":
+        console.print(
+            f"[yellow]warning[/] {cache.num_bytes / 1e9:.0f} GB of decoded frames fit neither into memory nor on the "
+            "disk of the cache folder (PIZERO_CACHE): they are decoded again and again, which is slow"
+        )
+    return dataset, cache
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The tables of a mixture; UserError naming what is wrong in the file."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
+    entries: Any = values.get("datasets")
+    if set(values) != {"datasets"} or not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: expected [[datasets]], one table for each dataset, and nothing else")
+    kinds: dict[str, Any] = {"path": str, "weight": (int, float), "embodiment": str, "norm_stats": str}
+    for number, entry in enumerate(cast("list[Any]", entries), 1):
+        where = f"{path}: dataset {number}"
+        if not isinstance(entry, dict) or "path" not in entry:
+            raise UserError(f"{where} has no path")
+        table = cast("dict[str, Any]", entry)
+        for key, value in table.items():
+            if key not in kinds:
+                raise UserError(f"{where}: unknown key {key!r}; expected some of {', '.join(kinds)}")
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise UserError(f"{where}: {key} is {value!r}, expected a {'number' if key == 'weight' else 'text'}")
+        weight = table.get("weight", 1)
+        if not 0 < weight < np.inf:
+            raise UserError(f"{where}: weight is {weight}, expected a number above 0")
+    return cast("list[dict[str, Any]]", entries)
+
+
+def _beside(path: Path, name: str) -> str:
+    """A path as the file means it, relative to its own folder; a hub id stays what it is."""
+    found = path.parent / Path(name).expanduser()
+    return str(found) if found.exists() else name
