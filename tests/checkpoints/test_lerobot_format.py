@@ -22,7 +22,7 @@ from pizero.checkpoints.lerobot import WrittenTensors
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.native import load_checkpoint, save_checkpoint
 from pizero.checkpoints.source import Facts, Source
-from pizero.data.embodiments import Embodiment
+from pizero.data.embodiments import Conversion, Embodiment
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.data.transforms import Normalize
@@ -385,6 +385,24 @@ def test_a_renamed_state_is_carried(tmp_path: Path) -> None:
     again = lerobot.read(folder, arch_of("pi0")).facts.embodiment
     assert again is not None
     assert again.state_key == "observation.qpos"
+
+
+def test_joined_columns_become_lerobots_state(tmp_path: Path) -> None:
+    source = source_of("pi0")
+    assert source.facts.embodiment is not None
+    embodiment = dataclasses.replace(source.facts.embodiment, state_key=("joints", "gripper"))
+    folder = written(tmp_path / "x", model_of(source), dataclasses.replace(source.facts, embodiment=embodiment))
+    again = lerobot.read(folder, arch_of("pi0")).facts.embodiment
+    assert again is not None
+    assert again.state_key == "observation.state"
+
+
+def test_conversions_cannot_be_written(tmp_path: Path) -> None:
+    source = source_of("pi0")
+    assert source.facts.embodiment is not None
+    embodiment = dataclasses.replace(source.facts.embodiment, conversions=(Conversion((0,), model=(0, -1)),))
+    with pytest.raises(UserError, match="converts the robot's numbers, which LeRobot cannot; write another format"):
+        written(tmp_path / "x", model_of(source), dataclasses.replace(source.facts, embodiment=embodiment))
 
 
 # ---------------------------------------------------------------- what is not told

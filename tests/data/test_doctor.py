@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import Finding
-from pizero.data.embodiments import generic
-from pizero.data.norm_stats import compute_norm_stats
+from pizero.data.embodiments import Conversion, generic
+from pizero.data.norm_stats import FieldStats, compute_norm_stats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.types import UserError
+from pizero.workflows.norm_stats import dataset_norm_stats
 
 FPS, HORIZON, EPISODES, FRAMES = 10, 8, 6, 40
 CAMERAS = {"base_0_rgb": "top", "left_wrist_0_rgb": "wrist"}
@@ -343,3 +346,68 @@ def test_absolute_where_relative_was_expected(clean_dataset: LeRobotDataset) -> 
         findings = examine(clean_dataset, embodiment, 2, pipeline).findings
         assert [(f.severity, f.check) for f in findings] == [("error", "absolute or relative")], embodiment
         assert text in findings[0].advice
+
+
+# ---------------------------------------------------------------- robots with conversions
+
+DEGREES = (Conversion((0, 1, 2), robot=(0, 180), model=(0, 3.14159265)), Conversion((3,), "state", robot=(0, 0.08)))
+IN_DEGREES = replace(RELATIVE, conversions=DEGREES)
+
+
+def test_statistics_are_compared_in_the_models_numbers(clean_dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """A checkpoint in radians fits a robot in degrees; without its conversions it does not."""
+    norm_stats = dataset_norm_stats(clean_dataset, RELATIVE, "zscore", HORIZON)
+    recording = clean()
+    for episode in recording.episodes:
+        episode.state[:, :3] *= 180 / np.pi
+        episode.action[:, :3] *= 180 / np.pi
+    dataset = write(recording, tmp_path / "degrees")
+    of_gripper = (*norm_stats.state.mean[:3], norm_stats.state.mean[3] / 0.08)
+    deviations = (*norm_stats.state.std[:3], norm_stats.state.std[3] / 0.08)
+    norm_stats = replace(norm_stats, state=FieldStats(np.array(of_gripper), np.array(deviations)))
+    computed = dataset_norm_stats(dataset, IN_DEGREES, "zscore", HORIZON)
+    np.testing.assert_allclose(computed.state.mean, norm_stats.state.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(computed.actions.std, norm_stats.actions.std, rtol=1e-4)
+    fits = pipeline_of(dataset, IN_DEGREES, norm_stats=norm_stats)
+    assert examine(dataset, IN_DEGREES, HORIZON, fits).findings == []
+    plain = pipeline_of(dataset, RELATIVE, norm_stats=norm_stats)
+    assert checks(examine(dataset, RELATIVE, HORIZON, plain).findings) == {"statistics"}
+
+
+def test_actions_in_other_units_than_the_state(tmp_path: Path) -> None:
+    """The state in degrees, the action in radians the other way round: it can be told that the action is the state."""
+    recording = clean()
+    for episode in recording.episodes:
+        episode.action[:, :3] = episode.state[:, :3]
+        episode.state[:, :3] *= -180 / np.pi
+    dataset = write(recording, tmp_path / "data")
+    robot = replace(ROBOT, conversions=(Conversion((0, 1, 2), "state", robot=(0, -180), model=(0, 3.14159265)),))
+    assert "action is state" in checks(examine(dataset, robot, HORIZON).findings)
+    assert "action is state" not in checks(examine(dataset, ROBOT, HORIZON).findings)
+
+
+def test_a_robot_with_more_dimensions_than_the_data(clean_dataset: LeRobotDataset) -> None:
+    with pytest.raises(UserError, match="action dimension 6 is a gripper, but there are 4"):
+        examine(clean_dataset, replace(ROBOT, grippers=(6,)), HORIZON)
+
+
+def test_stored_statistics_of_joined_columns(clean_dataset: LeRobotDataset, tmp_path: Path) -> None:
+    shutil.copytree(clean_dataset.root, tmp_path / "data")
+    path = tmp_path / "data" / "meta" / "stats.json"
+    stored = json.loads(path.read_text())
+    stored["action"]["mean"][1] += 5
+    path.write_text(json.dumps(stored))
+    robot = replace(ROBOT, state_dim=8, state_key=("observation.state", "action"))
+    findings = examine(LeRobotDataset(tmp_path / "data"), robot, HORIZON).findings
+    found = [finding for finding in findings if finding.check == "stored statistics"]
+    assert [f.where for f in found] == ["state[5]", "action[1]"]
+    assert "for dimension 1 of action" in found[0].evidence
+
+
+def test_a_default_prompt_is_a_prompt(clean_dataset: LeRobotDataset, tmp_path: Path) -> None:
+    recording = clean()
+    for episode in recording.episodes[:2]:
+        episode.prompt = " "
+    dataset = write(recording, tmp_path / "data")
+    assert checks(examine(dataset, ROBOT, HORIZON).findings) == {"no prompt"}
+    assert examine(dataset, replace(ROBOT, default_prompt="wait"), HORIZON).findings == []

@@ -492,3 +492,48 @@ def test_a_video_that_ends_too_soon(h264_copy: Path) -> None:
     with pytest.warns(UserWarning, match=r"file-001\.mp4, episode 3: the video ends at"):
         dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
     assert dataset.episodes.tolist() == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- columns that embodiments name
+
+
+def add_column(root: Path, name: str, values: pa.Array, dtype: str) -> None:
+    """To a dataset of one data file."""
+    path = next((root / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path).append_column(name, values), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
+    (root / "meta/info.json").write_text(json.dumps(info))
+
+
+def test_several_columns_side_by_side() -> None:
+    dataset = LeRobotDataset(PNG)
+    both = dataset.column(("action", "observation.state"))
+    parts = [dataset.column("action"), dataset.column("observation.state")]
+    np.testing.assert_array_equal(both, np.concatenate(parts, axis=1))
+    values, is_pad = dataset.window(("observation.state", "action"), [3, 39], 4)
+    for start, key in ((0, "observation.state"), (parts[1].shape[1], "action")):
+        alone, alone_pad = dataset.window(key, [3, 39], 4)
+        np.testing.assert_array_equal(values[..., start : start + alone.shape[2]], alone)
+        np.testing.assert_array_equal(is_pad, alone_pad)
+    with pytest.raises(UserError, match="no numeric column 'gripper'"):
+        dataset.column(("action", "gripper"))
+
+
+def test_prompts_from_a_column(png_copy: Path) -> None:
+    texts = [f"step {frame}" for frame in range(161)]
+    texts[40], texts[41] = "", None
+    add_column(png_copy, "instruction", pa.array(texts), "string")
+    dataset = LeRobotDataset(png_copy, episodes=[1, 0])
+    frames = [0, 1, 2, 38]  # frames 40, 41, 42 of the file, then its first
+    assert dataset.prompts(frames, "instruction") == ["", "", "step 42", "step 0"]
+    assert dataset.prompts(frames, "instruction", "wait") == ["wait", "wait", "step 42", "step 0"]
+    assert dataset.prompts(frames, "task", "wait") == dataset.prompts(frames)
+    with pytest.raises(UserError, match="no column of text 'action'; it has task, instruction"):
+        dataset.prompts(frames, "action")
+
+
+def test_a_column_of_text_without_text(png_copy: Path) -> None:
+    add_column(png_copy, "instruction", pa.array(range(161)), "string")
+    with pytest.raises(UserError, match="'instruction' holds no text but int"):
+        LeRobotDataset(png_copy).prompts([0], "instruction")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import generic
+from pizero.data.embodiments import Conversion, generic
 from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.images import resize_with_pad
 from pizero.data.loader import Batch, Loader, Member
@@ -169,3 +170,41 @@ def test_weights_are_shares_and_frames_take_turns() -> None:
         make_mixture((1.0, 0.0))
     starts = order.reshape(5, 40)[:, :5] >= DATASET.num_frames
     assert 0 < starts.sum() < 25  # the members are mixed within an epoch
+
+
+def test_a_batch_of_a_robot_with_joined_columns_and_conversions() -> None:
+    """State: the action's columns behind the state's, turned round; the prompt is the default where tasks are empty."""
+    loader = make_loader(1)
+    state, actions = DATASET.column("observation.state"), DATASET.column("action")
+    width = state.shape[1]
+    robot = replace(
+        loader._members[0].pipeline.embodiment,
+        state_key=("observation.state", "action"), conversions=(Conversion((0, width), "state", model=(0, -1)),),
+    )  # fmt: skip
+    joined = np.concatenate([state, actions], axis=1)
+    joined[:, [0, width]] *= -1
+    stats = compute_norm_stats(joined, actions, "zscore")
+    pipeline = replace(loader._members[0].pipeline, embodiment=robot, norm_stats=stats)
+    loader._members[0] = replace(loader._members[0], pipeline=pipeline)
+    frames = np.array([0, 39, 160])
+    batch = loader.read(frames)
+    expected = (joined[frames] - stats.state.mean) / (stats.state.std + 1e-6)
+    assert_allclose(batch.inputs["state"][:, : joined.shape[1]], expected, rtol=1e-4, atol=1e-5)
+    chunk = DATASET.window("action", frames, 4)[0].astype(np.float64)
+    chunk[..., 0] += state[frames, None, 0]  # relative to the state turned round
+    expected = (chunk - stats.actions.mean) / (stats.actions.std + 1e-6)
+    assert_allclose(batch.actions[..., : actions.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_default_prompt_where_a_task_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(1)
+    monkeypatch.setattr(loader._members[0].dataset, "tasks", ["", "push it"])
+    own = loader._members[0].pipeline
+    pipeline = replace(own, embodiment=replace(own.embodiment, default_prompt="wait"))
+    loader._members[0] = replace(loader._members[0], pipeline=pipeline)
+    frames = np.arange(161)
+    tokens = loader.read(frames).inputs["prompt_tokens"]
+    for text, index in (("wait", 0), ("push it", 1)):
+        expected, _ = own.tokenizer.encode(text, None, 64)
+        assert (DATASET.task_index == index).any()
+        assert (tokens[DATASET.task_index == index] == expected).all()

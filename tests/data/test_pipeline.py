@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pizero.data.embodiments import generic
+from pizero.data.embodiments import Conversion, generic
 from pizero.data.norm_stats import NormStats, compute_norm_stats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
@@ -337,3 +337,54 @@ def test_a_history_that_cannot_be() -> None:
         make(num_history=0)
     with pytest.raises(UserError, match="num_history 3: a prompt holds one state"):
         make("pi05", num_history=HISTORY)
+
+
+# -------------------------------------------------------------------- conversions and default prompt
+
+PI = 3.14159265
+DEGREES = (
+    Conversion((0,), robot=(0, 180), model=(0, PI)), Conversion((2,), "state", robot=(0, 180), model=(0, PI)),
+    Conversion((1,), "action", model=(0, -1)),
+)  # fmt: skip
+
+
+def test_conversions_come_first_in_and_last_out() -> None:
+    """A robot in degrees gives the very arrays of one in radians, and gets its actions back in degrees."""
+    plain, robot_in_degrees = make(), make(embodiment=replace(make().embodiment, conversions=DEGREES))
+    rng = np.random.default_rng(0)
+    radians, actions = rng.normal(size=(2, 3)), rng.normal(size=(2, 5, 2))
+    factor = 180 / PI
+    state, own = radians * [factor, 1, factor], actions * [factor, -1]
+    one = plain.model_inputs(images(), radians, ["lift it"] * 2)
+    other = robot_in_degrees.model_inputs(images(), state, ["lift it"] * 2)
+    assert_allclose(one["state"], other["state"], rtol=1e-6)
+    target = robot_in_degrees.model_actions(own, state)
+    assert_allclose(target, plain.model_actions(actions, radians), rtol=1e-6)  # relative to state 2, in radians
+    assert_allclose(robot_in_degrees.robot_actions(target, state), own, rtol=1e-5)
+    assert_allclose(plain.robot_actions(target, radians) * [factor, -1], own, rtol=1e-5)
+
+
+def test_conversions_are_saved(tmp_path: Path) -> None:
+    pipeline = make(embodiment=replace(make().embodiment, conversions=DEGREES, default_prompt="go"))
+    pipeline.save(tmp_path)
+    assert Pipeline.load(tmp_path).embodiment == pipeline.embodiment
+
+
+def test_a_conversion_of_a_dimension_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="state dimension 3 is converted, but there are 3"):
+        make(embodiment=generic_with(conversions=(Conversion((3,), "state"),)))
+
+
+def generic_with(**changes: Any) -> Any:
+    return replace(make().embodiment, **changes)
+
+
+def test_a_prompt_that_nobody_gives() -> None:
+    pipeline = make(embodiment=generic_with(default_prompt="lift it"))
+    unsaid, given = robot(), robot(prompt="put it down")
+    del unsaid["prompt"]
+    inputs = pipeline.robot_inputs([unsaid, robot(prompt=" "), given])
+    expected = make().robot_inputs([robot(), robot(), given])
+    assert_array_equal(inputs["prompt_tokens"], expected["prompt_tokens"])
+    with pytest.raises(UserError, match="prompt: got int, expected text"):
+        pipeline.robot_inputs([robot(prompt=3)])

@@ -20,7 +20,7 @@ from torch import Tensor
 from pizero.checkpoints.json_file import read_object
 from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Facts
-from pizero.data.embodiments import Embodiment
+from pizero.data.embodiments import Embodiment, Key
 from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS, Pi0Config
@@ -258,6 +258,10 @@ def _width(features: Mapping[str, Any] | None, key: str) -> int | None:
 def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     """The keys of config.json about the robot; the model's cameras and dims where the facts do not tell them."""
     embodiment, stats = facts.embodiment, facts.norm_stats
+    if embodiment is not None and embodiment.conversions:
+        raise UserError(
+            f"the {embodiment.name} embodiment converts the robot's numbers, which LeRobot cannot; write another format"
+        )
     keys = [IMAGES + camera for camera in config.cameras]
     if embodiment is not None:
         robot = [embodiment.cameras[camera] for camera in config.cameras if camera in embodiment.cameras]
@@ -281,9 +285,9 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _observation_key(key: str, other: str) -> str:
-    """LeRobot takes for observations only what is named so."""
-    return key if key.startswith("observation.") else other
+def _observation_key(key: Key, other: str) -> str:
+    """LeRobot takes for observations only what is named so, one column each."""
+    return key if isinstance(key, str) and key.startswith("observation.") else other
 
 
 def _relative_config(embodiment: Embodiment | None, action_dim: int) -> dict[str, Any]:

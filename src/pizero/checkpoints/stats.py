@@ -30,12 +30,20 @@ def read_norm_stats(where: str | Path, mode: Mode, embodiment: Embodiment) -> No
         return stats if stats.mode == mode else NormStats(mode, stats.state, stats.actions)
     if not file.is_file():
         raise UserError(f"{where}: there is nothing at this path, neither a file of norm statistics nor a checkpoint")
-    if any(embodiment.relative_mask) and "norm_stats" not in read_json(file):
+    keys = embodiment.state_key, embodiment.action_key
+    if "norm_stats" in read_json(file):
+        return NormStats.load(file, mode)
+    if any(embodiment.relative_mask):
         raise UserError(
             f"{file} does not tell that its actions are relative, which those of the {embodiment.name} embodiment are; "
             "compute them with pizero norm-stats"
         )
-    return NormStats.load(file, mode, (embodiment.state_key, embodiment.action_key))
+    if embodiment.conversions or not isinstance(keys[0], str) or not isinstance(keys[1], str):
+        raise UserError(
+            f"{file} is of the columns as they are, but the {embodiment.name} embodiment joins or converts them; "
+            "compute them with pizero norm-stats"
+        )
+    return NormStats.load(file, mode, (keys[0], keys[1]))
 
 
 def _local_path(where: str) -> Path:

@@ -13,7 +13,7 @@ import tyro
 class Arguments:
     """Writes a checkpoint in another format, and proves it: the result is read again and must sample the same actions.
 
-    Example: pizero convert gs://openpi-assets/checkpoints/pi05_base pi05 --to native --embodiment generic
+    Example: pizero convert gs://openpi-assets/checkpoints/pi05_base pi05 --to native --embodiment droid
     """
 
     source: Annotated[str, tyro.conf.Positional]

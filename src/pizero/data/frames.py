@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.images import resize_with_pad
-from pizero.files import cache_folder, partial_path, remove_leftovers, write_bytes
+from pizero.files import cache_folder, partial_path, write_bytes
 from pizero.types import Convention, UserError
 
 FrameStore: TypeAlias = Literal["auto", "memory", "disk", "decode"]
@@ -99,7 +99,7 @@ class FrameCache:
             )
         faults: list[BadEpisodeError] = []
         for camera in missing:
-            partial = None if self.store == "memory" else partial_path(self._path(camera))
+            partial = None if self.store == "memory" else self._new_partial(camera)
             if partial is None:
                 frames = np.empty(shape, np.uint8)
             else:
@@ -186,6 +186,10 @@ class FrameCache:
 
     def _path(self, camera: str, kind: str = "npy") -> Path:
         return self._folder / f"{quote(camera, safe='')}.{kind}"
+
+    def _new_partial(self, camera: str) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return partial_path(self._path(camera))
 
     def _describe(self, cameras: Sequence[str]) -> None:
         """A note for people who wonder what the folder is."""

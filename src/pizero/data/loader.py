@@ -49,7 +49,8 @@ class Member:
         state = dataset.column(embodiment.state_key)[seen]
         actions, _ = dataset.window(embodiment.action_key, frames, horizon)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
-        inputs = self.pipeline.model_inputs(images, state, dataset.prompts(frames))
+        prompts = dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
+        inputs = self.pipeline.model_inputs(images, state, prompts)
         return Batch(inputs, self.pipeline.model_actions(actions, state))
 
 

@@ -1,7 +1,8 @@
 """Everything between robot dictionaries or dataset rows and the model's arrays, saved with the checkpoint.
 
-Order of work, in:   relative actions, normalise, resize images, tokenise (with the unpadded normalised state), pad.
-Order of work, out:  crop, unnormalise, absolute actions.
+Order of work, in:   the embodiment's conversions, relative actions, normalise, resize images, tokenise (with the
+                     unpadded normalised state), pad.
+Order of work, out:  crop, unnormalise, absolute actions, the conversions backwards.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Pipeline:
             )
         if self.prompt_format == "pi0" and self.robot_state_dim > self.state_dim:
             raise UserError(f"the robot has {self.robot_state_dim} state dimensions, the model only {self.state_dim}")
-        self.embodiment.relative.index_pairs(self.robot_action_dim, self.robot_state_dim)
+        self.embodiment.check_dims(self.robot_state_dim, self.robot_action_dim)
 
     @property
     def robot_state_dim(self) -> int:
@@ -128,9 +129,13 @@ class Pipeline:
         return f": a history of {self.num_history} observations, oldest first" if self.num_history > 1 else ""
 
     def robot_inputs(self, observations: Sequence[RobotDict]) -> ModelInputs:
-        """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong."""
+        """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong.
+
+        One without a prompt, or with an empty one, gets the embodiment's default.
+        """
+        default = self.embodiment.default_prompt
         for index, observation in enumerate(observations):
-            for key in ("state", "images", "prompt"):
+            for key in ("state", "images", *(() if default else ("prompt",))):
                 if key not in observation:
                     raise UserError(
                         f"observation {index}: no {key!r}; got {sorted(observation)}, expected state, images, prompt"
@@ -143,7 +148,10 @@ class Pipeline:
             camera: [observation["images"][camera] for observation in observations]
             for camera in self.embodiment.cameras.values()
         }
-        return self.model_inputs(images, np.stack(states), [observation["prompt"] for observation in observations])
+        prompts = [observation.get("prompt", default) for observation in observations]
+        if default:
+            prompts = [default if isinstance(prompt, str) and not prompt.strip() else prompt for prompt in prompts]
+        return self.model_inputs(images, np.stack(states), prompts)
 
     def model_inputs(
         self, images: Mapping[str, CameraImages], state: NDArray[np.floating[Any]], prompts: Sequence[str]
@@ -157,7 +165,8 @@ class Pipeline:
         for prompt in cast("Sequence[object]", prompts):
             if not isinstance(prompt, str):
                 raise UserError(f"prompt: got {type(prompt).__name__}, expected text")
-        normalised = self._normaliser(self.norm_stats.state)(self._checked_state(state, batch))
+        own = self.embodiment.model_state(self._checked_state(state, batch))
+        normalised = self._normaliser(self.norm_stats.state)(own)
         present: dict[str, GreyLevels] = {}
         masks = {camera: np.zeros(batch, dtype=np.bool_) for camera in self.cameras}
         for camera, robot_camera in self.embodiment.cameras.items():
@@ -178,7 +187,8 @@ class Pipeline:
     ) -> NDArray[np.float32]:
         """Robot actions [B, H, d] and the state, as for `model_inputs` -> training targets [B, H, action_dim]."""
         _check_shape("actions", actions.shape, (len(actions), "H", self.robot_action_dim))
-        relative = self.embodiment.relative(actions, self._newest_state(state, len(actions)))
+        own = self.embodiment.model_actions(actions)
+        relative = self.embodiment.relative(own, self._newest_state(state, len(actions)))
         return pad_to(self._normaliser(self.norm_stats.actions)(relative).astype(np.float32), self.action_dim)
 
     def robot_actions(
@@ -187,7 +197,8 @@ class Pipeline:
         """Model actions [B, H, action_dim] and the state, as for `model_inputs` -> robot actions [B, H, d]."""
         _check_shape("actions", actions.shape, (len(actions), "H", self.action_dim))
         own = self._normaliser(self.norm_stats.actions).inverse(actions[..., : self.robot_action_dim])
-        return self.embodiment.relative.inverse(own, self._newest_state(state, len(actions))).astype(np.float32)
+        absolute = self.embodiment.relative.inverse(own, self._newest_state(state, len(actions)))
+        return self.embodiment.robot_actions(absolute).astype(np.float32)
 
     def observation(self, inputs: ModelInputs, device: torch.device | str) -> Observation:
         """The arrays of `model_inputs` as tensors on `device`; images become float32 in [-1, 1] there."""
@@ -254,9 +265,9 @@ class Pipeline:
         return state
 
     def _newest_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
-        """[B, d] of a state as for `model_inputs`."""
+        """[B, d] in the model's numbers, of a state as for `model_inputs`."""
         checked = self._checked_state(state, batch)
-        return checked[:, -1] if self.num_history > 1 else checked
+        return self.embodiment.model_state(checked[:, -1] if self.num_history > 1 else checked)
 
     def _camera(self, images: CameraImages, batch: int, name: str) -> tuple[GreyLevels | None, NDArray[np.bool_]]:
         """([B, (T,) H, W, 3] with black where a sample has none, or None if no sample has it; mask [B])."""

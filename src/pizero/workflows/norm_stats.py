@@ -16,7 +16,7 @@ from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_meta import INDEX_TYPES
 from pizero.data.datasets.lerobot_stats import numeric_stats
-from pizero.data.embodiments import Embodiment, get_embodiment
+from pizero.data.embodiments import Embodiment, Key, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
 from pizero.files import write_bytes
 from pizero.types import UserError
@@ -60,7 +60,7 @@ def norm_stats(
 
 
 def dataset_norm_stats(dataset: LeRobotDataset, embodiment: Embodiment | None, mode: Mode, horizon: int) -> NormStats:
-    """Exact statistics from the parquet columns; over relative actions where the embodiment says so."""
+    """Exact statistics from the parquet columns, in the model's numbers; relative where the embodiment says so."""
     return datasets_norm_stats([dataset], embodiment, mode, horizon)
 
 
@@ -68,12 +68,15 @@ def datasets_norm_stats(
     datasets: Sequence[LeRobotDataset], embodiment: Embodiment | None, mode: Mode, horizon: int
 ) -> NormStats:
     """The same over several datasets of one robot, as if they were one."""
-    state_key, action_key = ("observation.state", "action")
-    if embodiment is not None:
-        state_key, action_key = embodiment.state_key, embodiment.action_key
+    if embodiment is None:
+        state, actions = (_joined(datasets, key) for key in ("observation.state", "action"))
+    else:
+        state, actions = _joined(datasets, embodiment.state_key), _joined(datasets, embodiment.action_key)
+        embodiment.check_dims(state.shape[1], actions.shape[1])
+        state, actions = embodiment.model_state(state), embodiment.model_actions(actions)
     return compute_norm_stats(
-        _joined([dataset.column(state_key) for dataset in datasets], state_key),
-        _joined([dataset.column(action_key) for dataset in datasets], action_key),
+        state,
+        actions,
         mode,
         relative=None if embodiment is None else embodiment.relative,
         horizon=horizon,
@@ -81,7 +84,8 @@ def datasets_norm_stats(
     )
 
 
-def _joined(columns: Sequence[NDArray[np.float32]], key: str) -> NDArray[np.float32]:
+def _joined(datasets: Sequence[LeRobotDataset], key: Key) -> NDArray[np.float32]:
+    columns = [dataset.column(key) for dataset in datasets]
     widths = sorted({column.shape[1] for column in columns})
     if len(widths) > 1:
         raise UserError(

@@ -137,7 +137,8 @@ def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int
     images = {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()}
     if history == 1:  # has no axis of its own
         state, images = state[0], {camera: image[0] for camera, image in images.items()}
-    return {"state": state, "images": images, "prompt": dataset.prompts([frame])[0]}
+    prompts = dataset.prompts([frame], embodiment.prompt_key, embodiment.default_prompt)
+    return {"state": state, "images": images, "prompt": prompts[0]}
 
 
 def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) -> Callable[[Network], Example]:

@@ -34,7 +34,7 @@ Pipelines = dict[str, Pipeline]
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of a training. weight: as for `loader.Member`. norm_stats: where to read others than its own."""
+    """One dataset of a training. weight: as for `loader.Member`. norm_stats: as for `read_norm_stats`, or its own."""
 
     dataset: LeRobotDataset
     embodiment: Embodiment
@@ -96,12 +96,13 @@ def build_pipelines(
     of its statistics stay.
     """
     config = preset.model
+    mode = preset.norm_mode if start is None or start.norm_stats is None else start.norm_stats.mode
     folder.mkdir(parents=True, exist_ok=True)
     facts = start or Facts()
     if tokenizer is not None:
         facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
     elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
-        prompts = sorted({task for source in sources for task in source.dataset.tasks})
+        prompts = sorted({text for source in sources for text in _prompts(source)})
         own = train_tokenizer(prompts, folder / "tokenizer.model", preset.tokenizer_size)
         facts = replace(facts, tokenizer=own)
     mode = preset.norm_mode if facts.norm_stats is None else facts.norm_stats.mode  # the weights know this one
@@ -113,7 +114,7 @@ def build_pipelines(
             stats = (
                 datasets_norm_stats(of_robot, source.embodiment, mode, config.action_horizon)
                 if source.norm_stats is None
-                else _given_stats(source.norm_stats, source, mode)
+                else _given_stats(source, source.norm_stats, mode)
             )
             for warning in near_constant_dimensions(stats):
                 console.print(f"[yellow]warning[/] {name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
@@ -122,10 +123,18 @@ def build_pipelines(
     return pipelines
 
 
-def _given_stats(stats: str | Path, source: Source, mode: Mode) -> NormStats:
-    robot, dataset = source.embodiment, source.dataset
-    state_dim = robot.state_dim or dataset.column(robot.state_key).shape[1]
-    action_dim = robot.action_dim or dataset.column(robot.action_key).shape[1]
+def _prompts(source: Source) -> Sequence[str]:
+    """All instructions of a dataset."""
+    dataset, robot = source.dataset, source.embodiment
+    if robot.prompt_key == "task" and not robot.default_prompt:
+        return dataset.tasks
+    return dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
+
+
+def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
+    robot = source.embodiment
+    state_dim = robot.state_dim or source.dataset.column(robot.state_key).shape[1]
+    action_dim = robot.action_dim or source.dataset.column(robot.action_key).shape[1]
     return read_norm_stats(stats, mode, robot).fitted(state_dim, action_dim)
 
 

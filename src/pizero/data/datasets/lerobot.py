@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pizero.data.datasets.layout import IMAGE_PREFIX, BadEpisodeError, Episode, episodes_text, read_layout
 from pizero.data.datasets.open_files import OpenFiles
-from pizero.data.datasets.parquet import EncodedImages, read_numbers
+from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
 from pizero.data.datasets.png import decode_image
 from pizero.data.datasets.video import TOLERANCE, VideoDecoder, VideoError, video_end
 from pizero.types import UserError
@@ -76,13 +76,20 @@ class LeRobotDataset:
         self._check_tasks()
         if tolerance is not None and not skip_bad_episodes:
             self._check_clock(tolerance)
-        self._columns: dict[str, NDArray[np.float32]] = {}
+        self._columns: dict[str | tuple[str, ...], NDArray[np.float32]] = {}
+        self._texts: dict[str, list[str]] = {}
         self._decoders = OpenFiles(VideoDecoder, limit=16)
         self._encoded_images = EncodedImages()
 
-    def column(self, key: str) -> NDArray[np.float32]:
-        """float32 [num_frames, d] of "observation.state", "action" or another numeric column. Kept in memory."""
-        if key not in self._columns:
+    def column(self, key: str | tuple[str, ...]) -> NDArray[np.float32]:
+        """float32 [num_frames, d] of "observation.state", "action" or another numeric column. Kept in memory.
+
+        Of several keys, their columns side by side.
+        """
+        if isinstance(key, tuple):
+            if key not in self._columns:
+                self._columns[key] = np.concatenate([self.column(part) for part in key], axis=1)
+        elif key not in self._columns:
             feature = self.features.get(key)
             if feature is None or feature.get("dtype") in ("video", "image", "string"):
                 numeric = [k for k, f in self.features.items() if f.get("dtype") not in ("video", "image", "string")]
@@ -91,7 +98,9 @@ class LeRobotDataset:
             self._columns[key] = values.reshape(self.num_frames, -1)
         return self._columns[key]
 
-    def window(self, key: str, frames: ArrayLike, horizon: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def window(
+        self, key: str | tuple[str, ...], frames: ArrayLike, horizon: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(values [N, horizon, d], is_pad [N, horizon]): `key` at each frame and the horizon - 1 after it.
 
         Past the episode's end the last value repeats and is_pad is true.
@@ -110,9 +119,16 @@ class LeRobotDataset:
         starts = self.episode_starts[self._ordinals[frames], None]
         return np.maximum(frames[:, None] + np.arange(1 - length, 1), starts)
 
-    def prompts(self, frames: ArrayLike) -> list[str]:
-        """The task text of each frame."""
-        return [self.tasks[index] for index in self.task_index[self._check_frames(frames)]]
+    def prompts(self, frames: ArrayLike, key: str = "task", default: str = "") -> list[str]:
+        """The text of each frame's task, or in the column `key`; `default` where it is empty."""
+        positions = self._check_frames(frames)
+        if key == "task":
+            texts: list[str] = [self.tasks[index] for index in self.task_index[positions].tolist()]
+        else:
+            if key not in self._texts:
+                self._texts[key] = self._read_texts(key)
+            texts = [self._texts[key][position] for position in positions.tolist()]
+        return [default if default and not text.strip() else text for text in texts]
 
     def image_shape(self, camera: str) -> tuple[int, int]:
         """(height, width) of a camera's frames."""
@@ -257,6 +273,20 @@ class LeRobotDataset:
                     )
                 out[frames] = values[self._rows[frames]]
         return columns
+
+    def _read_texts(self, key: str) -> list[str]:
+        if self.features.get(key, {}).get("dtype") != "string":
+            found = [name for name, feature in self.features.items() if feature.get("dtype") == "string"]
+            raise UserError(f"{self.root} has no column of text {key!r}; it has {', '.join(['task', *found])}")
+        texts = [""] * self.num_frames
+        for path, ordinals in self._by_file():
+            values = read_values(path, [key])[key]
+            for frame in np.concatenate([self._frames_of(ordinal) for ordinal in ordinals]).tolist():
+                value = values[self._rows[frame]]
+                if value is not None and not isinstance(value, str):
+                    raise UserError(f"{path}: column {key!r} holds no text but {type(value).__name__}")
+                texts[frame] = value or ""
+        return texts
 
     def _frames_of(self, ordinal: int) -> NDArray[np.int64]:
         start = self.episode_starts[ordinal]

@@ -56,10 +56,11 @@ def _statistics(subject: Subject, pipeline: Pipeline) -> Iterator[Finding]:
 
 
 def _data_stats(subject: Subject, relative: RelativeActions | None) -> tuple[FieldStats, FieldStats]:
-    """Of state and actions, without the frames that are not finite."""
-    lengths = [int(subject.finite[frames].sum()) for frames in subject.episode_slices()]
+    """Of state and actions in the model's numbers, without the frames that are not finite."""
+    finite = subject.finite
+    lengths = [int(finite[frames].sum()) for frames in subject.episode_slices()]
     found = compute_norm_stats(
-        subject.state[subject.finite], subject.actions[subject.finite], "zscore", relative=relative,
+        subject.model_state[finite], subject.model_actions[finite], "zscore", relative=relative,
         horizon=subject.horizon, episode_lengths=[length for length in lengths if length],
     )  # fmt: skip
     return found.state, found.actions

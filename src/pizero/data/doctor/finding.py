@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: the dataset's state [F, ds] and actions [F, da], and the frames' episodes [F].
+    """What is examined: the dataset's state [F, ds] and actions [F, da], in the robot's numbers.
 
     finite [F]: where all numbers are. starts, lengths: of the episodes. horizon: actions per chunk.
     """
@@ -44,12 +45,22 @@ class Subject:
     @classmethod
     def of(cls, dataset: LeRobotDataset, embodiment: Embodiment, horizon: int) -> Subject:
         state, actions = dataset.column(embodiment.state_key), dataset.column(embodiment.action_key)
+        embodiment.check_dims(state.shape[1], actions.shape[1])
         finite = np.asarray(np.isfinite(state).all(axis=1) & np.isfinite(actions).all(axis=1))
         return cls(dataset, embodiment, state, actions, finite, horizon)
 
     @property
     def columns(self) -> dict[str, NDArray[np.float32]]:
         return {"state": self.state, "action": self.actions}
+
+    @cached_property
+    def model_state(self) -> NDArray[np.floating[Any]]:
+        """The state in the model's numbers, where it and the action mean the same."""
+        return self.embodiment.model_state(self.state)
+
+    @cached_property
+    def model_actions(self) -> NDArray[np.floating[Any]]:
+        return self.embodiment.model_actions(self.actions)
 
     def episode_slices(self) -> list[slice]:
         """Of the frames, in the dataset's order."""

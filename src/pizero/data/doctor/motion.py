@@ -63,7 +63,7 @@ def _pairs(subject: Subject) -> list[tuple[int, int]]:
 
 
 def _moves(subject: Subject, action: int, state: int) -> bool:
-    found = subject.actions[subject.finite, action], subject.state[subject.finite, state]
+    found = subject.model_actions[subject.finite, action], subject.model_state[subject.finite, state]
     return all(len(values) > 0 and float(values.std()) >= NEAR_CONSTANT for values in found)
 
 
@@ -73,7 +73,7 @@ def _lead(subject: Subject, action: int, state: int) -> Lead:
         parts: list[NDArray[np.float64]] = []
         for frames in subject.episode_slices():
             usable = subject.finite[frames]
-            a, s = subject.actions[frames, action][usable], subject.state[frames, state][usable]
+            a, s = subject.model_actions[frames, action][usable], subject.model_state[frames, state][usable]
             rows = np.column_stack([a[:-1], s[:-1], np.diff(s)]).astype(np.float64)
             if len(rows) > abs(shift):
                 first, later = max(-shift, 0), max(shift, 0)  # of the action, of the state
@@ -106,7 +106,7 @@ def _late(leads: dict[tuple[int, int], Lead]) -> Iterator[Finding]:
 def _same(subject: Subject, leads: dict[tuple[int, int], Lead]) -> Iterator[Finding]:
     same: list[tuple[int, int]] = []
     for action, state in leads:
-        a, s = subject.actions[subject.finite, action], subject.state[subject.finite, state]
+        a, s = subject.model_actions[subject.finite, action], subject.model_state[subject.finite, state]
         if float(np.abs(a - s).mean()) < 1e-3 * float(s.std()):
             same.append((action, state))
     if same and len(same) * 2 > len(leads):
@@ -121,7 +121,8 @@ def _relative_already(subject: Subject, leads: dict[tuple[int, int], Lead]) -> I
         return
     steps: list[tuple[int, int]] = []
     for (action, state), lead in leads.items():
-        ranges = [np.ptp(v[subject.finite]) for v in (subject.actions[:, action], subject.state[:, state])]
+        moved = subject.model_actions[:, action], subject.model_state[:, state]
+        ranges = [np.ptp(values[subject.finite]) for values in moved]
         if lead.is_step and float(ranges[0]) < 0.5 * float(ranges[1]):
             steps.append((action, state))
     if steps and len(steps) * 2 > len(leads):

@@ -25,7 +25,11 @@ def check_numbers(subject: Subject) -> Iterator[Finding]:
             yield from _spreads(name, usable, q99 - q01)
             yield from _outliers(subject, name, values, q01, q99)
             key = subject.embodiment.state_key if name == "state" else subject.embodiment.action_key
-            yield from _stored_statistics(subject, name, key, usable)
+            first = 0
+            for part in (key,) if isinstance(key, str) else key:
+                width = subject.dataset.column(part).shape[1]
+                yield from _stored_statistics(subject, name, part, usable[:, first : first + width], first)
+                first += width
 
 
 def _not_finite(subject: Subject, name: str, values: NDArray[np.float32]) -> Iterator[Finding]:
@@ -74,7 +78,10 @@ def _outliers(
         )  # fmt: skip
 
 
-def _stored_statistics(subject: Subject, name: str, key: str, values: NDArray[np.float32]) -> Iterator[Finding]:
+def _stored_statistics(
+    subject: Subject, name: str, key: str, values: NDArray[np.float32], offset: int
+) -> Iterator[Finding]:
+    """Of the column `key`, whose dimensions begin at `offset` in the robot's state or action `name`."""
     stored = subject.dataset.stats.get(key)
     if stored is None or not {"mean", "std"} <= set(stored):
         return
@@ -95,8 +102,8 @@ def _stored_statistics(subject: Subject, name: str, key: str, values: NDArray[np
     if (dims := np.flatnonzero(off)).size:
         first = int(dims[0])
         yield Finding(
-            "warning", "stored statistics", f"{name}[{', '.join(map(str, dims.tolist()))}]",
-            f"meta/stats.json says {mean[first]:.4g} ± {deviation[first]:.4g} for dimension {first}, the data "
+            "warning", "stored statistics", f"{name}[{', '.join(map(str, (dims + offset).tolist()))}]",
+            f"meta/stats.json says {mean[first]:.4g} ± {deviation[first]:.4g} for dimension {first} of {key}, the data "
             f"{true_mean[first]:.4g} ± {true_std[first]:.4g}",
             "other tools will normalise wrongly: write it again; `pizero norm-stats` computes its own",
         )  # fmt: skip

@@ -64,17 +64,18 @@ def _lengths(subject: Subject) -> Iterator[Finding]:
 
 def _prompts(subject: Subject) -> Iterator[Finding]:
     dataset = subject.dataset
-    used = [int(task) for task in np.unique(dataset.task_index)]
-    texts = {task: dataset.tasks[task].strip() for task in used}
-    missing = [task for task, text in texts.items() if not text]
-    if missing:
-        episodes = np.unique(dataset.episode_index[np.isin(dataset.task_index, missing)]).tolist()
+    robot = subject.embodiment
+    texts = dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
+    different = set(texts)
+    empty = {text for text in different if not text.strip()}
+    if empty:
+        episodes = np.unique(dataset.episode_index[[text in empty for text in texts]]).tolist()
         yield Finding(
-            "error", "no prompt", episodes_text(episodes), "the task's text is empty",
-            "write what the robot does there into the tasks of the dataset; a policy cannot be told it otherwise",
+            "error", "no prompt", episodes_text(episodes), f"the text of {robot.prompt_key!r} is empty",
+            "write what the robot does there into the dataset, or give the embodiment a default_prompt",
         )  # fmt: skip
-    if len(set(texts.values())) == 1 and not missing:
-        text = next(iter(texts.values()))
+    if len({text.strip() for text in different}) == 1 and not empty:
+        text = next(iter(different)).strip()
         yield Finding(
             "note", "one prompt", "all episodes", f"every frame has the prompt {text[:60]!r}",
             "fine for one task; the policy then ignores its prompt",

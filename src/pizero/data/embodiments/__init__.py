@@ -5,17 +5,29 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
-from pizero.data.embodiments.embodiment import Embodiment
+from pizero.data.conversions import Conversion
+from pizero.data.embodiments.aloha import aloha
+from pizero.data.embodiments.droid import droid, droid_joint_position
+from pizero.data.embodiments.embodiment import Embodiment, Key
 from pizero.data.embodiments.generic import generic
+from pizero.data.embodiments.libero import libero
 from pizero.data.embodiments.metaworld import metaworld
 from pizero.data.embodiments.pusht import pusht
 from pizero.data.embodiments.tabletop import tabletop
 from pizero.types import UserError
 
-__all__ = ["EMBODIMENTS", "Embodiment", "generic", "get_embodiment", "metaworld", "pusht", "tabletop"]
+__all__ = [
+    "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "droid", "droid_joint_position", "generic",
+    "get_embodiment", "libero", "metaworld", "pusht", "tabletop",
+]  # fmt: skip
 
 EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
+    "aloha": aloha,
+    "droid": droid,
+    "droid_joint_position": droid_joint_position,
+    "libero": libero,
     "metaworld": metaworld,
     "pusht": pusht,
     "tabletop": tabletop,
@@ -31,13 +43,32 @@ def get_embodiment(name: str) -> Embodiment:
         raise UserError(f"unknown embodiment {name!r}; expected one of {', '.join(EMBODIMENTS)}, or a TOML file")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
-    unknown = sorted(set(values) - {"cameras", "robot"})
-    cameras, robot = values.get("cameras"), values.get("robot", {})
-    if unknown or not isinstance(cameras, dict) or not isinstance(robot, dict):
-        raise UserError(f"{path}: expected [cameras] and maybe [robot]" + (f", not {unknown[0]}" if unknown else ""))
     try:
-        return Embodiment.from_json({"name": path.stem, **robot, "cameras": cameras})
+        return _described(values, path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _described(tables: dict[str, Any], name: str) -> Embodiment:
+    """The robot that a file's tables describe: [robot] with the fields of `Embodiment`, and [cameras].
+
+    robot.like is the name of a robot whose fields hold where the file says nothing.
+    """
+    if unknown := sorted(set(tables) - {"cameras", "robot"}):
+        raise UserError(f"expected [cameras] and maybe [robot], not {unknown[0]}")
+    robot = tables.get("robot", {})
+    if not isinstance(robot, dict):
+        raise UserError(f"robot must be a table, got {str(robot)[:60]}")
+    described = {"name": name, **cast("dict[str, Any]", robot)}
+    if "like" in described:
+        like = described.pop("like")
+        if not isinstance(like, str) or like not in EMBODIMENTS:
+            raise UserError(f"robot.like must be one of {', '.join(EMBODIMENTS)}, got {str(like)[:60]}")
+        described = EMBODIMENTS[like]().to_json() | described
+    elif "cameras" not in tables:
+        raise UserError("expected [cameras], model camera = robot camera, or a robot.like that has some")
+    if "cameras" in tables:
+        described["cameras"] = tables["cameras"]
+    return Embodiment.from_json(described)

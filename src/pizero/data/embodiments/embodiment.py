@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
+from pizero.data.conversions import Conversion, Numbers, to_model, to_robot
+from pizero.data.embodiments.values import READERS
 from pizero.data.transforms import RelativeActions
-from pizero.types import UserError, as_tuple, check_whole
+from pizero.types import UserError, check_whole
+
+Key: TypeAlias = str | tuple[str, ...]
+"""A column, or several that are joined in this order."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,10 @@ class Embodiment:
     state_dim, action_dim: the robot's own widths; None takes them from the norm stats.
     relative_mask: true where the action is learned relative to the state; may be shorter than the action.
     state_indices: state dimension that goes with each action dimension of the mask; empty means the same index.
-    The keys name the columns of a LeRobot dataset. grippers: action dimensions; empty means that nobody said.
+    The keys name the columns of a LeRobot dataset. prompt_key: "task", the dataset's own tasks, or a column of text.
+    grippers: action dimensions; empty means that nobody said.
+    conversions: from the robot's numbers to the model's, first of all on the way in and last on the way out.
+    default_prompt: the instruction where the dataset or the robot gives none.
     """
 
     name: str
@@ -27,17 +35,24 @@ class Embodiment:
     action_dim: int | None = None
     relative_mask: tuple[bool, ...] = ()
     state_indices: tuple[int, ...] = ()
-    state_key: str = "observation.state"
-    action_key: str = "action"
+    state_key: Key = "observation.state"
+    action_key: Key = "action"
     prompt_key: str = "task"
     image_prefix: str = "observation.images."
     grippers: tuple[int, ...] = ()
+    conversions: tuple[Conversion, ...] = ()
+    default_prompt: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
-        texts = (self.name, self.state_key, self.action_key, self.prompt_key, self.image_prefix)
+        keys = [
+            part for key in (self.state_key, self.action_key) for part in (key if isinstance(key, tuple) else (key,))
+        ]
+        texts = (self.name, *keys, self.prompt_key, self.image_prefix, self.default_prompt)
         if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
+        if not self.state_key or not self.action_key or not all(keys):
+            raise UserError(f"embodiment {self.name}: state_key and action_key must name columns")
         if not self.cameras or len(set(self.cameras.values())) != len(self.cameras):
             raise UserError(
                 f"embodiment {self.name}: got cameras {dict(self.cameras)}, "
@@ -60,20 +75,46 @@ class Embodiment:
         """Dataset column of a robot camera."""
         return self.image_prefix + robot_camera
 
+    def model_state(self, state: Numbers) -> Numbers:
+        """The robot's state [..., d] in the model's numbers, not yet normalised."""
+        return to_model(state, self._conversions("state"))
+
+    def model_actions(self, actions: Numbers) -> Numbers:
+        """The robot's actions [..., d] in the model's numbers, absolute, not yet normalised."""
+        return to_model(actions, self._conversions("action"))
+
+    def robot_actions(self, actions: Numbers) -> Numbers:
+        """The inverse of `model_actions`."""
+        return to_robot(actions, self._conversions("action"))
+
+    def check_dims(self, state_dim: int, action_dim: int) -> None:
+        """UserError where something is said of a dimension that data of these widths does not have."""
+        self.relative.index_pairs(action_dim, state_dim)
+        said = [("action", "a gripper", self.grippers)]
+        for what in ("state", "action"):
+            said += [(what, "converted", conversion.dims) for conversion in self._conversions(what)]
+        for what, how, dims in said:
+            dim = state_dim if what == "state" else action_dim
+            for index in dims:
+                if not 0 <= index < dim:
+                    raise UserError(
+                        f"embodiment {self.name}: {what} dimension {index} is {how}, but there are {dim}, from 0 on"
+                    )
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Embodiment:
-        """Raises UserError for an unknown or a missing key."""
-        known = {field.name for field in fields(cls)}
-        if not {"name", "cameras"} <= data.keys() or not data.keys() <= known:
-            raise UserError(
-                f"embodiment: got keys {sorted(data)}, expected name, cameras, maybe more of {sorted(known)}"
-            )
-        values = dict(data)
-        for key, kind in (("relative_mask", bool), ("state_indices", int), ("grippers", int)):
-            values[key] = as_tuple(values.get(key, ()))
-            if not isinstance(values[key], tuple) or not all(type(value) is kind for value in values[key]):
-                raise UserError(f"embodiment: {key} must be a list of {kind.__name__}, got {str(values[key])[:60]}")
-        return cls(**values)
+        """Raises UserError, naming the key, for an unknown or a missing one and for a value of another type."""
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise UserError(f"embodiment: unknown key {str(key)[:60]!r}; expected some of {', '.join(known)}")
+        for key in ("name", "cameras"):
+            if key not in data:
+                raise UserError(f"embodiment: no {key!r}; it is needed")
+        return cls(**{key: READERS[key](value, f"embodiment: {key}") for key, value in data.items()})
+
+    def _conversions(self, what: str) -> list[Conversion]:
+        return [conversion for conversion in self.conversions if conversion.of in (what, "both")]
