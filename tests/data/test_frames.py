@@ -67,7 +67,7 @@ def test_another_content_is_another_file(cache: Path, tmp_path: Path) -> None:
     FrameCache(LeRobotDataset(root), ["top"], SIZE, store="disk")
     FrameCache(LeRobotDataset(root, episodes=[1, 0]), ["top"], SIZE, store="disk")
     FrameCache(LeRobotDataset(root), ["top"], SIZE, store="disk", convention="lerobot")
-    FrameCache(LeRobotDataset(root), ["top"], SIZE, store="disk")
+    FrameCache(LeRobotDataset(root), ["top"], (16, 16), store="disk")
     video = next(path for path in root.rglob("*.mp4") if "top" in str(path))
     os.utime(video, ns=(1, 1))
     FrameCache(LeRobotDataset(root), ["top"], SIZE, store="disk")

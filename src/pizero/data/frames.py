@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.images import resize_with_pad
-from pizero.files import cache_folder, partial_path, write_bytes
+from pizero.files import cache_folder, partial_path, remove_leftovers, write_bytes
 from pizero.types import Convention, UserError
 
 FrameStore: TypeAlias = Literal["auto", "memory", "disk", "decode"]

@@ -105,7 +105,6 @@ def build_pipelines(
         prompts = sorted({text for source in sources for text in _prompts(source)})
         own = train_tokenizer(prompts, folder / "tokenizer.model", preset.tokenizer_size)
         facts = replace(facts, tokenizer=own)
-    mode = preset.norm_mode if facts.norm_stats is None else facts.norm_stats.mode  # the weights know this one
     pipelines: Pipelines = {}
     for source in sources:
         name = source.embodiment.name
