@@ -72,13 +72,18 @@ def partial_path(path: Path) -> Path:
     What processes that are dead left at such names for the same `path` is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(rf"{re.escape(f'.{path.name}.partial-')}(\d+)-{_machine()}-[0-9a-f]{{8}}")
-    with os.scandir(path.parent) as entries:
-        found = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
-    for entry, match in found:
-        if not _alive(int(match[1])):
-            _remove(Path(entry.path))
+    remove_leftovers(path)
     return path.with_name(f".{path.name}.partial-{os.getpid()}-{_machine()}-{secrets.token_hex(4)}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes of this machine that are dead left at names of `partial_path`."""
+    pattern = re.compile(rf"{re.escape(f'.{path.name}.partial-')}(\d+)-{_machine()}-[0-9a-f]{{8}}")
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match and not _alive(int(match[1])):
+            _remove(path.with_name(name))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
 from pizero.data.images import resize_with_pad
+from pizero.files import partial_path
 from pizero.types import UserError
 
 DATASETS = Path(__file__).parents[1] / "golden/lerobot/datasets"
@@ -111,6 +114,20 @@ def test_an_interrupted_build_leaves_nothing(cache: Path, monkeypatch: pytest.Mo
         FrameCache(dataset, ["top"], SIZE, store="disk", on_progress=stop)
     assert list(cache.rglob("*.*")) == []
     FrameCache(dataset, ["top"], SIZE, store="disk")
+
+
+def test_what_a_killed_build_left_goes_with_the_next(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = LeRobotDataset(DATASETS / "v30_png")
+    store = FrameCache(dataset, ["top"], SIZE, store="disk")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child.pid)
+        left = partial_path(store._path("top"))
+    left.write_bytes(b"half")
+    FrameCache(dataset, ["top"], SIZE, store="disk")
+    assert not left.exists()
+    assert store._path("top").is_file()
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])

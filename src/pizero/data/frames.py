@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.images import resize_with_pad
-from pizero.files import cache_folder, partial_path, write_bytes
+from pizero.files import cache_folder, partial_path, remove_leftovers, write_bytes
 from pizero.types import Convention, UserError
 
 FrameStore: TypeAlias = Literal["auto", "memory", "disk", "decode"]
@@ -64,6 +64,8 @@ class FrameCache:
         self._convention: Convention = convention
         self._folder = (folder or cache_folder() / "frames") / fingerprint(dataset, cameras, image_size, convention)
         self.num_bytes = dataset.num_frames * len(cameras) * image_size[0] * image_size[1] * 3
+        for camera in cameras:
+            remove_leftovers(self._path(camera))  # they may be what fills the disk
         self.store = self._choose(cameras) if store == "auto" else store
         self._frames: dict[str, NDArray[np.uint8]] = {}
         self._checks: dict[str, tuple[NDArray[np.uint32], NDArray[np.bool_]]] = {}

@@ -89,7 +89,7 @@ def build_pipelines(
     tokenizer: Path | None = None,
     start: Facts | None = None,
 ) -> Pipelines:
-    """For every robot: statistics of all its datasets together, unless a file is given, and the shared tokenizer.
+    """For every robot: statistics of all its datasets together, unless others are given, and the shared tokenizer.
 
     tokenizer: a SentencePiece file; without one a small model is trained on all prompts and written into `folder`.
     start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
