@@ -50,6 +50,7 @@ class VideoDecoder:
         self._seconds_per_tick = float(self._stream.time_base or 0)
         rate = float(self._stream.average_rate or 30)
         self._reach = 16 / rate  # seconds; up to here, decoding forward costs less than seeking
+        self._keyframe: float | None = None  # time of the last one met since the last seek
         self._reformatter = VideoReformatter()  # shared by all frames: making one costs more than a small frame
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._frame: av.VideoFrame | None = None
@@ -91,6 +92,7 @@ class VideoDecoder:
         margin = 0.0
         while True:
             target = max(0.0, timestamp - margin)
+            self._keyframe = None
             self._container.seek(round(target / self._seconds_per_tick), stream=self._stream)
             self._frames = self._container.decode(self._stream)
             if not self._advance():
@@ -106,6 +108,10 @@ class VideoDecoder:
         self._frame = frame
         if frame is not None:
             self._time = (frame.pts or 0) * self._seconds_per_tick
+            if frame.key_frame:
+                if self._keyframe is not None:
+                    self._reach = self._time - self._keyframe
+                self._keyframe = self._time
         return frame is not None
 
 
