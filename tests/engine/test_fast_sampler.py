@@ -104,7 +104,9 @@ def test_noise_steps_and_repeated_calls() -> None:
         assert_same(model, observation, num_steps=steps)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         sampler.sample_actions(observation, num_steps=0)
-    with pytest.raises(ValueError, match=r"noise: got \(1, 6, 4\), expected \(2, 6, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"noise: got shape \(1, 6, 4\), expected \(2, 6, 4\) \(batch, horizon, action_dim\)"
+    ):
         sampler.sample_actions(observation, noise=noise_for(model, 1))
 
 

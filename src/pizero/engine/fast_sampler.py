@@ -19,7 +19,7 @@ from pizero.engine.time_tables import TimeTables, action_weight, make_tables
 from pizero.model.attention import attend, block_mask, token_positions
 from pizero.model.flow_matching import Solver, integrate
 from pizero.model.layers import apply_rotary, gelu, rotary_table
-from pizero.model.pi0 import Pi0, check_observation
+from pizero.model.pi0 import Pi0, check_observation, embed_images
 from pizero.model.siglip import VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
 from pizero.types import Observation
@@ -70,13 +70,8 @@ class FastSampler:
         solver: Solver = "euler",
     ) -> Tensor:
         """As `Pi0.sample_actions`: [B, H, D] float32, normalised."""
-        config, device = self.config, observation.prompt_tokens.device
-        check_observation(config, observation)
-        shape = (observation.batch_size, config.action_horizon, config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device)
-        if tuple(noise.shape) != shape:
-            raise ValueError(f"noise: got {tuple(noise.shape)}, expected {shape}")
+        check_observation(self.config, observation)
+        noise = self.model.initial_noise(observation, noise, generator)
         if (num_steps, solver) not in self._tables:
             self._tables[num_steps, solver] = make_tables(self.model, num_steps, solver)
         tables = self._tables[num_steps, solver]
@@ -117,25 +112,14 @@ class FastSampler:
 
     def _embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Tokens [B, P, W] and padding mask [B, P] of what at least one sample has."""
-        present = {name: mask for name, mask in observation.image_masks.items() if bool(mask.any())}
+        present = [name for name in self.config.cameras if bool(observation.image_masks[name].any())]
         used = torch.nonzero(observation.prompt_mask.any(dim=0)).flatten()
-        images, masks = self._embed_images(observation, present)
+        images, masks = embed_images(observation, present, self._see)
         prompt = F.embedding(observation.prompt_tokens[:, used], self.model.token_embedding.weight)
         prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)
         device = prompt.device
         mask = torch.cat([*masks, observation.prompt_mask[:, used].to(device)], dim=1)
         return torch.cat([*images, prompt], dim=1), mask
-
-    def _embed_images(self, observation: Observation, present: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        names = [name for name in self.config.cameras if name in present]
-        tokens: dict[str, Tensor] = {}
-        for size in dict.fromkeys(observation.images[name].shape[1:3] for name in names):
-            group = [name for name in names if observation.images[name].shape[1:3] == size]
-            embedded = self._see(torch.cat([observation.images[name] for name in group]))
-            tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
-        device = observation.prompt_tokens.device
-        masks = [present[name].to(device)[:, None].expand(-1, tokens[name].shape[1]) for name in names]
-        return [tokens[name] for name in names], masks
 
     def _see(self, images: Tensor) -> Tensor:
         """The vision tower: [n, h, w, 3] -> [n, S_img, W]."""

@@ -10,6 +10,8 @@ E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +52,8 @@ class Pi0(nn.Module):
         images go through the vision tower.
         """
         self._check(observation)
-        images, masks = self._embed_images(observation)
+        cameras = [name for name in self.config.cameras if name in observation.images]
+        images, masks = embed_images(observation, cameras, self.vision_tower)
         prompt = self.token_embedding(observation.prompt_tokens) * self.config.prefix.width**0.5  # [B, L, W]
         tokens = torch.cat([*images, prompt.to(self.transformer.dtype)], dim=1)
         return tokens, torch.cat([*masks, observation.prompt_mask.to(tokens.device)], dim=1)
@@ -133,13 +136,17 @@ class Pi0(nn.Module):
 
         noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once.
         """
-        config, device = self.config, observation.prompt_tokens.device
-        shape = (observation.batch_size, config.action_horizon, config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device)
-        self._check_actions(noise, shape[0], "noise")
+        noise = self.initial_noise(observation, noise, generator)
         cache = self.prefill(observation)
         return integrate(lambda x, t: self.decode(cache, observation.state, x, t), noise, num_steps, solver)
+
+    def initial_noise(self, observation: Observation, noise: Tensor | None, generator: Generator | None) -> Tensor:
+        """The noise [B, H, D] that is given, checked, or some that is drawn."""
+        shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=observation.prompt_tokens.device)
+        self._check_actions(noise, shape[0], "noise")
+        return noise
 
     def prefill(self, observation: Observation) -> KVCache:
         """The pass over images and prompt: keys and values of every layer, for `decode`."""
@@ -153,25 +160,6 @@ class Pi0(nn.Module):
 
     # ---------------------------------------------------------------- inside
 
-    def _embed_images(self, observation: Observation) -> tuple[list[Tensor], list[Tensor]]:
-        """Per camera that is given: tokens [B, S_img, W] and mask [B, S_img]. Images of one size form one batch."""
-        cameras = [name for name in self.config.cameras if name in observation.images]
-        tokens: dict[str, Tensor] = {}
-        for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
-            group = [name for name in cameras if observation.images[name].shape[1:3] == size]
-            images = torch.cat([observation.images[name] for name in group])
-            present = torch.cat([observation.image_masks[name] for name in group])
-            if present.device.type == "cpu" and bool(present.all()):  # a mask on the host costs no wait for the device
-                embedded = self.vision_tower(images)
-            else:
-                index = present.nonzero().squeeze(1).to(images.device)
-                some = self.vision_tower(images[index])
-                embedded = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, index, some)
-            tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
-        device = observation.prompt_tokens.device
-        masks = [observation.image_masks[n].to(device)[:, None].expand(-1, tokens[n].shape[1]) for n in cameras]
-        return [tokens[name] for name in cameras], masks
-
     def _check(self, observation: Observation) -> None:
         """Shapes and names only; values are checked where data enters, so that the model never waits for the device."""
         check_observation(self.config, observation)
@@ -182,6 +170,27 @@ class Pi0(nn.Module):
             raise ValueError(
                 f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)"
             )
+
+
+def embed_images(
+    observation: Observation, cameras: Sequence[str], vision_tower: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Per camera of `cameras`: tokens [B, S_img, W] and mask [B, S_img]. Images of one size form one batch."""
+    tokens: dict[str, Tensor] = {}
+    for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
+        group = [name for name in cameras if observation.images[name].shape[1:3] == size]
+        images = torch.cat([observation.images[name] for name in group])
+        present = torch.cat([observation.image_masks[name] for name in group])
+        if present.device.type == "cpu" and bool(present.all()):  # a mask on the host costs no wait for the device
+            embedded = vision_tower(images)
+        else:
+            index = present.nonzero().squeeze(1).to(images.device)
+            some = vision_tower(images[index])
+            embedded = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, index, some)
+        tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
+    device = observation.prompt_tokens.device
+    masks = [observation.image_masks[n].to(device)[:, None].expand(-1, tokens[n].shape[1]) for n in cameras]
+    return [tokens[name] for name in cameras], masks
 
 
 def check_observation(config: Pi0Config, observation: Observation) -> None:
