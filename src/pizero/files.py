@@ -8,6 +8,7 @@ import platform
 import re
 import secrets
 import shutil
+import tomllib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__} where a JSON object is expected; copy it again")
     return cast("dict[str, Any]", values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables in a TOML file that a user wrote. UserError when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pizero.data.loader import Loader, Member, split_episodes
 from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
+from pizero.files import read_toml
 from pizero.types import UserError
 from pizero.workflows.norm_stats import datasets_norm_stats
 from pizero.workflows.progress import console
@@ -212,10 +212,7 @@ def _frames(
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The tables of a mixture; UserError naming what is wrong in the file."""
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
+    values = read_toml(path)
     entries: Any = values.get("datasets")
     if set(values) != {"datasets"} or not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: expected [[datasets]], one table for each dataset, and nothing else")

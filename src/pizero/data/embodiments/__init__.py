@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from pizero.data.embodiments.libero import libero
 from pizero.data.embodiments.metaworld import metaworld
 from pizero.data.embodiments.pusht import pusht
 from pizero.data.embodiments.tabletop import tabletop
+from pizero.files import read_toml
 from pizero.types import UserError
 
 __all__ = [
@@ -41,10 +41,7 @@ def get_embodiment(name: str) -> Embodiment:
     path = Path(name)
     if path.suffix != ".toml":
         raise UserError(f"unknown embodiment {name!r}; expected one of {', '.join(EMBODIMENTS)}, or a TOML file")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
+    values = read_toml(path)
     try:
         return _described(values, path.stem)
     except UserError as error:
