@@ -1,27 +1,39 @@
-"""The training loop: read, step, validate, save. Every random number depends on seed and step alone."""
+"""The training loop: read, step, measure, save. Every random number depends on seed and step alone."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pizero.checkpoints import adapters
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.native import Example, load_model_weights, save_checkpoint
+from pizero.checkpoints.native import Example, save_checkpoint
+from pizero.checkpoints.safetensors_file import SafetensorsWeights
 from pizero.data.augment import Augmentation
 from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
+from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
-from pizero.train.metrics import MetricsFile
-from pizero.train.optim import WeightAverage, learning_rate, make_optimizers, product_context
+from pizero.train.failure import NotFiniteError, not_finite
+from pizero.train.lora import load_adapters
+from pizero.train.metrics import Interval, MetricsFile, Tracker
+from pizero.train.optim import (
+    WeightAverage,
+    learning_rate,
+    make_optimizers,
+    multiplies_in_bfloat16,
+    product_context,
+    set_learning_rate,
+)
+from pizero.train.parts import choose_parts, keep_in_precision
+from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.selection import Selection
 from pizero.types import Observation, UserError
 
 VALIDATION_SEED = 1_000_003
@@ -41,6 +53,15 @@ class Progress:
     """Share of the time spent waiting for data, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Something that is measured on the averaged weights every so many steps, and at the end: numbers by name."""
+
+    every: int
+    names: tuple[str, ...]
+    run: Callable[[Network], Mapping[str, float]]
+
+
 class Trainer:
     """Trains `model` on batches of `loader` and writes checkpoints, `metrics.jsonl` and `train.json` into `folder`."""
 
@@ -55,83 +76,171 @@ class Trainer:
         *,
         make_example: Callable[[Network], Example] | None = None,
         robots: Sequence[Pipeline] = (),
+        measures: Sequence[Measure] = (),
+        trackers: Sequence[Tracker] = (),
+        start_adapters: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
     ) -> None:
-        """robots: pipelines of the other robots of a mixture, saved with the checkpoint."""
+        """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
+
+        start_adapters: those of a training that is continued, by name.
+        """
+        self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
+        self.loader, self.validation, self._make_example = loader, validation, make_example
+        self.robots, self.measures, self._trackers = robots, measures, trackers
+        self.device = torch.device(device)
+        self._check()
+        self._prepare_model(start_adapters)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizers = make_optimizers(model, config)
+        self.average = WeightAverage(model, config.ema_decay, config.ema_power)
+        self.augmentation = Augmentation(config.augmentation)
+        self.selection = Selection(config.selection)
+        self.step = self.skipped_steps = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    # ---------------------------------------------------------------- set-up
+
+    def _check(self) -> None:
+        """UserError for settings that this model, this data or these measures cannot honour."""
+        model, config = self.model, self.config
         if model.config.past_actions:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
             )
-        self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
-        self.loader, self.validation, self._make_example = loader, validation, make_example
-        self.robots = robots
-        self.device = torch.device(device)
+        if not config.gradient.padded_actions and not isinstance(model, Pi0):
+            raise UserError(f"padded_actions=False is for a π0, not for a {type(model).__name__}")
+        if self.loader.batch_size % config.gradient.accumulate:
+            raise UserError(
+                f"a batch of {self.loader.batch_size} cannot be divided into {config.gradient.accumulate} equal parts"
+            )
+        measured = {name for measure in self.measures for name in measure.names}
+        measured |= {"validation_loss"} if self.validation is not None else set()
+        if config.selection.active and config.selection.metric not in measured:
+            raise UserError(
+                f"checkpoints are to be compared by {config.selection.metric}, which this run does not measure; "
+                "it needs held-out episodes (validation_fraction), open-loop chunks or a simulator"
+            )
+
+    def _prepare_model(self, start_adapters: Mapping[str, Tensor] | None) -> None:
+        config = self.config
+        choose_parts(self.model, config.parts, config.seed)
+        if start_adapters is not None and isinstance(self.model, Pi0):
+            load_adapters(self.model, start_adapters)
+        keep_in_precision(self.model, config.precision, multiplies_in_bfloat16(config.precision, self.device))
         self.model.to(self.device).train()
-        self.optimizers = make_optimizers(model, config)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.average = WeightAverage(model, config.ema_decay, config.ema_power)
-        self.augmentation = Augmentation(config.augmentation)
-        self.step = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- loop
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Path:
-        """Trains to the last step and returns the folder of the last checkpoint."""
+        """Trains to the last step, or until nothing gets better, and returns the folder of the last checkpoint."""
         config = self.config
-        metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
-        losses: list[Tensor] = []
+        metrics = MetricsFile(self.folder / "metrics.jsonl", self.step, self._trackers)
         batches = self.loader.batches(self.step, config.steps)
-        waited, since, busy = 0.0, time.perf_counter(), time.process_time()
+        interval = Interval()
         try:
-            while self.step < config.steps:
-                started = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - started
-                losses.append(self.train_step(batch))
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    elapsed = time.perf_counter() - since
-                    progress = self._progress(losses, elapsed, waited)
-                    metrics.write(
-                        self.step, loss=progress.loss, learning_rate=learning_rate(config, self.step - 1),
-                        samples_per_second=progress.samples_per_second, data_share=progress.data_share,
-                        cpu_seconds=time.process_time() - busy,
-                    )  # fmt: skip
+            while self.step < config.steps and not self.selection.ended:
+                self._take_step(interval.next(batches), interval, metrics)
+                last = self.step == config.steps
+                if last or self.step % config.log_every == 0:
+                    progress = self._log(interval, metrics)
+                    interval = Interval()
                     if on_step is not None:
                         on_step(progress)
-                    losses, waited, since, busy = [], 0.0, time.perf_counter(), time.process_time()
-                if self.validation is not None and (
-                    self.step % config.validate_every == 0 or self.step == config.steps
-                ):
-                    metrics.write(self.step, validation_loss=self.validate())
-                    since, busy = time.perf_counter(), time.process_time()
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    self.save()
-                    since, busy = time.perf_counter(), time.process_time()
+                with interval.paused():
+                    improved = self._measure(metrics, last)
+                    if (
+                        last or self.step % config.save_every == 0 or self.selection.ended
+                        or (improved and config.selection.keep_best)
+                    ):  # fmt: skip
+                        self.save()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)
 
+    def _log(self, interval: Interval, metrics: MetricsFile) -> Progress:
+        if not interval.losses:
+            raise UserError(
+                f"every step up to {self.step} was skipped, {self.skipped_steps} in all: lower the learning rate or "
+                f"check the data; the checkpoints in {self.folder} are intact"
+            )
+        rate = len(interval.losses) * self.loader.batch_size / interval.seconds
+        progress = Progress(self.step, interval.mean_loss(), rate, interval.waited / interval.seconds)
+        skipped = {"skipped_steps": self.skipped_steps} if self.skipped_steps else {}
+        metrics.write(
+            self.step, loss=progress.loss, learning_rate=learning_rate(self.config, self.step - 1),
+            samples_per_second=rate, data_share=progress.data_share, cpu_seconds=interval.cpu_seconds, **skipped,
+        )  # fmt: skip
+        return progress
+
+    # ---------------------------------------------------------------- step
+
+    def _take_step(self, batch: Batch, interval: Interval, metrics: MetricsFile) -> None:
+        """A step whose loss or gradient is not finite is left out and noted, or ends the run with a UserError."""
+        try:
+            interval.losses.append(self.train_step(batch))
+        except NotFiniteError as error:
+            metrics.write(self.step, not_finite=str(error), samples=error.samples)
+            if self.config.gradient.non_finite == "stop":
+                raise
+            self.skipped_steps += 1
+            self.step += 1
+
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the loss as a tensor, so that the device is not waited for."""
+        """One optimizer step; returns the mean loss as a tensor. NotFiniteError leaves weights and optimizers alone."""
         config = self.config
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, self.step)
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
         noise, flow_time = self._draw(actions, generator)
-        with product_context(config.precision, self.device):
-            loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained, config.clip_norm)
+        losses = self._backward(observation, actions, noise, flow_time, self._action_mask(batch))
+        loss, gradients = losses.mean(), [p.grad for p in self._trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
+            raise not_finite(self.step, losses, self.model, self.loader.places(self.step), self.folder)
+        torch.nn.utils.clip_grads_with_norm_(self._trained, config.clip_norm, norm)
+        set_learning_rate(self.optimizers, learning_rate(config, self.step))
         for optimizer in self.optimizers:
             optimizer.step()
         if config.ema_decay > 0:
             self.average.update(self.step)
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _backward(
+        self, observation: Observation, actions: Tensor, noise: Tensor, flow_time: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
+        self.model.zero_grad(set_to_none=True)
+        parts, losses = self.config.gradient.accumulate, list[Tensor]()
+        size = len(actions) // parts
+        for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
+            options = {} if mask is None else {"action_mask": mask[rows]}
+            with product_context(self.config.precision, self.device):
+                loss = self.model.loss(
+                    observation if parts == 1 else observation[rows], actions[rows],
+                    noise=noise[:, rows], time=flow_time[:, rows], draws=self.config.draws, **options,
+                )  # fmt: skip
+            (loss.mean() / parts).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    # ---------------------------------------------------------------- measuring
+
+    def _measure(self, metrics: MetricsFile, last: bool) -> bool:
+        """What is due after this step; true when the selection calls it the best so far."""
+        values = dict[str, float]()
+        if self.validation is not None and (last or self.step % self.config.validate_every == 0):
+            values["validation_loss"] = self.validate()
+        due = [measure for measure in self.measures if last or self.step % measure.every == 0]
+        if due:
+            self.model.eval()
+            with self.average.applied():
+                for measure in due:
+                    values.update(measure.run(self.model))
+            self.model.train()
+        if values:
+            metrics.write(self.step, **values)
+        return self.selection.take(self.step, values)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -139,12 +248,19 @@ class Trainer:
         assert self.validation is not None
         generator = self._generator(VALIDATION_SEED, 0)
         total, count = 0.0, 0
+        # the average of bfloat16 weights is in float32
+        precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
         self.model.eval()
-        with self.average.applied(), product_context(self.config.precision, self.device):
+        with self.average.applied(), product_context(precision, self.device):
             for step in range(min(VALIDATION_BATCHES, self.validation.batches_per_epoch)):
-                observation, actions = self._to_device(self.validation.batch(step), None)
+                batch = self.validation.batch(step)
+                observation, actions = self._to_device(batch, None)
                 noise, flow_time = self._draw(actions, generator)
-                loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=self.config.draws)
+                mask = self._action_mask(batch)
+                loss = self.model.loss(
+                    observation, actions, noise=noise, time=flow_time, draws=self.config.draws,
+                    **({} if mask is None else {"action_mask": mask}),
+                )  # fmt: skip
                 total, count = total + float(loss.mean()), count + 1
         self.model.train()
         return total / count
@@ -152,26 +268,34 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> Path:
-        """A native checkpoint with the averaged weights; what a resume needs lies in its `training_state` folder."""
+        """A native checkpoint with the averaged weights; what a resume needs lies in its `training_state` folder.
+
+        With LoRA the checkpoint's weights are merged, and `adapters` holds what was trained alone.
+        """
         target = checkpoint_folder(self.folder, self.step)
         target.parent.mkdir(exist_ok=True)
-
         state = {
             "step": self.step,
-            "weights": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
+            "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "selection": self.selection.state(),
+            "skipped_steps": self.skipped_steps,
         }
 
         def write_state(folder: Path) -> None:
             (folder / "training_state").mkdir()
             torch.save(state, folder / "training_state" / "state.pt")
             (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
+            if self.config.parts.lora is not None:
+                adapters.save_adapters(folder / "adapters", self.model)
 
         with self.average.applied():
             example = self._make_example(self.model) if self._make_example is not None else None
             save_checkpoint(target, self.model, self.pipeline, example, write_state, self.robots)
-        for old in list_checkpoints(self.folder)[: -self.config.keep]:
-            shutil.rmtree(old)
+        kept = self.config.selection
+        if kept.keep_best and self.selection.best_step == self.step:
+            note_best(self.folder, self.step, kept.metric, self.selection.best)
+        prune(self.folder, self.config.keep, self.selection.best_step if kept.keep_best else None)
         return target
 
     def resume(self) -> bool:
@@ -180,16 +304,27 @@ class Trainer:
         if not found:
             return False
         state = torch.load(found[-1] / "training_state" / "state.pt", map_location=self.device, weights_only=True)
-        # the checkpoint's own weights are the average
-        load_model_weights(self.model, found[-1])
-        self.average.load_state([parameter.detach() for parameter in self._trained])
+        with_adapters = self.config.parts.lora is not None
+        self.average.load(
+            SafetensorsWeights(found[-1] / "adapters", adapters.WEIGHTS)
+            if with_adapters else SafetensorsWeights(found[-1])
+        )  # fmt: skip
         self.model.load_state_dict(state["weights"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step = int(state["step"])
+        self.step, self.skipped_steps = int(state["step"]), int(state.get("skipped_steps", 0))
+        if "selection" in state:
+            self.selection.load(state["selection"])
         return True
 
     # ---------------------------------------------------------------- inside
+
+    def _action_mask(self, batch: Batch) -> Tensor | None:
+        """[B, D] true for the dimensions that the robot has, where only these count."""
+        if self.config.gradient.padded_actions or batch.action_dims is None:
+            return None
+        dims = torch.from_numpy(batch.action_dims)[:, None]
+        return (torch.arange(batch.actions.shape[-1]) < dims).to(self.device)
 
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
         observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
@@ -209,32 +344,9 @@ class Trainer:
     def _generator(self, seed: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
 
-    def _progress(self, losses: list[Tensor], elapsed: float, waited: float) -> Progress:
-        loss = float(torch.stack(losses).mean())
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the loss is {loss} at step {self.step}: lower the learning rate or check the data; "
-                f"the checkpoints in {self.folder} are intact"
-            )
-        return Progress(self.step, loss, len(losses) * self.loader.batch_size / elapsed, waited / elapsed)
-
 
 def trimmed(inputs: ModelInputs) -> ModelInputs:
     """Without the prompt slots that no sample of the batch uses: padding changes nothing but the cost."""
     used = max(int(inputs["prompt_mask"].sum(axis=1).max()), 1)
     tokens, mask = inputs["prompt_tokens"][:, :used], inputs["prompt_mask"][:, :used]
     return {**inputs, "prompt_tokens": tokens, "prompt_mask": mask}
-
-
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"{step:07d}"
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    paths = (folder / "checkpoints").glob("[0-9]" * 7)
-    return sorted(path for path in paths if (path / "training_state" / "state.pt").is_file())
-
-
-def read_train_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "training_state" / "train.json").read_text())
