@@ -1,4 +1,4 @@
-"""LoRA adapters beside a checkpoint: `adapters.safetensors` with all that was trained, and `adapters.json`.
+"""LoRA adapters alone, in a folder: `adapters.safetensors` with all that was trained, `adapters.json`, the pipeline.
 
 Names are those of the model, with `lora_a` and `lora_b` beside the adapted `weight`; what was trained as a whole (the
 vision tower, the heads) is there as a whole. Together with the checkpoint that the training started from, they give the
@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pizero.checkpoints.facts import pipeline_facts
 from pizero.checkpoints.keymap import listed
-from pizero.checkpoints.models import Network
 from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Source
+from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapters.json"
@@ -67,22 +70,23 @@ def layer_scale(model: nn.Module, layer: str) -> float:
     return float(vars(model.get_submodule(layer))["scale"])
 
 
-def save_adapters(folder: Path, model: Network) -> None:
+def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
     """What of the model is trained, into a new folder."""
     folder.mkdir()
+    pipeline.save(folder)
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     scales = {name.removesuffix(".lora_a"): 0.0 for name in trained if name.endswith(".lora_a")}
     scales = {layer: layer_scale(model, layer) for layer in scales}
     write_safetensors(folder / WEIGHTS, trained)
     values = {
-        "format": FORMAT, "version": VERSION, "scales": scales,
+        "format": FORMAT, "version": VERSION, "config": model.config.to_json(), "scales": scales,
         "base": {f"{layer}.weight": _mark(model.get_parameter(f"{layer}.weight")) for layer in _marked(scales)},
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
 
 
 def merge_adapters(base: Source, folder: Path) -> Source:
-    """The checkpoint `base` with the adapters in `folder`; float32 where they change something.
+    """The checkpoint `base` with the adapters in `folder`, whose robot it knows then; float32 where they change it.
 
     UserError when they are of another model, or of another checkpoint than they were trained from.
     """
@@ -96,6 +100,7 @@ def merge_adapters(base: Source, folder: Path) -> Source:
     with values_of(folder / CONFIG):
         scales = {str(layer): float(scale) for layer, scale in values["scales"].items()}
         marks = {str(name): int(mark) for name, mark in values["base"].items()}
+        config = Pi0Config.from_json(values["config"])
     trained = SafetensorsWeights(folder, WEIGHTS)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -109,7 +114,9 @@ def merge_adapters(base: Source, folder: Path) -> Source:
         if left:
             raise UserError(f"the adapters in {folder} do not fit: {listed('left over', sorted(left))}")
 
-    return replace(base, tensors=tensors, notes=(*base.notes, f"the adapters in {folder} were merged in float32"))
+    note = f"the adapters in {folder} were merged in float32"
+    facts = pipeline_facts(Pipeline.load(folder))
+    return replace(base, config=config, tensors=tensors, facts=facts, notes=(*base.notes, note))
 
 
 def _applied(

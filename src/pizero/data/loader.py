@@ -108,6 +108,10 @@ class Loader:
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._chances = [_chances(member, early_frames) if early_frames > 0 else None for member in members]
 
+    @property
+    def members(self) -> Sequence[Member]:
+        return self._members
+
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of training step `step`, counted from 0."""
         return self.read(self._samples(step))

@@ -286,8 +286,8 @@ class Trainer:
             (folder / "training_state").mkdir()
             torch.save(state, folder / "training_state" / "state.pt")
             (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
-            if self.config.parts.lora is not None:
-                adapters.save_adapters(folder / "adapters", self.model)
+            if self.config.parts.lora is not None and isinstance(self.model, Pi0):
+                adapters.save_adapters(folder / "adapters", self.model, self.pipeline)
 
         with self.average.applied():
             example = self._make_example(self.model) if self._make_example is not None else None
