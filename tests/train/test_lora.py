@@ -49,6 +49,9 @@ def stirred(model: Pi0) -> Pi0:
 def test_adapters_change_nothing_at_first_and_merge_exactly(pi05: bool) -> None:
     torch.manual_seed(0)
     model = Pi0(nano_model(pi05))
+    for name, parameter in model.named_parameters():
+        if "modulation.weight" in name:  # fresh ones close the gates
+            torch.nn.init.normal_(parameter, std=0.2)
     before = velocity(model)
     add_lora(model, LORA)
     assert torch.equal(velocity(model), before)
@@ -119,7 +122,7 @@ def test_a_lora_training(dataset: Path, base: Path, tmp_path: Path, precision: s
     if precision == "float32":
         same = {name for name in trained if torch.equal(trained[name], started[name])}
     assert "token_embedding.weight" in same
-    assert not any(name.endswith("query.weight") for name in same)
+    assert not any(name.endswith(("layers.0.prefix.query.weight", "expert.mlp.up.weight")) for name in same)
 
     folder = result.checkpoint / "adapters"
     adapter_bytes = (folder / adapters.WEIGHTS).stat().st_size
