@@ -14,7 +14,7 @@ from torch import Tensor
 from train_helpers import losses, nano_model, nano_preset
 
 from pizero.checkpoints import adapters, openpi_jax
-from pizero.checkpoints.adapters import plain_state
+from pizero.checkpoints.adapters import PlainState
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.native import load_checkpoint, save_checkpoint, verify_example
@@ -60,7 +60,7 @@ def test_adapters_change_nothing_at_first_and_merge_exactly(pi05: bool) -> None:
     after = velocity(stirred(model))
     assert (after - before).abs().max() > 0.05
     merged = Pi0(model.config)
-    merged.load_state_dict(dict(plain_state(model)))
+    merged.load_state_dict(dict(PlainState(model)))
     torch.testing.assert_close(velocity(merged), after, atol=2e-5, rtol=1e-4)
 
 

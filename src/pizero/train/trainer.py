@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
 from pizero.model.pi0 import Pi0
+from pizero.model.precision import matrix_dtypes
 from pizero.train.config import TrainConfig
 from pizero.train.failure import NotFiniteError, not_finite
 from pizero.train.lora import load_adapters
@@ -214,7 +217,7 @@ class Trainer:
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
         size = len(actions) // parts
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
-            options = {} if mask is None else {"action_mask": mask[rows]}
+            options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
             with product_context(self.config.precision, self.device):
                 loss = self.model.loss(
                     observation if parts == 1 else observation[rows], actions[rows],
@@ -234,7 +237,7 @@ class Trainer:
         due = [measure for measure in self.measures if last or self.step % measure.every == 0]
         if due:
             self.model.eval()
-            with self.average.applied():
+            with self.average.applied(), self._sampling():
                 for measure in due:
                     values.update(measure.run(self.model))
             self.model.train()
@@ -257,9 +260,9 @@ class Trainer:
                 observation, actions = self._to_device(batch, None)
                 noise, flow_time = self._draw(actions, generator)
                 mask = self._action_mask(batch)
+                options: dict[str, Any] = {} if mask is None else {"action_mask": mask}
                 loss = self.model.loss(
-                    observation, actions, noise=noise, time=flow_time, draws=self.config.draws,
-                    **({} if mask is None else {"action_mask": mask}),
+                    observation, actions, noise=noise, time=flow_time, draws=self.config.draws, **options,
                 )  # fmt: skip
                 total, count = total + float(loss.mean()), count + 1
         self.model.train()
@@ -290,7 +293,8 @@ class Trainer:
                 adapters.save_adapters(folder / "adapters", self.model, self.pipeline)
 
         with self.average.applied():
-            example = self._make_example(self.model) if self._make_example is not None else None
+            with self._sampling():
+                example = self._make_example(self.model) if self._make_example is not None else None
             save_checkpoint(target, self.model, self.pipeline, example, write_state, self.robots)
         kept = self.config.selection
         if kept.keep_best and self.selection.best_step == self.step:
@@ -318,6 +322,11 @@ class Trainer:
         return True
 
     # ---------------------------------------------------------------- inside
+
+    def _sampling(self) -> AbstractContextManager[Any]:
+        """For sampling from the model as it is: frozen bfloat16 weights beside float32 ones need autocast."""
+        mixed = len(matrix_dtypes(self.model)) > 1
+        return product_context("mixed", self.device) if mixed else nullcontext()
 
     def _action_mask(self, batch: Batch) -> Tensor | None:
         """[B, D] true for the dimensions that the robot has, where only these count."""
