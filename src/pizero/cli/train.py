@@ -70,7 +70,7 @@ class Arguments:
     """At a loss or gradient that is not finite: stop, or leave the step out and count it."""
     lora: bool = False
     """Train adapters of openpi's ranks on both experts, vision tower and heads (see --freeze), no average."""
-    freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] = ()
+    freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] | None = None
     """Parts that keep their weights."""
     embedding_steps: Literal["optimizer", "stateless"] | None = None
     """stateless: the embedding table is trained without optimizer state."""
@@ -98,7 +98,7 @@ SETTINGS = (
 )  # fmt: skip
 PARTS = {
     "gradient": ("accumulate", "padded_actions", "non_finite"),
-    "parts": ("embedding_steps",),
+    "parts": ("freeze", "embedding_steps"),
     "selection": ("metric", "keep_best", "patience"),
 }
 
@@ -111,14 +111,13 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.train import train_policy
 
     preset = get_preset(arguments.preset, arguments.model)
-    if arguments.lora:
-        preset = with_lora(preset)
-    train = preset.train
-    if arguments.freeze:
-        train = dataclasses.replace(train, parts=dataclasses.replace(train.parts, freeze=arguments.freeze))
+    changes = _given(arguments, SETTINGS)
     for part, names in PARTS.items():
-        train = dataclasses.replace(train, **{part: _changed(getattr(train, part), arguments, names)})
-    preset = dataclasses.replace(preset, train=_changed(train, arguments, SETTINGS))
+        changes[part] = dataclasses.replace(getattr(preset.train, part), **_given(arguments, names))
+    if arguments.lora:
+        preset = with_lora(preset, **changes)
+    else:
+        preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     measure = MeasureConfig(
@@ -134,7 +133,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _changed(config: Any, arguments: Arguments, names: Sequence[str]) -> Any:
-    """With the options that were given."""
-    given = {name: getattr(arguments, name) for name in names}
-    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+def _given(arguments: Arguments, names: Sequence[str]) -> dict[str, Any]:
+    """The options that were given."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
