@@ -29,7 +29,7 @@ def settings(arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Preset, d
 
 def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     preset, options = settings(
-        "--preset libero --model pi05 --lora --freeze vision heads --accumulate 8 --no-padded-actions "
+        "--preset libero --model pi05 --lora --freeze vision heads --accumulate 8 --ignore-padding "
         "--non-finite skip --precision bfloat16 --optimizer adamw8bit --ema-decay 0.5 --metric open_loop_error "
         "--keep-best --patience 3 --open-loop-chunks 16 --evaluate-env tabletop --evaluate-every 7 "
         "--evaluate-episodes 2 --track tensorboard wandb --validate-every 11 --validation-fraction 0.2 --steps 12",

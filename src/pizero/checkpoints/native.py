@@ -137,14 +137,6 @@ def load_robots(folder: Path) -> dict[str, Pipeline]:
     return {pipeline.embodiment.name: pipeline for pipeline in pipelines}
 
 
-def load_model_weights(model: Network, folder: Path) -> None:
-    """Copies the weights of the checkpoint in `folder` into a model of the same sizes."""
-    stored = load_checkpoint(folder).model
-    if stored.config != model.config:
-        raise UserError(f"{folder} holds a model of other sizes or switches; build the model from its {CONFIG}")
-    model.load_state_dict(stored.state_dict())
-
-
 def verify_example(checkpoint: Checkpoint) -> float:
     """Runs the stored example again and returns the relative error; UserError when the actions are others now."""
     if checkpoint.pipeline is None or checkpoint.example is None:

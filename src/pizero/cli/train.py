@@ -64,8 +64,8 @@ class Arguments:
     threads: int | None = None
     accumulate: int | None = None
     """Equal parts of a batch that are computed one after the other, for less memory."""
-    padded_actions: bool | None = None
-    """Whether action dimensions that the robot does not have count in the loss, as in openpi."""
+    ignore_padding: bool = False
+    """Leave action dimensions that the robot does not have out of the loss; in openpi they count."""
     non_finite: Literal["stop", "skip"] | None = None
     """At a loss or gradient that is not finite: stop, or leave the step out and count it."""
     lora: bool = False
@@ -83,7 +83,7 @@ class Arguments:
     """Of each task."""
     metric: Literal["validation_loss", "open_loop_error", "success_rate"] | None = None
     """What checkpoints are compared by."""
-    keep_best: bool | None = None
+    keep_best: bool = False
     """Keeps the best checkpoint beside the newest ones; best.json names it."""
     patience: int | None = None
     """Ends the run when that many measurements in a row bring nothing better."""
@@ -97,9 +97,9 @@ SETTINGS = (
     "validation_fraction", "validate_every", "save_every", "seed", "threads",
 )  # fmt: skip
 PARTS = {
-    "gradient": ("accumulate", "padded_actions", "non_finite"),
+    "gradient": ("accumulate", "non_finite"),
     "parts": ("freeze", "embedding_steps"),
-    "selection": ("metric", "keep_best", "patience"),
+    "selection": ("metric", "patience"),
 }
 
 
@@ -114,6 +114,10 @@ def run(arguments: Arguments) -> int:
     changes = _given(arguments, SETTINGS)
     for part, names in PARTS.items():
         changes[part] = dataclasses.replace(getattr(preset.train, part), **_given(arguments, names))
+    if arguments.ignore_padding:
+        changes["gradient"] = dataclasses.replace(changes["gradient"], padded_actions=False)
+    if arguments.keep_best:
+        changes["selection"] = dataclasses.replace(changes["selection"], keep_best=True)
     if arguments.lora:
         preset = with_lora(preset, **changes)
     else:
