@@ -58,6 +58,11 @@ class Arguments:
     seed: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Of a training that torchrun starts (docs/training.md). ddp: every rank has all weights; fsdp: weights, gradients,
+    optimizer and average are divided among the ranks; hsdp: among those of a machine."""
+    recompute: bool = False
+    """Activation checkpointing: each block keeps its inputs alone and is computed again in the backward pass."""
 
 
 def run(arguments: Arguments) -> int:
@@ -85,6 +90,7 @@ def run(arguments: Arguments) -> int:
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
         skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers,
+        sharding=arguments.sharding, recompute=arguments.recompute,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0

@@ -9,9 +9,15 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends to `path`. A resumed run drops the lines after its checkpoint and goes on, so no step appears twice."""
+    """Appends to `path`. A resumed run drops the lines after its checkpoint and goes on, so no step appears twice.
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    Without a path, on a rank that is not the first, nothing is written.
+    """
+
+    def __init__(self, path: Path | None, resume_step: int = 0) -> None:
+        if path is None:
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+            return
         lines = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))

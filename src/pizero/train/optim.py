@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pizero.train.config import Precision, TrainConfig
+from pizero.train.distributed import local
 from pizero.train.muon import Muon
 from pizero.types import UserError
 
@@ -23,6 +25,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     matrices = {
         name: trained[name] for name in trained if config.optimizer == "muon" and _is_hidden_matrix(model, name)
     }
+    if any(isinstance(matrix, DTensor) for matrix in matrices.values()):
+        raise UserError("muon needs whole matrices on every rank; use --sharding ddp, or adamw")
     if config.optimizer == "muon" and not matrices:
         raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
     others = [parameter for name, parameter in trained.items() if name not in matrices]
@@ -71,15 +75,17 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after training step `step`."""
-        weights = [weight.detach() for weight in self._weights]
-        torch._foreach_lerp_(self._average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
+        average, weights = ([local(tensor) for tensor in tensors] for tensors in (self._average, self._weights))
+        torch._foreach_lerp_(average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
 
     def state(self) -> list[Tensor]:
+        """In the order of the trained parameters, and divided among ranks as these are."""
         return self._average
 
     @torch.no_grad()
     def load_state(self, average: list[Tensor]) -> None:
-        torch._foreach_copy_(self._average, average)  # pyright: ignore[reportPrivateImportUsage]
+        for own, given in zip(self._average, average, strict=True):
+            local(own).copy_(local(given))
 
     def applied(self) -> AbstractContextManager[None]:
         """Within it the model has the average as its weights."""
@@ -88,11 +94,15 @@ class WeightAverage:
 
 class _Swapped(AbstractContextManager[None]):
     def __init__(self, weights: list[nn.Parameter], others: list[Tensor]) -> None:
-        self._weights, self._others = weights, others
+        self._pairs = list(zip(weights, others, strict=True))
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for index, weight in enumerate(self._weights):
-            weight.data, self._others[index] = self._others[index], weight.data
+        """In place: a sharded model gathers its weights from the memory that they have had from the start."""
+        for weight, other in self._pairs:
+            kept = local(weight).clone()
+            local(weight).copy_(local(other))
+            local(other).copy_(kept)
 
     def __enter__(self) -> None:
         self._swap()
@@ -103,8 +113,12 @@ class _Swapped(AbstractContextManager[None]):
 
 def product_context(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 for "mixed", and for "auto" where the hardware has bfloat16 products; else nothing."""
-    mixed = precision == "mixed" or (precision == "auto" and has_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if is_mixed(precision, device) else nullcontext()
+
+
+def is_mixed(precision: Precision, device: torch.device) -> bool:
+    """Whether the products are computed in bfloat16, from float32 weights."""
+    return precision == "mixed" or (precision == "auto" and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.models import Network
+from pizero.checkpoints.models import Network, empty_model
 from pizero.checkpoints.native import Example, load_model_weights, save_checkpoint
-from pizero.data.augment import Augmentation
+from pizero.data.augment import WHOLE, Augmentation, Part
 from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
 from pizero.train.config import TrainConfig
+from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model
 from pizero.train.metrics import MetricsFile
-from pizero.train.optim import WeightAverage, learning_rate, make_optimizers, product_context
+from pizero.train.optim import WeightAverage, is_mixed, learning_rate, make_optimizers, product_context
+from pizero.train.sharded_state import SHARDS, ShardedSaver, gather_state, read_shards, take_parts, whole_weights
 from pizero.types import Observation, UserError
 
 VALIDATION_SEED = 1_000_003
@@ -56,8 +58,13 @@ class Trainer:
         make_example: Callable[[Network], Example] | None = None,
         robots: Sequence[Pipeline] = (),
         device: str = "cpu",
+        ranks: Ranks = ALONE,
+        sharding: Sharding = "ddp",
     ) -> None:
-        """robots: pipelines of the other robots of a mixture, saved with the checkpoint."""
+        """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
+
+        ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
+        """
         if model.config.past_actions:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
@@ -66,7 +73,11 @@ class Trainer:
         self.loader, self.validation, self._make_example = loader, validation, make_example
         self.robots = robots
         self.device = torch.device(device)
-        self.model.to(self.device).train()
+        self.ranks, self._part = ranks, Part(ranks.index, ranks.count)
+        self.model.train()
+        mixed = is_mixed(config.precision, self.device)
+        self._loss = spread_model(self.model, ranks, sharding, self.device, bfloat16=mixed)
+        self._saver = ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None
         self.optimizers = make_optimizers(model, config)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = WeightAverage(model, config.ema_decay, config.ema_power)
@@ -79,7 +90,7 @@ class Trainer:
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Path:
         """Trains to the last step and returns the folder of the last checkpoint."""
         config = self.config
-        metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+        metrics = MetricsFile(self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step)
         losses: list[Tensor] = []
         batches = self.loader.batches(self.step, config.steps)
         waited, since, busy = 0.0, time.perf_counter(), time.process_time()
@@ -108,6 +119,8 @@ class Trainer:
                 if self.step % config.save_every == 0 or self.step == config.steps:
                     self.save()
                     since, busy = time.perf_counter(), time.process_time()
+            if self._saver is not None:
+                self._saver.finish()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)
@@ -120,9 +133,9 @@ class Trainer:
                 group["lr"] = learning_rate(config, self.step)
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
-        noise, flow_time = self._draw(actions, generator)
+        noise, flow_time = draw(config.draws, actions, generator, self._part)
         with product_context(config.precision, self.device):
-            loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
+            loss = self._loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, config.clip_norm)
@@ -138,24 +151,46 @@ class Trainer:
         """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation."""
         assert self.validation is not None
         generator = self._generator(VALIDATION_SEED, 0)
-        total, count = 0.0, 0
+        total = torch.zeros((), dtype=torch.float64)
+        count = min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
         self.model.eval()
         with self.average.applied(), product_context(self.config.precision, self.device):
-            for step in range(min(VALIDATION_BATCHES, self.validation.batches_per_epoch)):
+            for step in range(count):
                 observation, actions = self._to_device(self.validation.batch(step), None)
-                noise, flow_time = self._draw(actions, generator)
-                loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=self.config.draws)
-                total, count = total + float(loss.mean()), count + 1
+                noise, flow_time = draw(self.config.draws, actions, generator)
+                rows, share = self._validation_rows(len(actions))
+                loss = self.model.loss(
+                    observation[rows], actions[rows], noise=noise[:, rows], time=flow_time[:, rows],
+                    draws=self.config.draws,
+                )  # fmt: skip
+                total += float(loss.mean()) * share
         self.model.train()
-        return total / count
+        return float(self.ranks.sum(total)) / count
+
+    def _validation_rows(self, size: int) -> tuple[slice, float]:
+        """This rank's rows of a whole batch, and their share of it; a rank without any repeats the first, for nothing."""
+        first, last = (size * index // self.ranks.count for index in (self.ranks.index, self.ranks.index + 1))
+        return slice(first, max(last, first + 1)) if first < size else slice(0, 1), (last - first) / size
 
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> Path:
         """A native checkpoint with the averaged weights; what a resume needs lies in its `training_state` folder."""
         target = checkpoint_folder(self.folder, self.step)
-        target.parent.mkdir(exist_ok=True)
+        if self._saver is not None:
+            self._save_sharded(target, self._saver)
+            return target
+        error: Exception | None = None
+        if self.ranks.is_first:
+            try:
+                self._save_whole(target)
+            except (UserError, OSError) as found:
+                error = found
+        self.ranks.raise_together(error)
+        return target
 
+    def _save_whole(self, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
         state = {
             "step": self.step,
             "weights": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
@@ -168,18 +203,48 @@ class Trainer:
             (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
 
         with self.average.applied():
-            example = self._make_example(self.model) if self._make_example is not None else None
-            save_checkpoint(target, self.model, self.pipeline, example, write_state, self.robots)
+            self._write(target, self.model, write_state)
+
+    def _write(self, target: Path, model: Network, extra: Callable[[Path], None]) -> None:
+        """The native checkpoint; older ones go when it is there."""
+        example = self._make_example(model) if self._make_example is not None else None
+        save_checkpoint(target, model, self.pipeline, example, extra, self.robots)
         for old in list_checkpoints(self.folder)[: -self.config.keep]:
             shutil.rmtree(old)
-        return target
+
+    def _save_sharded(self, target: Path, saver: ShardedSaver) -> None:
+        """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""
+        saver.finish()
+        with self.average.applied():
+            weights = whole_weights(self.model, self.ranks)
+
+        def write(put_shards: Callable[[Path], None]) -> None:
+            model = empty_model(self.model.config)
+            model.load_state_dict(weights, assign=True)
+
+            def write_state(folder: Path) -> None:
+                (folder / "training_state").mkdir()
+                (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
+                put_shards(folder / "training_state")
+
+            self._write(target, model.eval(), write_state)
+
+        average = self.average.state()
+        saver.start(target, gather_state(self.model, self.optimizers, average, self.step), write)
 
     def resume(self) -> bool:
         """Goes on from the newest complete checkpoint in the folder; false when there is none."""
-        found = list_checkpoints(self.folder)
+        found = self.ranks.from_first(lambda: list_checkpoints(self.folder))
         if not found:
             return False
-        state = torch.load(found[-1] / "training_state" / "state.pt", map_location=self.device, weights_only=True)
+        folder = found[-1] / "training_state"
+        if (folder / SHARDS).is_dir():
+            self.step = read_shards(folder / SHARDS, self.model, self.optimizers, self.average.state())
+            return True
+        if self._saver is not None:
+            self.step = take_parts(found[-1], self.model, self.optimizers, self.average.state())
+            return True
+        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
         # the checkpoint's own weights are the average
         load_model_weights(self.model, found[-1])
         self.average.load_state([parameter.detach() for parameter in self._trained])
@@ -194,29 +259,33 @@ class Trainer:
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
         observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
         if generator is not None:
-            images = {name: self.augmentation(name, image, generator) for name, image in observation.images.items()}
+            images = {
+                name: self.augmentation(name, image, generator, self._part)
+                for name, image in observation.images.items()
+            }
             observation = Observation(
                 images, observation.image_masks, observation.state, observation.prompt_tokens, observation.prompt_mask
             )
         return observation, torch.from_numpy(batch.actions).to(self.device)
 
-    def _draw(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise and times on the host, so that they are the same on every device."""
-        shape = (self.config.draws, *actions.shape)
-        noise = torch.randn(shape, generator=generator)
-        return noise.to(self.device), sample_time(shape[:2], generator).to(self.device)
-
     def _generator(self, seed: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
 
     def _progress(self, losses: list[Tensor], elapsed: float, waited: float) -> Progress:
-        loss = float(torch.stack(losses).mean())
+        loss = float(self.ranks.mean(torch.stack(losses).mean()))
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise UserError(
                 f"the loss is {loss} at step {self.step}: lower the learning rate or check the data; "
                 f"the checkpoints in {self.folder} are intact"
             )
         return Progress(self.step, loss, len(losses) * self.loader.batch_size / elapsed, waited / elapsed)
+
+
+def draw(draws: int, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+    """Noise [draws, B, H, D] and times [draws, B] for `part` of a batch, drawn on the host: the same on every device."""
+    noise = part.of(torch.randn(part.whole((draws, *actions.shape), 1), generator=generator), 1)
+    time = part.of(sample_time(part.whole((draws, len(actions)), 1), generator), 1)
+    return noise.to(actions.device), time.to(actions.device)
 
 
 def trimmed(inputs: ModelInputs) -> ModelInputs:
@@ -233,7 +302,8 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     paths = (folder / "checkpoints").glob("[0-9]" * 7)
-    return sorted(path for path in paths if (path / "training_state" / "state.pt").is_file())
+    state = ("state.pt", f"{SHARDS}/.metadata")
+    return sorted(path for path in paths if any((path / "training_state" / name).is_file() for name in state))
 
 
 def read_train_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""One rank of the trainings that a JSON file lists, one after the other: torchrun rank_runs.py RUNS.json DATASET."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from train_helpers import nano_model, nano_preset
+
+from pizero.types import UserError
+from pizero.workflows.train import train_policy
+
+
+def train(dataset: Path, run: dict[str, Any]) -> None:
+    """run: the output folder; changes of nano_preset; arguments of train_policy; steps after which to stop."""
+    preset = nano_preset(**run.get("changes", {}))
+    if run.get("pi05"):
+        preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
+    train_policy(dataset, Path(run["output"]), preset, **run.get("arguments", {}))
+
+
+if __name__ == "__main__":
+    for run in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            train(Path(sys.argv[2]), run)
+        except UserError as error:
+            print(f"UserError: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
