@@ -8,18 +8,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from train_helpers import nano_model, nano_preset
 
+from pizero.train.trainer import Trainer
 from pizero.types import UserError
 from pizero.workflows.train import train_policy
 
 
 def train(dataset: Path, run: dict[str, Any]) -> None:
-    """run: the output folder; changes of nano_preset; arguments of train_policy; steps after which to stop."""
+    """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take."""
     preset = nano_preset(**run.get("changes", {}))
     if run.get("pi05"):
         preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
-    train_policy(dataset, Path(run["output"]), preset, **run.get("arguments", {}))
+    original, stop = Trainer.train_step, run.get("stop")
+
+    def step(self: Trainer, batch: Any) -> Any:
+        if self.step == stop:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step)
+        try:
+            train_policy(dataset, Path(run["output"]), preset, **run.get("arguments", {}))
+            assert stop is None
+        except KeyboardInterrupt:
+            assert stop is not None
 
 
 if __name__ == "__main__":
