@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints import openpi_jax
+from pizero.checkpoints.adapters import plain_state
 from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi_folder import config_from_arch
@@ -25,6 +26,8 @@ from pizero.checkpoints.orbax import ArrayToWrite, OrbaxArrays, write_arrays
 from pizero.checkpoints.source import Facts
 from pizero.model.config import GemmaConfig, Pi0Config, small_config
 from pizero.model.pi0 import Pi0
+from pizero.train.config import LoraConfig
+from pizero.train.lora import add_lora, load_adapters
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openpi"
@@ -248,6 +251,25 @@ def test_lora_adapters_are_merged(tmp_path: Path, ranks: tuple[int, int | None],
             assert all(w.dtype == (dtype if rank is None else torch.float32) for w in weights)
             actual = torch.stack([x.flatten(1) @ w.double().T for w in weights])
             assert torch.allclose(actual, expected.reshape(actual.shape), rtol=1e-4, atol=1e-3), theirs
+
+
+@pytest.mark.parametrize("ranks", [(16, 32), (16, None), (None, 32)])
+def test_lora_adapters_apart(tmp_path: Path, ranks: tuple[int | None, int | None]) -> None:
+    """The checkpoint without its adapters, with these in the model, is what the merged one is."""
+    folder = written(tmp_path, lora_arrays(*ranks))
+    source, adapters = openpi_jax.read_unmerged(folder, arch_of("pi0_d32"))
+    assert not any("LoRA" in note for note in source.notes)
+    with torch.device("meta"):
+        model = Pi0(source.config)
+    fill(model, source.tensors())
+    assert same(model, read_model(GOLDEN / "pi0_d32" / "jax", source.config))
+    prefix, expert = (rank or 0 for rank in ranks)
+    add_lora(model, LoraConfig(prefix, max(prefix, 1), expert, max(expert, 1)))
+    load_adapters(model, adapters)
+    merged, expected = plain_state(model), read_model(folder, source.config).state_dict()
+    assert set(merged) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from train_helpers import nano_model, nano_preset
 
+from pizero.train.config import GradientConfig, LoraConfig, PartsConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
 from pizero.workflows.train import train_policy
@@ -18,7 +19,12 @@ from pizero.workflows.train import train_policy
 
 def train(dataset: Path, run: dict[str, Any]) -> None:
     """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take."""
-    preset = nano_preset(**run.get("changes", {}))
+    changes = dict(run.get("changes", {}))
+    if "gradient" in changes:
+        changes["gradient"] = GradientConfig(**changes["gradient"])
+    if "lora" in changes:
+        changes["parts"] = PartsConfig(lora=LoraConfig(**changes.pop("lora")))
+    preset = nano_preset(**changes)
     if run.get("pi05"):
         preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
     original, stop = Trainer.train_step, run.get("stop")

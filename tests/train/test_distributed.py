@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.data.augment import Augmentation, Part
 from pizero.train.distributed import make_mesh
+from pizero.train.inputs import draw
 from pizero.train.metrics import read_metrics
-from pizero.train.trainer import draw, list_checkpoints
+from pizero.train.trainer import list_checkpoints
 from pizero.types import UserError
 
 HERE = Path(__file__).parent
@@ -34,6 +35,8 @@ LOSS, WEIGHT = 2e-6, 5e-7
 PLAIN = {"threads": 1, "precision": "float32", "save_every": 8}
 PARTED = {**PLAIN, "save_every": 2}
 MUON = {**PLAIN, "optimizer": "muon"}
+LORA = {**PLAIN, "lora": {"prefix_rank": 2, "expert_rank": 3}}
+TWICE = {"gradient": {"accumulate": 2}}
 MIXED = {**PLAIN, "precision": "mixed"}
 
 
@@ -71,15 +74,16 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = {"sharding": sharding, **more.pop("arguments", {})}
         return {"output": str(root / name), "changes": changes, "arguments": arguments, **more}
 
-    resume = {"resume": True}
+    resume, start = {"resume": True}, {"start": str(root / "one" / "checkpoints" / "0000008")}
     for alone in (
         run("one", PLAIN), run("one_muon", MUON), run("one_mixed", MIXED), run("one_pi05", PLAIN, pi05=True),
-        run("one_then_two", PARTED, stop=4),
+        run("one_then_two", PARTED, stop=4), run("one_lora", LORA, arguments=start),
     ):  # fmt: skip
         train(dataset, alone)
     two = [
-        run("ddp_muon", MUON), run("fsdp", PLAIN, "fsdp"), run("fsdp_mixed", MIXED, "fsdp"),
-        run("fsdp_pi05", PLAIN, "fsdp", pi05=True, arguments={"recompute": True}),
+        run("ddp_muon", MUON | TWICE), run("fsdp", PLAIN, "fsdp"), run("fsdp_mixed", MIXED, "fsdp"),
+        run("fsdp_pi05", PLAIN | TWICE, "fsdp", pi05=True, arguments={"recompute": True}),
+        run("fsdp_lora", LORA, "fsdp", arguments=start),
         run("one_then_two", PARTED, "fsdp", arguments=resume), run("two_four_one", PARTED, "fsdp", stop=4),
     ]  # fmt: skip
     launch(1, two, dataset, root)
@@ -99,7 +103,7 @@ def curve(folder: Path, name: str) -> dict[int, float]:
 
 EQUAL = [
     ("ddp", "one"), ("ddp_muon", "one_muon"), ("fsdp", "one"), ("fsdp_pi05", "one_pi05"), ("hsdp", "one"),
-    ("one_then_two", "one"), ("two_four_one", "one"),
+    ("fsdp_lora", "one_lora"), ("one_then_two", "one"), ("two_four_one", "one"),
 ]  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def test_every_layout_leaves_a_native_checkpoint(runs: Path, name: str) -> None:
     assert last.name == "0000008"
     verify_example(load_checkpoint(last))
     kinds = {path.name for path in (last / "training_state").iterdir()}
-    assert kinds == {"train.json", "state.pt" if name == "ddp" else "shards"}
+    assert kinds == {"train.json"} | ({"state.pt"} if name == "ddp" else {"progress.pt", "shards"})
     assert not list(last.parent.glob(".*"))
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from train_helpers import nano_baseline, nano_model, nano_preset
+from train_helpers import losses, nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.models import NetworkConfig
@@ -40,11 +40,6 @@ from pizero.train.trainer import Trainer, list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.train import train_policy
 from pizero.workflows.training_data import build_pipelines, open_sources
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
-
 
 RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
     (nano_model(), {}),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config, small_config
 from pizero.train.config import TrainConfig
+from pizero.train.metrics import read_metrics
 
 
 def nano_model(pi05: bool = False, **changes: Any) -> Pi0Config:
@@ -30,3 +32,8 @@ def nano_preset(**changes: Any) -> Preset:
         "log_every": 1, "validate_every": 4, "save_every": 4, "validation_fraction": 0.2, "seed": 3, "threads": 2,
     }  # fmt: skip
     return Preset("tabletop", nano_model(), TrainConfig(**{**settings, **changes}), "zscore", 384, execution_horizon=4)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Of a run, by step."""
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}

@@ -20,7 +20,8 @@ from pizero.model.config import small_config
 from pizero.policy.policy import load_policy
 from pizero.types import UserError
 from pizero.workflows.norm_stats import norm_stats
-from pizero.workflows.train import recorded_observation, train_policy
+from pizero.workflows.replay import recorded_observation
+from pizero.workflows.train import train_policy
 
 PNG = Path(__file__).parents[1] / "golden/lerobot/datasets/v30_png"
 ROBOT = """

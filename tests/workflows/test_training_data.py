@@ -16,7 +16,8 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.model.config import small_config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
-from pizero.workflows.train import recorded_observation, train_policy
+from pizero.workflows.replay import recorded_observation
+from pizero.workflows.train import train_policy
 from pizero.workflows.training_data import open_sources
 
 DATASETS = Path(__file__).parents[1] / "golden/lerobot/datasets"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints import native
+from pizero.checkpoints.adapters import merge_adapters
 from pizero.checkpoints.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.checkpoints.facts import given, make_pipeline, needed_options, unknown
 from pizero.checkpoints.load import FORMATS, find_format, read_source
@@ -64,12 +65,14 @@ def convert(
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
     tokenizer: PaligemmaTokenizer | str | Path | None = None,
+    merge_lora: Path | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
     """Writes the checkpoint `source` (as for `load_model`) as a new folder `target` of the format `to`.
 
     dtype: of the large matrices; None keeps every tensor's own. embodiment, norm_stats, tokenizer: what the source does
-    not tell, or tells otherwise. on_step hears what is being done. One model is in memory at a time.
+    not tell, or tells otherwise. merge_lora: a folder of adapters that were trained from the source; they are merged.
+    on_step hears what is being done. One model is in memory at a time.
 
     The result is written under a temporary name, read again strictly, and asked for the same action chunk; only then
     it is renamed. UserError when anything on this way fails; nothing is left behind then.
@@ -77,6 +80,8 @@ def convert(
     writer = find_format(to)
     folder, target = local_folder(source), Path(target).absolute()
     opened = read_source(folder, arch)
+    if merge_lora is not None:
+        opened = merge_adapters(opened, merge_lora)
     facts = given(opened.facts, embodiment, norm_stats, tokenizer)
     if folder.absolute() in (target, *target.parents):
         raise UserError(f"{target} lies in the source {folder}; choose a folder elsewhere")

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import torch
 
+from pizero.checkpoints.adapters import plain_state
 from pizero.checkpoints.example import Example, reproduce
 from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
 from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
@@ -84,7 +85,7 @@ def save_checkpoint(
 ) -> None:
     """Writes the folder as a whole; an older checkpoint at its name is replaced. `extra(folder)` may add files.
 
-    robots: pipelines of other robots than `pipeline`'s, for `load_policy(embodiment=...)`.
+    robots: pipelines of other robots than `pipeline`'s, for `load_policy(embodiment=...)`. LoRA adapters are merged.
 
     The folder is written beside its place and renamed. A crash leaves either checkpoint at `folder`, or the older one
     beside it as `.<name>.old`, which the next save puts back first. UserError when `folder` holds anything else than a
@@ -195,7 +196,7 @@ def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Exa
     config = model.config
     values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    write_safetensors(folder / WEIGHTS, model.state_dict())
+    write_safetensors(folder / WEIGHTS, plain_state(model))
     if pipeline is not None:
         pipeline.save(folder)
     if example is not None:

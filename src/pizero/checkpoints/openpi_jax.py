@@ -45,6 +45,21 @@ def detect(folder: Path) -> bool:
 
 def read(folder: Path, arch: Arch | None = None) -> Source:
     """What `params` holds, strictly; without `arch` and config.json the sizes must be the released ones."""
+    return _read(folder, arch)[0]
+
+
+def read_unmerged(folder: Path, arch: Arch | None = None) -> tuple[Source, dict[str, Tensor]]:
+    """The checkpoint without its LoRA adapters, and these by our names, for a training that goes on with them.
+
+    Shapes as of train/lora.py: lora_a [groups, rank, in], lora_b [groups, out / groups, rank], the output projection's
+    lora_b [heads, out, rank]. Their scale is 1.
+    """
+    source, rows, arrays = _read(folder, arch, merge=False)
+    return source, {name: factor for row in rows for name, factor in _factors(row, arrays)}
+
+
+def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[Source, list[Row], OrbaxArrays]:
+    """The source, and the rows that have adapters, with the arrays to read them from."""
     params = _params(folder)
     arrays = OrbaxArrays(params)
     names = set(arrays)
@@ -64,16 +79,17 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     if wrong:
         raise UserError(f"weights do not fit: {wrong}")
     ranks = sorted({_rank(row, arrays) for row in rows if row.theirs in adapters})
-    notes = [_LORA_NOTE.format(" and ".join(map(str, ranks)))] if ranks else []
+    notes = [_LORA_NOTE.format(" and ".join(map(str, ranks)))] if ranks and merge else []
     if given is None:
         notes += [_HORIZON_NOTE, openpi_folder.STATE_UNKNOWN] if adaptive else [_HORIZON_NOTE]
     facts, more = openpi_folder.read_facts(params.parent, config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for row in sorted(rows, key=lambda row: -math.prod(row.stored_shape)):
-            yield from _row_tensors(row, arrays, row.theirs in adapters)
+            yield from _row_tensors(row, arrays, merge and row.theirs in adapters)
 
-    return Source(NAME, config, tensors, facts, (*notes, *more))
+    adapted = [row for row in rows if row.theirs in adapters]
+    return Source(NAME, config, tensors, facts, (*notes, *more)), adapted, arrays
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
@@ -304,6 +320,19 @@ def _layer_tensors(row: Row, layers: Tensor, start: int, factors: list[Tensor] |
             layer = layer + _adapter_weight(row, *(factor[index] for factor in factors))
         for name, tensor in zip(row.ours, row.to_ours(layer), strict=True):
             yield name.format(index), tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _factors(row: Row, arrays: OrbaxArrays) -> Iterator[tuple[str, Tensor]]:
+    """A row's adapters in float32, by our names. Their pairs are a [..., in, rank] and b [..., rank, out]."""
+    a, b = (arrays.read(name).float() for name in sorted(row.adapters))
+    for index in range(row.depth):
+        parts = [factor[index] if len(row.ours) > 1 else factor[index][None] for factor in (a, b)]
+        for name, own_a, own_b in zip(row.ours, *parts, strict=True):
+            if "attn_vec_einsum" in row.theirs:  # its inputs are all heads'
+                own_a = own_a.flatten(0, 1)
+            layer = name.format(index).removesuffix("weight")
+            for end, factor in (("lora_a", own_a), ("lora_b", own_b)):
+                yield layer + end, (factor if factor.ndim == 3 else factor[None]).mT.contiguous()
 
 
 def _adapter_weight(row: Row, a: Tensor, b: Tensor) -> Tensor:

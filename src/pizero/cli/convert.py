@@ -32,6 +32,8 @@ class Arguments:
     """norm_stats.json of the robot's data."""
     tokenizer: Path | None = None
     """SentencePiece model."""
+    merge_lora: Path | None = None
+    """The `adapters` folder of a checkpoint of a LoRA training that started from the source: they are merged."""
 
 
 def run(arguments: Arguments) -> int:

@@ -100,9 +100,7 @@ def random_shift(
     return image.reshape(-1, image.shape[-1]).index_select(0, pixels.flatten()).view(image.shape)
 
 
-def crop_and_rotate(
-    image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE
-) -> Tensor:
+def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
     """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated.
 
     `frames` images in a row share a draw.
@@ -125,9 +123,7 @@ def crop_and_rotate(
     return moved.permute(0, 2, 3, 1).clamp(-1, 1)
 
 
-def color_jitter(
-    image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE
-) -> Tensor:
+def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
     """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5.
 
     `frames` images in a row share a draw.
@@ -144,8 +140,6 @@ def color_jitter(
     return x * 2 - 1
 
 
-def _uniform(
-    shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device, part: Part
-) -> Tensor:
+def _uniform(shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device, part: Part) -> Tensor:
     """Draws in [0, 1) on the generator's own device, so that a CPU generator serves any device."""
     return part.rand(shape, dim, generator, device if generator is None else generator.device).to(device)

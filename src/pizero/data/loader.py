@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -26,6 +27,17 @@ class Batch:
 
     inputs: ModelInputs
     actions: NDArray[np.float32]
+    action_dims: NDArray[np.int64] | None = None
+    """[B] action dimensions that the sample's robot has; the others are padding. None: not said."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample comes from: the folder of its dataset, its episode's number and its frame of that episode."""
+
+    dataset: Path
+    episode: int
+    frame: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ class Member:
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
         prompts = dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
         inputs = self.pipeline.model_inputs(images, state, prompts)
-        return Batch(inputs, self.pipeline.model_actions(actions, state))
+        dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
+        return Batch(inputs, self.pipeline.model_actions(actions, state), dims)
 
 
 class Loader:
@@ -95,13 +108,30 @@ class Loader:
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._chances = [_chances(member, early_frames) if early_frames > 0 else None for member in members]
 
+    @property
+    def members(self) -> Sequence[Member]:
+        return self._members
+
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of training step `step`, counted from 0."""
+        return self.read(self._samples(step))
+
+    def places(self, step: int) -> list[Place]:
+        """Where the samples of `batch(step)` come from."""
+        samples = self._samples(step)
+        of_member = np.searchsorted(self._offsets, samples, side="right") - 1
+        places: list[Place] = []
+        for index, frame in zip(of_member.tolist(), (samples - self._offsets[of_member]).tolist(), strict=True):
+            dataset = self._members[index].dataset
+            places.append(Place(dataset.root, int(dataset.episode_index[frame]), int(dataset.frame_index[frame])))
+        return places
+
+    def _samples(self, step: int) -> NDArray[np.int64]:
         epoch, position = divmod(step, self.batches_per_epoch)
         if epoch not in self._orders:
             self._orders = {epoch: self._draw_order(epoch)}
         start = position * self.batch_size + self._rank * self._share
-        return self.read(self._orders[epoch][start : start + self._share])
+        return self._orders[epoch][start : start + self._share]
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Those of the steps first ... last - 1, prepared by the workers where there are some."""
@@ -215,7 +245,9 @@ def _merged(parts: Sequence[tuple[Rows, Batch]]) -> Batch:
     )  # fmt: skip
     if "state" in parts[0][1].inputs:
         inputs["state"] = field("state")
-    return Batch(inputs, gathered([(rows, batch.actions) for rows, batch in parts]))
+    known = [(rows, batch.action_dims) for rows, batch in parts if batch.action_dims is not None]
+    dims = gathered(known) if len(known) == len(parts) else None
+    return Batch(inputs, gathered([(rows, batch.actions) for rows, batch in parts]), dims)
 
 
 def split_episodes(dataset: LeRobotDataset, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], ...]:

@@ -41,6 +41,8 @@ class PackedBlock:
     @staticmethod
     def of(block: GemmaBlock) -> PackedBlock:
         dim, mlp = block.head_dim, block.mlp
+        if any(name.endswith("lora_a") for name, _ in block.named_parameters()):
+            raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
         norms = None
         if isinstance(block.attention_norm, RMSNorm) and isinstance(block.mlp_norm, RMSNorm):
             norms = plain(block.attention_norm), plain(block.mlp_norm)

@@ -108,17 +108,22 @@ class Pi0(nn.Module):
         time: Tensor | None = None,
         draws: int = 1,
         generator: Generator | None = None,
+        action_mask: Tensor | None = None,
     ) -> Tensor:
         """Squared error of the velocity, averaged over the action dimensions: actions [B, H, D] -> [B, H].
 
         With `draws=N`, N draws of (noise, time) per sample share one pass over the prefix, most of the cost; the result
         is their average. Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do.
+        action_mask: [B, D] bool, true for the dimensions that count; None counts padded ones too, as openpi does.
         """
         self._check_actions(actions, observation.batch_size)
         noise, time = fill_draws(actions, noise, time, draws, generator)
         x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
         v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten()).view_as(target)
-        return (v_t - target).square().mean(dim=-1).mean(dim=0)
+        error = (v_t - target).square()  # [N, B, H, D]
+        if action_mask is None:
+            return error.mean(dim=-1).mean(dim=0)
+        return (error * action_mask[:, None]).sum(dim=-1).mean(dim=0) / action_mask.sum(dim=-1, keepdim=True)
 
     # ---------------------------------------------------------------- inference
 

@@ -26,7 +26,8 @@ from pizero.types import ActionModel, RobotDict, UserError
 
 
 class ModelPolicy:
-    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`.
+    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`, unless `fast`
+    is false, as for a model in training: its weights stay where they are.
 
     device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
     the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
@@ -40,6 +41,7 @@ class ModelPolicy:
         device: str | torch.device = "cpu",
         num_steps: int | None = None,
         seed: int = 0,
+        fast: bool = True,
     ) -> None:
         config = model.config
         num_steps = config.default_num_steps if num_steps is None else num_steps
@@ -52,7 +54,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
-        self._sampler = FastSampler(model) if isinstance(model, Pi0) else model
+        self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else model
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)

@@ -72,6 +72,23 @@ class Ranks:
         self.from_first(lambda: None)
         return make()
 
+    def by_first(self, act: Callable[[], None]) -> None:
+        """`act` by the first rank; when it fails, no rank goes on."""
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                act()
+            except (UserError, OSError) as found:
+                error = found
+        self.raise_together(error)
+
+    def rows(self, size: int) -> tuple[slice, float]:
+        """This rank's rows of a batch that every rank has, and their share of it. A rank without any, where there are
+        fewer rows than ranks, takes the first at a share of 0.
+        """
+        first, last = (size * index // self.count for index in (self.index, self.index + 1))
+        return slice(first, last) if first < last else slice(0, 1), (last - first) / size
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of the ranks' values."""
         return self.sum(value) / self.count

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,54 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pizero.train.config import Precision, TrainConfig
-from pizero.train.distributed import local
+from pizero.train.distributed import local, spread_like
+from pizero.train.low_memory import BETAS, EPSILON, RoundedAdamW, RowSteps, eight_bit_adamw
 from pizero.train.muon import Muon
+from pizero.train.parts import EMBEDDING
 from pizero.types import UserError
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py); with optimizer="muon" Muon takes
-    the matrices inside the transformers, and AdamW the rest; UserError where there are none.
+    """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py), for all trained weights but those
+    that the config gives another optimizer: bfloat16 weights, matrices inside the transformers, the embedding table.
+
+    UserError for muon where there are no such matrices, and for shards where it is not AdamW in float32.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    matrices = {
-        name: trained[name] for name in trained if config.optimizer == "muon" and _is_hidden_matrix(model, name)
-    }
-    if any(isinstance(matrix, DTensor) for matrix in matrices.values()):
-        raise UserError("muon needs whole matrices on every rank; use --sharding ddp, or adamw")
-    if config.optimizer == "muon" and not matrices:
-        raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
-    others = [parameter for name, parameter in trained.items() if name not in matrices]
-    adamw = torch.optim.AdamW(
-        others, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True
+    left = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    others = (
+        config.optimizer != "adamw" or config.precision == "bfloat16" or config.parts.embedding_steps != "optimizer"
     )
-    return [adamw, Muon(matrices.values(), config.learning_rate)] if matrices else [adamw]
+    if others and any(isinstance(parameter, DTensor) for parameter in left.values()):
+        raise UserError("shards are trained by AdamW with float32 weights; use --sharding ddp, or adamw and mixed")
+
+    def take(names: Iterable[str]) -> list[nn.Parameter]:
+        return [left.pop(name) for name in list(names)]
+
+    rate, decay, optimizers = config.learning_rate, config.weight_decay, list[torch.optim.Optimizer]()
+    if config.parts.embedding_steps == "stateless":
+        optimizers.append(RowSteps(take([EMBEDDING]), rate, config.seed))
+    if config.optimizer == "muon":
+        matrices = take(name for name in left if _is_hidden_matrix(model, name))
+        if not matrices:
+            raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
+        optimizers.append(Muon(matrices, rate))
+    elif config.optimizer == "adamw8bit":
+        optimizers.append(eight_bit_adamw(take(left), rate, decay))
+    elif rounded := take(name for name in left if left[name].dtype == torch.bfloat16):
+        optimizers.append(RoundedAdamW(rounded, rate, decay, config.seed))
+    if left:
+        others = take(left)
+        adamw = torch.optim.AdamW(others, lr=rate, betas=BETAS, eps=EPSILON, weight_decay=decay, fused=True)
+        optimizers.insert(0, adamw)
+    return optimizers
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if isinstance(group["lr"], Tensor):  # torchao compiles its step, and keeps the rate in a tensor
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _is_hidden_matrix(model: nn.Module, name: str) -> bool:
@@ -60,12 +87,14 @@ class WeightAverage:
     """Exponential moving average of the trained weights: average = decay * average + (1 - decay) * weights.
 
     power: above 0 the decay of step t, from 0, is 1 - (1 + t) ** -power, at most `decay`: the average of a short run is
-    not its first weights (diffusion_policy, diffusion_policy/model/diffusion/ema_model.py).
+    not its first weights (diffusion_policy, diffusion_policy/model/diffusion/ema_model.py). In float32, for a bfloat16
+    average would never move. With decay 0 nothing is kept, and the weights themselves take its place.
     """
 
     def __init__(self, model: nn.Module, decay: float, power: float = 0.0) -> None:
-        self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._average = [parameter.detach().clone() for parameter in self._weights]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._weights = trained if decay > 0 else {}
+        self._average = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
         self._decay, self._power = decay, power
 
     def decay(self, step: int) -> float:
@@ -75,50 +104,57 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after training step `step`."""
-        average, weights = ([local(tensor) for tensor in tensors] for tensors in (self._average, self._weights))
-        torch._foreach_lerp_(average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
-
-    def state(self) -> list[Tensor]:
-        """In the order of the trained parameters, and divided among ranks as these are."""
-        return self._average
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name, weight in self._weights.items():
+            by_dtype.setdefault(weight.dtype, []).append(name)
+        for names in by_dtype.values():
+            average, weights = ([local(tensors[name]) for name in names] for tensors in (self._average, self._weights))
+            if weights[0].dtype == torch.float32:
+                torch._foreach_lerp_(average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
+                continue
+            for one, weight in zip(average, weights, strict=True):  # one float32 copy at a time
+                one.lerp_(weight.float(), 1 - self.decay(step))
 
     @torch.no_grad()
-    def load_state(self, average: list[Tensor]) -> None:
-        for own, given in zip(self._average, average, strict=True):
-            local(own).copy_(local(given))
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Of a checkpoint, whose weights are the average."""
+        for name, tensor in self._average.items():
+            local(tensor).copy_(local(spread_like(average[name], tensor)))
 
-    def applied(self) -> AbstractContextManager[None]:
+    def parts(self) -> Mapping[str, Tensor]:
+        """The average by name, divided among ranks as the weights are."""
+        return self._average
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
         """Within it the model has the average as its weights."""
-        return _Swapped(self._weights, self._average) if self._decay > 0 else nullcontext()
-
-
-class _Swapped(AbstractContextManager[None]):
-    def __init__(self, weights: list[nn.Parameter], others: list[Tensor]) -> None:
-        self._pairs = list(zip(weights, others, strict=True))
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """In place: a sharded model gathers its weights from the memory that they have had from the start."""
-        for weight, other in self._pairs:
-            kept = local(weight).clone()
-            local(weight).copy_(local(other))
-            local(other).copy_(kept)
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *error: object) -> None:
-        self._swap()
+        for name, weight in self._weights.items():
+            average = self._average[name]
+            if isinstance(weight, DTensor):  # its ranks gather from the memory that it has had from the start
+                kept = local(weight).clone()
+                local(weight).copy_(local(average))
+                local(average).copy_(kept)
+            else:
+                weight.data, self._average[name] = average, weight.data
 
 
 def product_context(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 for "mixed", and for "auto" where the hardware has bfloat16 products; else nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if is_mixed(precision, device) else nullcontext()
+    """Autocast to bfloat16 where float32 weights are to be multiplied so; else nothing."""
+    mixed = precision != "bfloat16" and multiplies_in_bfloat16(precision, device)
+    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
 
 
-def is_mixed(precision: Precision, device: torch.device) -> bool:
-    """Whether the products are computed in bfloat16, from float32 weights."""
-    return precision == "mixed" or (precision == "auto" and has_bfloat16(device))
+def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """For "mixed" and "bfloat16", and for "auto" where the hardware has bfloat16 products."""
+    return precision in ("mixed", "bfloat16") or (precision == "auto" and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ keep it in one file instead (`Trainer.save`), which sharded ones read too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from pizero.checkpoints.native import load_checkpoint
 from pizero.train.distributed import Ranks, local, spread_like, whole
 from pizero.types import UserError
 
@@ -69,23 +68,20 @@ class ShardedSaver:
         self._ranks.raise_together(error)
 
 
-def gather_state(
-    model: nn.Module, optimizers: Sequence[Optimizer], average: Iterable[Tensor], step: int
-) -> dict[str, Tensor]:
-    """Weights, average and optimizer state by name, this rank's parts, and the step."""
+def gather_state(model: nn.Module, optimizers: Sequence[Optimizer], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights, average and optimizer state by name, this rank's parts."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"weights.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
-    trained = [name for parameter, name in names.items() if parameter.requires_grad]
-    state |= {f"average.{name}": tensor for name, tensor in zip(trained, average, strict=True)}
+    state |= {f"average.{name}": tensor for name, tensor in average.items()}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
             state |= {f"optimizer.{names[parameter]}.{key}": value for key, value in values.items()}
-    return state | {"step": torch.tensor(step)}
+    return state
 
 
-def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], average: Iterable[Tensor]) -> int:
-    """Fills model, average and optimizers, in the parts that they have now, and returns the step."""
-    state = gather_state(model, (), average, 0)
+def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], average: Mapping[str, Tensor]) -> None:
+    """Fills model, optimizers and average, in the parts that they have now."""
+    state = gather_state(model, (), average)
     parameters = dict(model.named_parameters())
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     try:
@@ -98,28 +94,23 @@ def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
                 state[key] = owner[parameter].state[parameter][field] = torch.empty_like(like)
         dcp.load(state, checkpoint_id=folder)
     except (OSError, KeyError, CheckpointException) as error:
-        raise UserError(f"{folder} cannot be read ({reason(error)}); delete its checkpoint to go on from the one before")
-    return int(state["step"])
+        raise UserError(
+            f"{folder} cannot be read ({reason(error)}); delete its checkpoint to go on from the one before"
+        )
 
 
 @torch.no_grad()
-def take_parts(checkpoint: Path, model: nn.Module, optimizers: Sequence[Optimizer], average: Iterable[Tensor]) -> int:
-    """The same from a checkpoint of ranks that had all of the state, in its file state.pt; its weights are the average."""
-    saved = torch.load(checkpoint / "training_state" / "state.pt", map_location="cpu", mmap=True, weights_only=True)
-    weights, averaged = saved["weights"], load_checkpoint(checkpoint).model.state_dict()
+def take_parts(saved: Mapping[str, Any], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Weights and optimizer state from the state.pt of ranks that had all of them, in the parts that this rank has."""
     for name, tensor in model.state_dict().items():
-        local(tensor).copy_(local(spread_like(weights[name], tensor)))
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for name, tensor in zip(trained, average, strict=True):
-        local(tensor).copy_(local(spread_like(averaged[name], tensor)))
+        local(tensor).copy_(local(spread_like(saved["weights"][name], tensor)))
     for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, fields in values["state"].items():
             parameter = parameters[index]
             for field, value in fields.items():
-                part = spread_like(value, parameter.detach()) if value.shape == parameter.shape else value.clone()
+                part = spread_like(value, parameter.detach()) if value.shape == parameter.shape else value
                 optimizer.state[parameter][field] = part
-    return int(saved["step"])
 
 
 def whole_weights(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:

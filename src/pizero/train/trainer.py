@@ -1,11 +1,10 @@
-"""The training loop: read, step, validate, save. Every random number depends on seed and step alone."""
+"""The training loop: read, step, measure, save. Every random number depends on seed and step alone."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pizero.checkpoints import adapters
 from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.native import Example, load_model_weights, save_checkpoint
-from pizero.data.augment import WHOLE, Augmentation, Part
+from pizero.checkpoints.native import Example, save_checkpoint
+from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.data.augment import Augmentation, Part
 from pizero.data.loader import Batch, Loader
-from pizero.data.pipeline import ModelInputs, Pipeline
-from pizero.model.flow_matching import sample_time
+from pizero.data.pipeline import Pipeline
+from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model
-from pizero.train.metrics import MetricsFile
-from pizero.train.optim import WeightAverage, is_mixed, learning_rate, make_optimizers, product_context
+from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model, whole, without_exchange
+from pizero.train.failure import NotFiniteError, not_finite
+from pizero.train.inputs import draw, trimmed
+from pizero.train.lora import load_adapters
+from pizero.train.metrics import Interval, MetricsFile, Tracker
+from pizero.train.optim import (
+    WeightAverage,
+    learning_rate,
+    make_optimizers,
+    multiplies_in_bfloat16,
+    product_context,
+    set_learning_rate,
+)
+from pizero.train.parts import choose_parts, keep_in_precision
+from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.selection import Selection
 from pizero.train.sharded_state import SHARDS, ShardedSaver, gather_state, read_shards, take_parts, whole_weights
 from pizero.types import Observation, UserError
 
@@ -43,6 +57,15 @@ class Progress:
     """Share of the time spent waiting for data, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Something that is measured on the averaged weights every so many steps, and at the end: numbers by name."""
+
+    every: int
+    names: tuple[str, ...]
+    run: Callable[[Network], Mapping[str, float]]
+
+
 class Trainer:
     """Trains `model` on batches of `loader` and writes checkpoints, `metrics.jsonl` and `train.json` into `folder`."""
 
@@ -57,180 +80,273 @@ class Trainer:
         *,
         make_example: Callable[[Network], Example] | None = None,
         robots: Sequence[Pipeline] = (),
+        measures: Sequence[Measure] = (),
+        trackers: Sequence[Tracker] = (),
+        start_adapters: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
         ranks: Ranks = ALONE,
         sharding: Sharding = "ddp",
     ) -> None:
         """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
 
+        start_adapters: those of a training that is continued, by name.
         ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
         """
+        self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
+        self.loader, self.validation, self._make_example = loader, validation, make_example
+        self.robots, self.measures, self._trackers = robots, measures, trackers
+        self.device, self.ranks, self._part = torch.device(device), ranks, Part(ranks.index, ranks.count)
+        self._check()
+        self._prepare_model(start_adapters)
+        self._loss = spread_model(
+            model, ranks, sharding, self.device, bfloat16=multiplies_in_bfloat16(config.precision, self.device)
+        )
+        self._saver = ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizers = make_optimizers(model, config)
+        self.average = WeightAverage(model, config.ema_decay, config.ema_power)
+        self.augmentation = Augmentation(config.augmentation)
+        self.selection = Selection(config.selection)
+        self.step = self.skipped_steps = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    # ---------------------------------------------------------------- set-up
+
+    def _check(self) -> None:
+        """UserError for settings that this model, this data or these measures cannot honour."""
+        model, config = self.model, self.config
         if model.config.past_actions:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
             )
-        self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
-        self.loader, self.validation, self._make_example = loader, validation, make_example
-        self.robots = robots
-        self.device = torch.device(device)
-        self.ranks, self._part = ranks, Part(ranks.index, ranks.count)
+        if not config.gradient.padded_actions and not isinstance(model, Pi0):
+            raise UserError(f"padded_actions=False is for a π0, not for a {type(model).__name__}")
+        share = self.loader.batch_size // self.ranks.count
+        if share % config.gradient.accumulate:
+            raise UserError(f"a batch of {share} cannot be divided into {config.gradient.accumulate} equal parts")
+        measured = {name for measure in self.measures for name in measure.names}
+        measured |= {"validation_loss"} if self.validation is not None else set()
+        if config.selection.active and config.selection.metric not in measured:
+            raise UserError(
+                f"checkpoints are to be compared by {config.selection.metric}, which this run does not measure; "
+                "it needs held-out episodes (validation_fraction), open-loop chunks or a simulator"
+            )
+
+    def _prepare_model(self, start_adapters: Mapping[str, Tensor] | None) -> None:
+        config = self.config
+        choose_parts(self.model, config.parts, config.seed)
+        if start_adapters is not None and isinstance(self.model, Pi0):
+            load_adapters(self.model, start_adapters)
+        keep_in_precision(self.model, config.precision, multiplies_in_bfloat16(config.precision, self.device))
         self.model.train()
-        mixed = is_mixed(config.precision, self.device)
-        self._loss = spread_model(self.model, ranks, sharding, self.device, bfloat16=mixed)
-        self._saver = ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None
-        self.optimizers = make_optimizers(model, config)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.average = WeightAverage(model, config.ema_decay, config.ema_power)
-        self.augmentation = Augmentation(config.augmentation)
-        self.step = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- loop
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Path:
-        """Trains to the last step and returns the folder of the last checkpoint."""
+        """Trains to the last step, or until nothing gets better, and returns the folder of the last checkpoint."""
         config = self.config
-        metrics = MetricsFile(self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step)
-        losses: list[Tensor] = []
+        metrics = MetricsFile(
+            self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self._trackers
+        )  # fmt: skip
         batches = self.loader.batches(self.step, config.steps)
-        waited, since, busy = 0.0, time.perf_counter(), time.process_time()
+        interval = Interval()
         try:
-            while self.step < config.steps:
-                started = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - started
-                losses.append(self.train_step(batch))
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    elapsed = time.perf_counter() - since
-                    progress = self._progress(losses, elapsed, waited)
-                    metrics.write(
-                        self.step, loss=progress.loss, learning_rate=learning_rate(config, self.step - 1),
-                        samples_per_second=progress.samples_per_second, data_share=progress.data_share,
-                        cpu_seconds=time.process_time() - busy,
-                    )  # fmt: skip
+            while self.step < config.steps and not self.selection.ended:
+                self._take_step(interval.next(batches), interval, metrics)
+                last = self.step == config.steps
+                if last or self.step % config.log_every == 0:
+                    progress = self._log(interval, metrics)
+                    interval = Interval()
                     if on_step is not None:
                         on_step(progress)
-                    losses, waited, since, busy = [], 0.0, time.perf_counter(), time.process_time()
-                if self.validation is not None and (
-                    self.step % config.validate_every == 0 or self.step == config.steps
-                ):
-                    metrics.write(self.step, validation_loss=self.validate())
-                    since, busy = time.perf_counter(), time.process_time()
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    self.save()
-                    since, busy = time.perf_counter(), time.process_time()
+                with interval.paused():
+                    improved = self._measure(metrics, last)
+                    if (
+                        last or self.step % config.save_every == 0 or self.selection.ended
+                        or (improved and config.selection.keep_best)
+                    ):  # fmt: skip
+                        self.save()
             if self._saver is not None:
                 self._saver.finish()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)
 
+    def _log(self, interval: Interval, metrics: MetricsFile) -> Progress:
+        if not interval.losses:
+            raise UserError(
+                f"every step up to {self.step} was skipped, {self.skipped_steps} in all: lower the learning rate or "
+                f"check the data; the checkpoints in {self.folder} are intact"
+            )
+        rate = len(interval.losses) * self.loader.batch_size / interval.seconds
+        progress = Progress(self.step, interval.mean_loss(), rate, interval.waited / interval.seconds)
+        skipped = {"skipped_steps": self.skipped_steps} if self.skipped_steps else {}
+        metrics.write(
+            self.step, loss=progress.loss, learning_rate=learning_rate(self.config, self.step - 1),
+            samples_per_second=rate, data_share=progress.data_share, cpu_seconds=interval.cpu_seconds, **skipped,
+        )  # fmt: skip
+        return progress
+
+    # ---------------------------------------------------------------- step
+
+    def _take_step(self, batch: Batch, interval: Interval, metrics: MetricsFile) -> None:
+        """A step whose loss or gradient is not finite is left out and noted, or ends the run with a UserError."""
+        try:
+            interval.losses.append(self.train_step(batch))
+        except NotFiniteError as error:
+            metrics.write(self.step, not_finite=str(error), samples=error.samples)
+            if self.config.gradient.non_finite == "stop":
+                raise
+            self.skipped_steps += 1
+            self.step += 1
+
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the loss as a tensor, so that the device is not waited for."""
+        """One optimizer step; returns the mean loss as a tensor. NotFiniteError leaves weights and optimizers alone."""
         config = self.config
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, self.step)
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
         noise, flow_time = draw(config.draws, actions, generator, self._part)
-        with product_context(config.precision, self.device):
-            loss = self._loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained, config.clip_norm)
+        losses = self._backward(observation, actions, noise, flow_time, self._action_mask(batch))
+        loss, gradients = self.ranks.mean(losses.mean()), [p.grad for p in self._trained if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(whole(norm)) & torch.isfinite(loss)):
+            raise not_finite(self.step, losses, self.model, self.loader.places(self.step), self.folder)
+        torch.nn.utils.clip_grads_with_norm_(self._trained, config.clip_norm, norm)
+        set_learning_rate(self.optimizers, learning_rate(config, self.step))
         for optimizer in self.optimizers:
             optimizer.step()
         if config.ema_decay > 0:
             self.average.update(self.step)
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _backward(
+        self, observation: Observation, actions: Tensor, noise: Tensor, flow_time: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
+        self.model.zero_grad(set_to_none=True)
+        parts, losses = self.config.gradient.accumulate, list[Tensor]()
+        size = len(actions) // parts
+        for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
+            options = {} if mask is None else {"action_mask": mask[rows]}
+            last = rows.stop == len(actions)
+            with nullcontext() if last else without_exchange(self._loss):
+                with product_context(self.config.precision, self.device):
+                    loss = self._loss(
+                        observation if parts == 1 else observation[rows], actions[rows],
+                        noise=noise[:, rows], time=flow_time[:, rows], draws=self.config.draws, **options,
+                    )  # fmt: skip
+                (loss.mean() / parts).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    # ---------------------------------------------------------------- measuring
+
+    def _measure(self, metrics: MetricsFile, last: bool) -> bool:
+        """What is due after this step; true when the selection calls it the best so far."""
+        values = dict[str, float]()
+        if self.validation is not None and (last or self.step % self.config.validate_every == 0):
+            values["validation_loss"] = self.validate()
+        due = [measure for measure in self.measures if last or self.step % measure.every == 0]
+        if due:
+            with self.average.applied():
+                model = self._whole_model()
+                for measure in due:
+                    values.update(self.ranks.from_first(lambda measure=measure: measure.run(model.eval())))
+            self.model.train()
+        if values:
+            metrics.write(self.step, **values)
+        return self.selection.take(self.step, values)
 
     @torch.no_grad()
     def validate(self) -> float:
         """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation."""
         assert self.validation is not None
         generator = self._generator(VALIDATION_SEED, 0)
-        total = torch.zeros((), dtype=torch.float64)
-        count = min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
+        total, count = torch.zeros((), dtype=torch.float64), min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
+        # the average of bfloat16 weights is in float32
+        precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
         self.model.eval()
-        with self.average.applied(), product_context(self.config.precision, self.device):
+        with self.average.applied(), product_context(precision, self.device):
             for step in range(count):
-                observation, actions = self._to_device(self.validation.batch(step), None)
+                batch = self.validation.batch(step)
+                observation, actions = self._to_device(batch, None)
                 noise, flow_time = draw(self.config.draws, actions, generator)
-                rows, share = self._validation_rows(len(actions))
+                mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
                 loss = self.model.loss(
                     observation[rows], actions[rows], noise=noise[:, rows], time=flow_time[:, rows],
-                    draws=self.config.draws,
+                    draws=self.config.draws, **({} if mask is None else {"action_mask": mask[rows]}),
                 )  # fmt: skip
                 total += float(loss.mean()) * share
         self.model.train()
         return float(self.ranks.sum(total)) / count
 
-    def _validation_rows(self, size: int) -> tuple[slice, float]:
-        """This rank's rows of a whole batch, and their share of it; a rank without any repeats the first, for nothing."""
-        first, last = (size * index // self.ranks.count for index in (self.ranks.index, self.ranks.index + 1))
-        return slice(first, max(last, first + 1)) if first < size else slice(0, 1), (last - first) / size
-
     # ---------------------------------------------------------------- checkpoints
 
     def save(self) -> Path:
-        """A native checkpoint with the averaged weights; what a resume needs lies in its `training_state` folder."""
-        target = checkpoint_folder(self.folder, self.step)
-        if self._saver is not None:
-            self._save_sharded(target, self._saver)
-            return target
-        error: Exception | None = None
-        if self.ranks.is_first:
-            try:
-                self._save_whole(target)
-            except (UserError, OSError) as found:
-                error = found
-        self.ranks.raise_together(error)
-        return target
+        """A native checkpoint with the averaged weights; what a resume needs lies in its `training_state` folder.
 
-    def _save_whole(self, target: Path) -> None:
-        target.parent.mkdir(exist_ok=True)
-        state = {
-            "step": self.step,
-            "weights": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
+        With LoRA the checkpoint's weights are merged, and `adapters` holds what was trained alone.
+        """
+        target = checkpoint_folder(self.folder, self.step)
+        progress = {"step": self.step, "selection": self.selection.state(), "skipped_steps": self.skipped_steps}
+        if self._saver is not None:
+            self._save_sharded(target, progress, self._saver)
+            return target
+        state = progress | {
+            "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
-        def write_state(folder: Path) -> None:
-            (folder / "training_state").mkdir()
-            torch.save(state, folder / "training_state" / "state.pt")
-            (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
+        def write() -> None:
+            with self.average.applied():
+                self._write(target, self.model, lambda folder: torch.save(state, folder / "state.pt"))
 
-        with self.average.applied():
-            self._write(target, self.model, write_state)
+        self.ranks.by_first(write)
+        return target
 
-    def _write(self, target: Path, model: Network, extra: Callable[[Path], None]) -> None:
-        """The native checkpoint; older ones go when it is there."""
-        example = self._make_example(model) if self._make_example is not None else None
-        save_checkpoint(target, model, self.pipeline, example, extra, self.robots)
-        for old in list_checkpoints(self.folder)[: -self.config.keep]:
-            shutil.rmtree(old)
-
-    def _save_sharded(self, target: Path, saver: ShardedSaver) -> None:
+    def _save_sharded(self, target: Path, progress: dict[str, Any], saver: ShardedSaver) -> None:
         """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""
         saver.finish()
         with self.average.applied():
-            weights = whole_weights(self.model, self.ranks)
+            model = self._whole_model()
 
         def write(put_shards: Callable[[Path], None]) -> None:
-            model = empty_model(self.model.config)
-            model.load_state_dict(weights, assign=True)
-
             def write_state(folder: Path) -> None:
-                (folder / "training_state").mkdir()
-                (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
-                put_shards(folder / "training_state")
+                torch.save(progress, folder / "progress.pt")
+                put_shards(folder)
 
-            self._write(target, model.eval(), write_state)
+            self._write(target, model, write_state)
 
-        average = self.average.state()
-        saver.start(target, gather_state(self.model, self.optimizers, average, self.step), write)
+        saver.start(target, gather_state(self.model, self.optimizers, self.average.parts()), write)
+
+    def _whole_model(self) -> Network:
+        """The model; where it is in shards, on the first rank a copy on the host, and on the others an empty one."""
+        if self._saver is None:
+            return self.model
+        weights, model = whole_weights(self.model, self.ranks), empty_model(self.model.config)
+        choose_parts(model, self.config.parts)
+        if self.ranks.is_first:
+            model.load_state_dict(weights, assign=True)
+        return model
+
+    def _write(self, target: Path, model: Network, write_state: Callable[[Path], None]) -> None:
+        target.parent.mkdir(exist_ok=True)
+
+        def write_more(folder: Path) -> None:
+            state = folder / "training_state"
+            state.mkdir()
+            write_state(state)
+            (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
+            if self.config.parts.lora is not None and isinstance(model, Pi0):
+                adapters.save_adapters(folder / "adapters", model, self.pipeline)
+
+        example = self._make_example(model) if self._make_example is not None else None
+        save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
+        step, kept = int(target.name), self.config.selection
+        if kept.keep_best and self.selection.best_step == step:
+            note_best(self.folder, step, kept.metric, self.selection.best)
+        prune(self.folder, self.config.keep, self.selection.best_step if kept.keep_best else None)
 
     def resume(self) -> bool:
         """Goes on from the newest complete checkpoint in the folder; false when there is none."""
@@ -239,22 +355,34 @@ class Trainer:
             return False
         folder = found[-1] / "training_state"
         if (folder / SHARDS).is_dir():
-            self.step = read_shards(folder / SHARDS, self.model, self.optimizers, self.average.state())
-            return True
-        if self._saver is not None:
-            self.step = take_parts(found[-1], self.model, self.optimizers, self.average.state())
-            return True
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
-        # the checkpoint's own weights are the average
-        load_model_weights(self.model, found[-1])
-        self.average.load_state([parameter.detach() for parameter in self._trained])
-        self.model.load_state_dict(state["weights"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step = int(state["step"])
+            read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
+            state = torch.load(folder / "progress.pt", weights_only=True)
+        else:
+            state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+            with_adapters = self.config.parts.lora is not None
+            self.average.load(
+                SafetensorsWeights(found[-1] / "adapters", adapters.WEIGHTS)
+                if with_adapters else SafetensorsWeights(found[-1])
+            )  # fmt: skip
+            if self._saver is not None:
+                take_parts(state, self.model, self.optimizers)
+            else:
+                self.model.load_state_dict(state["weights"])
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+        self.step, self.skipped_steps = int(state["step"]), int(state.get("skipped_steps", 0))
+        if "selection" in state:
+            self.selection.load(state["selection"])
         return True
 
     # ---------------------------------------------------------------- inside
+
+    def _action_mask(self, batch: Batch) -> Tensor | None:
+        """[B, D] true for the dimensions that the robot has, where only these count."""
+        if self.config.gradient.padded_actions or batch.action_dims is None:
+            return None
+        dims = torch.from_numpy(batch.action_dims)[:, None]
+        return (torch.arange(batch.actions.shape[-1]) < dims).to(self.device)
 
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
         observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
@@ -270,41 +398,3 @@ class Trainer:
 
     def _generator(self, seed: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
-
-    def _progress(self, losses: list[Tensor], elapsed: float, waited: float) -> Progress:
-        loss = float(self.ranks.mean(torch.stack(losses).mean()))
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the loss is {loss} at step {self.step}: lower the learning rate or check the data; "
-                f"the checkpoints in {self.folder} are intact"
-            )
-        return Progress(self.step, loss, len(losses) * self.loader.batch_size / elapsed, waited / elapsed)
-
-
-def draw(draws: int, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
-    """Noise [draws, B, H, D] and times [draws, B] for `part` of a batch, drawn on the host: the same on every device."""
-    noise = part.of(torch.randn(part.whole((draws, *actions.shape), 1), generator=generator), 1)
-    time = part.of(sample_time(part.whole((draws, len(actions)), 1), generator), 1)
-    return noise.to(actions.device), time.to(actions.device)
-
-
-def trimmed(inputs: ModelInputs) -> ModelInputs:
-    """Without the prompt slots that no sample of the batch uses: padding changes nothing but the cost."""
-    used = max(int(inputs["prompt_mask"].sum(axis=1).max()), 1)
-    tokens, mask = inputs["prompt_tokens"][:, :used], inputs["prompt_mask"][:, :used]
-    return {**inputs, "prompt_tokens": tokens, "prompt_mask": mask}
-
-
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"{step:07d}"
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    paths = (folder / "checkpoints").glob("[0-9]" * 7)
-    state = ("state.pt", f"{SHARDS}/.metadata")
-    return sorted(path for path in paths if any((path / "training_state" / name).is_file() for name in state))
-
-
-def read_train_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "training_state" / "train.json").read_text())

@@ -27,10 +27,10 @@ from pizero.report.check import check_report
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint, write_json
 from pizero.workflows.progress import console, progress_bar
-from pizero.workflows.train import recorded_observation
+from pizero.workflows.replay import replay, spread_over
 
-CHUNKS, BATCH = 48, 8
-"""Chunks that are replayed, and how many at a time."""
+CHUNKS = 48
+"""Chunks that are replayed."""
 WORTHLESS = 0.9
 """Of a constant action's error: a policy above it has learned nothing of that dimension."""
 
@@ -111,8 +111,7 @@ def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -
         positions, whose = np.arange(dataset.num_frames), "all episodes; those it was trained on flatter it"
     if not len(positions):
         positions, whose = np.arange(dataset.num_frames), "all episodes: its run held none out"
-    spread = np.linspace(0, len(positions) - 1, min(CHUNKS, len(positions))).round().astype(np.int64)
-    return positions[spread], whose
+    return spread_over(positions, CHUNKS), whose
 
 
 def _run_settings(checkpoint: str | Path) -> dict[str, Any] | None:
@@ -121,17 +120,9 @@ def _run_settings(checkpoint: str | Path) -> dict[str, Any] | None:
 
 
 def _replay(dataset: LeRobotDataset, policy: ModelPolicy, frames: NDArray[np.int64]) -> Replay:
-    pipeline = policy.pipeline
-    chunks: list[NDArray[np.float32]] = []
     with progress_bar() as bars:
         bar = bars.add_task("replaying", total=len(frames), note="")
-        for batch in np.array_split(frames, -(-len(frames) // BATCH)):
-            observations = [recorded_observation(dataset, pipeline, int(frame)) for frame in batch]
-            chunks += [answer["actions"] for answer in policy.infer_batch(observations)]
-            bars.update(bar, completed=len(chunks))
-    predicted = np.stack(chunks)
-    recorded, padded = dataset.window(pipeline.embodiment.action_key, frames, predicted.shape[1])
-    return Replay(frames, recorded, predicted, padded)
+        return replay(dataset, policy, frames, lambda done: bars.update(bar, completed=done))
 
 
 def _worthless(summary: dict[str, Any]) -> list[Finding]:

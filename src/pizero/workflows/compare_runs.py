@@ -25,7 +25,8 @@ from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, find_checkpoint, write_json
 from pizero.workflows.progress import console
-from pizero.workflows.train import recorded_observation, train_policy
+from pizero.workflows.replay import recorded_observation
+from pizero.workflows.train import train_policy
 
 LATENCY_CALLS = 10
 OPEN_LOOP_FRAMES = 64

@@ -1,0 +1,107 @@
+"""Optimizers that keep less than AdamW's two float32 averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from pizero.types import UserError
+
+BETAS, EPSILON = (0.9, 0.95), 1e-8
+"""openpi src/openpi/training/optimizer.py."""
+_CHUNK = 1 << 24
+"""Elements that are computed in float32 at a time."""
+
+
+class RoundedAdamW(Optimizer):
+    """AdamW for bfloat16 weights, 8 bytes per weight with gradient and averages, instead of 16.
+
+    A bfloat16 weight has 8 bits, and a step is often below the last of them. Each step is computed in float32 and
+    rounded up or down at random, with chances that make its mean the exact one, so that small steps add up (as in arXiv
+    2010.06192). The draws depend on the seed and the step alone.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float, seed: int = 0) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "seed": seed, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] += 1
+            generator = seeded(group["params"][0].device, group["seed"], group["step"])
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    state: dict[str, Any] = self.state[weight]
+                    if not state:
+                        state.update(mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+                    flat = (tensor.view(-1) for tensor in (weight.data, state["mean"], state["square"]))
+                    for parts in zip(*(t.split(_CHUNK) for t in (*flat, weight.grad.reshape(-1))), strict=True):
+                        _adamw(*parts, group, generator)
+
+
+def _adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, group: dict[str, Any], g: Generator) -> None:
+    """One step of flat tensors, in place."""
+    gradient = gradient.float()
+    new_mean = mean.float().lerp_(gradient, 1 - BETAS[0])
+    new_square = square.float().lerp_(gradient.square(), 1 - BETAS[1])
+    mean.copy_(new_mean)
+    square.copy_(new_square)
+    divisor = (new_square / (1 - BETAS[1] ** group["step"])).sqrt_().add_(EPSILON)
+    exact = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
+    exact.addcdiv_(new_mean, divisor, value=-group["lr"] / (1 - BETAS[0] ** group["step"]))
+    weight.copy_(round_at_random(exact, g))
+
+
+class RowSteps(Optimizer):
+    """For an embedding table: each row that has a gradient moves along it by the learning rate, root mean square.
+
+    As large as AdamW's first step, without anything kept per weight. Tables [rows, width].
+    """
+
+    def __init__(self, tables: Iterable[nn.Parameter], lr: float, seed: int = 0) -> None:
+        super().__init__(tables, {"lr": lr, "seed": seed, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] += 1
+            generator = seeded(group["params"][0].device, group["seed"], group["step"])
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                rows = table.grad.any(dim=1).nonzero().squeeze(1)  # few: those of the batch's prompts
+                gradient = table.grad[rows].float()
+                step = gradient / gradient.square().mean(dim=1, keepdim=True).sqrt()
+                exact = table[rows].float().sub_(step, alpha=group["lr"])
+                rounded = round_at_random(exact, generator) if table.dtype == torch.bfloat16 else exact
+                table.index_copy_(0, rows, rounded.to(table.dtype))
+
+
+def round_at_random(exact: Tensor, generator: Generator) -> Tensor:
+    """float32 -> bfloat16, to one of the two neighbours, the nearer one with the greater chance: right in the mean."""
+    bits = exact.view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32, device=bits.device)
+    return ((bits + noise) & -(1 << 16)).view(torch.float32).bfloat16()
+
+
+def seeded(device: torch.device, seed: int, step: int) -> Generator:
+    return Generator(device).manual_seed(seed * 2_147_483_647 + step)
+
+
+def eight_bit_adamw(weights: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """AdamW whose averages are kept in 8 bits by blocks of 256 (torchao; Dettmers et al., arXiv 2110.02861).
+
+    bfloat16 weights are rounded at random. UserError where torchao is missing.
+    """
+    try:
+        from torchao.optim import AdamW8bit  # pyright: ignore
+    except ImportError as error:
+        raise UserError("8-bit AdamW needs torchao: pip install 'pizero[quant]'") from error
+    optimizer: Any = AdamW8bit(  # pyright: ignore
+        weights, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, bf16_stochastic_round=True
+    )
+    return optimizer

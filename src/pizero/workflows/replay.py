@@ -1,0 +1,51 @@
+"""Recorded observations as a robot would give them, and what a policy answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.doctor.open_loop import Replay
+from pizero.data.pipeline import Pipeline
+from pizero.policy.policy import ModelPolicy
+from pizero.types import RobotDict
+
+BATCH = 8
+"""Chunks that are asked for at a time."""
+
+
+def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:
+    """What the robot saw at a frame, with the history that the pipeline asks for."""
+    embodiment, history = pipeline.embodiment, pipeline.num_history
+    frames = dataset.history([frame], history)[0]  # [T]
+    state = dataset.column(embodiment.state_key)[frames]
+    images = {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()}
+    if history == 1:  # has no axis of its own
+        state, images = state[0], {camera: image[0] for camera, image in images.items()}
+    prompts = dataset.prompts([frame], embodiment.prompt_key, embodiment.default_prompt)
+    return {"state": state, "images": images, "prompt": prompts[0]}
+
+
+def spread_over(positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the positions, evenly from the first to the last."""
+    return positions[np.linspace(0, len(positions) - 1, min(count, len(positions))).round().astype(np.int64)]
+
+
+def replay(
+    dataset: LeRobotDataset,
+    policy: ModelPolicy,
+    frames: NDArray[np.int64],
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Replay:
+    """What the policy would have done at these frames, beside what was done."""
+    chunks: list[NDArray[np.float32]] = []
+    for batch in np.array_split(frames, -(-len(frames) // BATCH)):
+        observations = [recorded_observation(dataset, policy.pipeline, int(frame)) for frame in batch]
+        chunks += [answer["actions"] for answer in policy.infer_batch(observations)]
+        on_progress(len(chunks))
+    predicted = np.stack(chunks)
+    recorded, padded = dataset.window(policy.pipeline.embodiment.action_key, frames, predicted.shape[1])
+    return Replay(frames, recorded, predicted, padded)
