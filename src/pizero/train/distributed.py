@@ -136,7 +136,7 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
         if not dist.is_initialized():  # once: a process cannot leave and come back under the same address
             dist.init_process_group(backend)
             atexit.register(dist.destroy_process_group)
-        control = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
         yield Ranks(index, count, int(os.environ["LOCAL_WORLD_SIZE"]), control), device
         dist.barrier(group=control)  # a rank that is done must not look like one that died
     except RuntimeError as error:
@@ -222,12 +222,12 @@ def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataPar
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, sharing its memory; another tensor as it is."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together on every rank; another tensor as it is."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return cast(DTensor, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def spread_like(full: Tensor, like: Tensor) -> Tensor:

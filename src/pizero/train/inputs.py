@@ -11,7 +11,7 @@ from pizero.model.flow_matching import sample_time
 
 
 def draw(draws: int, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
-    """Noise [draws, B, H, D] and times [draws, B] for `part` of a batch; drawn on the host, the same on every device."""
+    """Noise [draws, B, H, D] and times [draws, B] for `part` of a batch; drawn on the host, alike on every device."""
     noise = part.of(torch.randn(part.whole((draws, *actions.shape), 1), generator=generator), 1)
     time = part.of(sample_time(part.whole((draws, len(actions)), 1), generator), 1)
     return noise.to(actions.device), time.to(actions.device)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from pizero.train.distributed import Ranks, local, spread_like, whole
@@ -46,7 +48,7 @@ class ShardedSaver:
         self._ranks.from_first(lambda: target.parent.mkdir(parents=True, exist_ok=True))
         # a clone: DCP's own copy of tensors on the CPU may share their memory
         state = {name: tensor.detach().clone() for name, tensor in state.items()}
-        written: Any = dcp.async_save(state, checkpoint_id=shards, process_group=self._ranks.control)
+        written: Any = async_save(state, checkpoint_id=shards, process_group=self._ranks.control)
         self._waiting = [written]
 
         def put_into(folder: Path) -> None:
@@ -70,7 +72,7 @@ class ShardedSaver:
 
 def gather_state(model: nn.Module, optimizers: Sequence[Optimizer], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights, average and optimizer state by name, this rank's parts."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"weights.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     state |= {f"average.{name}": tensor for name, tensor in average.items()}
     for optimizer in optimizers:
@@ -85,18 +87,18 @@ def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
     parameters = dict(model.named_parameters())
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     try:
-        stored: Any = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        stored: Any = FileSystemReader(folder).read_metadata().state_dict_metadata
         for key in stored:
             if key.startswith("optimizer."):
                 name, _, field = key.removeprefix("optimizer.").rpartition(".")
                 parameter = parameters[name]
                 like = parameter.detach() if stored[key].size == parameter.shape else torch.empty(stored[key].size)
                 state[key] = owner[parameter].state[parameter][field] = torch.empty_like(like)
-        dcp.load(state, checkpoint_id=folder)
+        load(state, checkpoint_id=folder)
     except (OSError, KeyError, CheckpointException) as error:
         raise UserError(
             f"{folder} cannot be read ({reason(error)}); delete its checkpoint to go on from the one before"
-        )
+        ) from None
 
 
 @torch.no_grad()

@@ -273,9 +273,10 @@ class Trainer:
                 observation, actions = self._to_device(batch, None)
                 noise, flow_time = draw(self.config.draws, actions, generator)
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
+                options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
                 loss = self.model.loss(
                     observation[rows], actions[rows], noise=noise[:, rows], time=flow_time[:, rows],
-                    draws=self.config.draws, **({} if mask is None else {"action_mask": mask[rows]}),
+                    draws=self.config.draws, **options,
                 )  # fmt: skip
                 total += float(loss.mean()) * share
         self.model.train()
