@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints import openpi_jax
-from pizero.checkpoints.adapters import plain_state
+from pizero.checkpoints.adapters import PlainState
 from pizero.checkpoints.keymap import fill
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi_folder import config_from_arch
@@ -266,7 +266,7 @@ def test_lora_adapters_apart(tmp_path: Path, ranks: tuple[int | None, int | None
     prefix, expert = (rank or 0 for rank in ranks)
     add_lora(model, LoraConfig(prefix, max(prefix, 1), expert, max(expert, 1)))
     load_adapters(model, adapters)
-    merged, expected = plain_state(model), read_model(folder, source.config).state_dict()
+    merged, expected = PlainState(model), read_model(folder, source.config).state_dict()
     assert set(merged) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(merged[name], tensor, atol=1e-4, rtol=1e-4)

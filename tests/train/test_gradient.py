@@ -13,7 +13,7 @@ import torch
 from train_helpers import losses, nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.native import load_checkpoint
+from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import Batch, Loader, Place
 from pizero.model.pi0 import Pi0
@@ -24,6 +24,7 @@ from pizero.train.parts import choose_parts, part_of
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
+from pizero.workflows.measures import MeasureConfig
 from pizero.workflows.train import train_policy
 
 
@@ -180,6 +181,23 @@ def test_frozen_weights_stay_to_the_bit(dataset: Path, tmp_path: Path) -> None:
     frozen = {name for name in fresh if part_of(name) in ("vision", "prefix", "embedding")}
     assert frozen <= same
     assert "transformer.layers.0.expert.mlp.up.weight" not in same
+
+
+@pytest.mark.parametrize("part", ["vision", "prefix", "expert"])
+def test_a_run_with_frozen_bfloat16_weights_leaves_float32_ones(dataset: Path, tmp_path: Path, part: Part) -> None:
+    """Two dtypes train, sample and resume; the checkpoint has one, and its example holds in float32."""
+    preset = nano_preset(steps=2, save_every=1, precision="mixed", parts=PartsConfig(freeze=(part,)))
+    measure = MeasureConfig(open_loop_chunks=2)
+    result = train_policy(dataset, tmp_path / "run", preset, measure=measure)
+    found = load_checkpoint(result.checkpoint)
+    assert {parameter.dtype for parameter in found.model.parameters()} == {torch.float32}
+    assert found.example is not None
+    assert found.example.low_precision
+    assert 1e-5 < verify_example(found) < 0.1
+    before = losses(tmp_path / "run")
+    shutil.rmtree(result.checkpoint)
+    train_policy(dataset, tmp_path / "run", preset, resume=True, measure=measure)
+    assert losses(tmp_path / "run") == before
 
 
 def test_choices_that_leave_nothing_or_fit_no_model() -> None:

@@ -13,11 +13,13 @@ from test_precision import observation_of
 from torch import Tensor
 from train_helpers import losses, nano_model, nano_preset
 
-from pizero.checkpoints import adapters
-from pizero.checkpoints.adapters import plain_state
+from pizero.checkpoints import adapters, openpi_jax
+from pizero.checkpoints.adapters import PlainState
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.native import load_checkpoint, save_checkpoint, verify_example
+from pizero.checkpoints.orbax import ArrayToWrite, OrbaxArrays, write_arrays
+from pizero.checkpoints.safetensors_file import SafetensorsWeights
 from pizero.configs.presets import Preset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.pi0 import Pi0
@@ -49,13 +51,16 @@ def stirred(model: Pi0) -> Pi0:
 def test_adapters_change_nothing_at_first_and_merge_exactly(pi05: bool) -> None:
     torch.manual_seed(0)
     model = Pi0(nano_model(pi05))
+    for name, parameter in model.named_parameters():
+        if "modulation.weight" in name:  # fresh ones close the gates
+            torch.nn.init.normal_(parameter, std=0.2)
     before = velocity(model)
     add_lora(model, LORA)
     assert torch.equal(velocity(model), before)
     after = velocity(stirred(model))
     assert (after - before).abs().max() > 0.05
     merged = Pi0(model.config)
-    merged.load_state_dict(dict(plain_state(model)))
+    merged.load_state_dict(dict(PlainState(model)))
     torch.testing.assert_close(velocity(merged), after, atol=2e-5, rtol=1e-4)
 
 
@@ -119,7 +124,7 @@ def test_a_lora_training(dataset: Path, base: Path, tmp_path: Path, precision: s
     if precision == "float32":
         same = {name for name in trained if torch.equal(trained[name], started[name])}
     assert "token_embedding.weight" in same
-    assert not any(name.endswith("query.weight") for name in same)
+    assert not any(name.endswith(("layers.0.prefix.query.weight", "expert.mlp.up.weight")) for name in same)
 
     folder = result.checkpoint / "adapters"
     adapter_bytes = (folder / adapters.WEIGHTS).stat().st_size
@@ -132,6 +137,44 @@ def test_a_lora_training(dataset: Path, base: Path, tmp_path: Path, precision: s
     tolerance = 1e-6 if precision == "float32" else 4e-3  # the run kept what was frozen in bfloat16
     for name, tensor in merged.model.state_dict().items():
         torch.testing.assert_close(tensor.float(), trained[name], atol=tolerance, rtol=tolerance)
+
+
+def with_openpi_adapters(folder: Path, base: Path) -> Path:
+    """The base in openpi's JAX format, with adapters of the ranks of `LoraConfig()`."""
+    convert(base, folder, "openpi-jax")
+    config = load_model(base).config
+    generator, arrays = torch.Generator().manual_seed(0), OrbaxArrays(folder / "params")
+    values = {name: arrays.read(name) for name in arrays}
+    for row in openpi_jax.table(config):
+        shape, rank = row.stored_shape, 32 if ".expert." in row.ours[0] else 16
+        for name in row.adapters:
+            size = (*shape[:-1], rank) if name.endswith("a") else (*shape[:-2], rank, shape[-1])
+            values[name] = torch.randn(size, generator=generator) * 0.1
+    shutil.rmtree(folder / "params")
+    written = [ArrayToWrite(n, tuple(a.shape), a.dtype, lambda a=a: [a], split=False) for n, a in values.items()]
+    write_arrays(folder / "params", written)
+    return folder
+
+
+def test_the_adapters_of_openpi_are_trained_further(dataset: Path, base: Path, tmp_path: Path) -> None:
+    start = with_openpi_adapters(tmp_path / "openpi", base)
+    options = {"tokenizer": base / "tokenizer.model", "start": start}
+    preset = nano_preset(steps=1, save_every=1, parts=PartsConfig(lora=LoraConfig()), precision="float32")
+    still = dataclasses.replace(preset, train=dataclasses.replace(preset.train, learning_rate=1e-12, ema_decay=0.0))
+    result = train_policy(dataset, tmp_path / "run", still, **options)
+    trained, merged = load_model(result.checkpoint).state_dict(), load_model(start).state_dict()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(trained[name], tensor, atol=2e-5, rtol=1e-5)
+    found = SafetensorsWeights(result.checkpoint / "adapters", adapters.WEIGHTS)
+    for name, tensor in openpi_jax.read_unmerged(start)[1].items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=0)
+    for lora, message in (
+        (LoraConfig(prefix_alpha=8.0), "alphas must equal the ranks"),
+        (LoraConfig(prefix_rank=8, prefix_alpha=8.0), "of other layers or ranks"),
+    ):
+        other = dataclasses.replace(preset.train, parts=PartsConfig(lora=lora))
+        with pytest.raises(UserError, match=message):
+            train_policy(dataset, tmp_path / "other", dataclasses.replace(preset, train=other), **options)
 
 
 def test_adapters_and_a_checkpoint_that_do_not_belong_together(dataset: Path, base: Path, tmp_path: Path) -> None:

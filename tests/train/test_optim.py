@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
-from pizero.train.config import TrainConfig
+from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, SelectionConfig, TrainConfig
 from pizero.train.muon import Muon, orthogonalize
 from pizero.train.optim import WeightAverage, has_bfloat16, learning_rate, make_optimizers, product_context
 from pizero.types import UserError
@@ -153,3 +155,28 @@ def test_config_round_trip_and_unknown_keys() -> None:
     assert TrainConfig.from_json(config.to_json()) == config
     with pytest.raises(UserError, match="unknown keys in the training config: stpes"):
         TrainConfig.from_json({"stpes": 1})
+
+
+def test_nested_settings_are_readable_json() -> None:
+    config = TrainConfig(
+        gradient=GradientConfig(accumulate=4), selection=SelectionConfig("success_rate", True, 3),
+        parts=PartsConfig(("vision", "heads"), LoraConfig(expert_rank=0)),
+    )  # fmt: skip
+    text = json.dumps(config.to_json())
+    assert TrainConfig.from_json(json.loads(text)) == config
+    values = json.loads(text)
+    values["parts"]["lora"]["rank"] = 3
+    with pytest.raises(UserError, match=r"unknown keys in parts\.lora: rank"):
+        TrainConfig.from_json(values)
+
+
+def test_the_settings_of_older_runs_are_read() -> None:
+    """As they were written before there were parts: flat, and without what came later."""
+    old = {
+        "steps": 1600, "batch_size": 32, "learning_rate": 0.003, "final_learning_rate": 2e-05, "warmup_steps": 50,
+        "weight_decay": 1e-10, "clip_norm": 1.0, "ema_decay": 0.99, "ema_power": 0.0, "optimizer": "muon", "draws": 4,
+        "augmentation": "none", "early_frames": 1.5, "precision": "auto", "validation_fraction": 0.02, "log_every": 20,
+        "validate_every": 800, "save_every": 800, "keep": 2, "seed": 0, "threads": 0,
+    }  # fmt: skip
+    config = TrainConfig.from_json(old)
+    assert (config.steps, config.parts, config.gradient) == (1600, PartsConfig(), GradientConfig())

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from pizero.baseline.config import BaselineConfig, small_baseline
-from pizero.configs.presets import PRESETS, Preset, get_preset
+from pizero.configs.finetune import with_lora
+from pizero.configs.presets import PRESETS, ModelName, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.norm_stats import NormStats, compute_norm_stats
 from pizero.evaluation.rollout import EpisodeSpec
 from pizero.model.config import small_config
 from pizero.report.architecture import Architecture
-from pizero.train.config import TrainConfig
+from pizero.train.config import LoraConfig, TrainConfig
 from pizero.train.trainer import list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect
@@ -201,7 +202,7 @@ def test_inspect_a_checkpoint(demo: tuple[Path, dict, DemoConfig, Preset], tmp_p
 def test_presets() -> None:
     for name in PRESETS:
         pi0, pi05 = get_preset(name), get_preset(name, "pi05")
-        assert (pi0.model.state_input, pi05.model.state_input) == ("token", "prompt")
+        assert (pi0.model.state_input, pi05.model.state_input) == ("token", "none" if name == "libero" else "prompt")
         assert (pi0.norm_mode, pi05.norm_mode) == ("zscore", "quantile")
         assert pi0.execution_horizon <= pi0.model.action_horizon
     for name, size, positions in (("tabletop", 32, 4), ("metaworld", 64, 4), ("pusht", 96, 6)):
@@ -212,8 +213,33 @@ def test_presets() -> None:
         assert model.image_size // model.encoder_stride == positions
         assert (diffusion.norm_mode, diffusion.train.ema_power) == ("quantile", 0.75)
         assert (diffusion.train.steps, diffusion.train.batch_size) == (pi0.train.steps, pi0.train.batch_size)
-    with pytest.raises(UserError, match="unknown preset 'aloha'"):
-        get_preset("aloha")
+    with pytest.raises(UserError, match="unknown preset 'kitchen'"):
+        get_preset("kitchen")
+
+
+def test_presets_of_the_full_sizes_have_the_numbers_of_the_reference() -> None:
+    """openpi src/openpi/training/config.py: pi0_libero, pi05_libero, the aloha_pen_uncap pair, pi05_droid_finetune."""
+
+    def numbers(name: str, model: ModelName) -> tuple[object, ...]:
+        preset = get_preset(name, model)
+        train, config = preset.train, preset.model
+        return (
+            train.batch_size, train.steps, train.warmup_steps, train.learning_rate, train.final_learning_rate,
+            train.ema_decay, config.action_horizon, config.state_input,
+        )  # fmt: skip
+
+    default = (1_000, 2.5e-5, 2.5e-6, 0.99)
+    assert numbers("libero", "pi0") == (32, 30_000, *default, 50, "token")
+    assert numbers("libero", "pi05") == (256, 30_000, 10_000, 5e-5, 5e-5, 0.999, 10, "none")
+    assert numbers("aloha", "pi0") == (32, 20_000, *default, 50, "token")
+    assert numbers("aloha", "pi05") == (64, 20_000, *default, 50, "prompt")
+    assert numbers("droid", "pi05") == (32, 20_000, *default, 16, "prompt")
+    for name in ("aloha", "droid", "libero", "metaworld-full", "tabletop-full"):
+        preset = with_lora(get_preset(name))
+        assert preset.model.prefix.width == 2048
+        assert (preset.train.ema_decay, preset.train.parts.lora) == (0.0, LoraConfig(16, 16.0, 32, 32.0))
+        with pytest.raises(UserError, match="for pi0 and pi05"):
+            get_preset(name, "diffusion")
 
 
 def test_training_with_the_statistics_of_a_checkpoint(

@@ -25,6 +25,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.model.precision import matrix_dtypes
 from pizero.types import UserError
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapters.json"
@@ -33,30 +34,29 @@ _FACTORS = (".lora_a", ".lora_b")
 
 
 class PlainState(Mapping[str, Tensor]):
-    """A model's state without adapters: each adapted weight is merged, in float32, when it is asked for."""
+    """A model's state without adapters and of one dtype: what a checkpoint holds, made when it is asked for.
+
+    Adapted weights are merged in float32; beside float32 matrices bfloat16 ones, which a training keeps of what it
+    freezes, become float32.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._state = model, model.state_dict()
         self._names = [name for name in self._state if not name.endswith(_FACTORS)]
+        self._widen = len(matrix_dtypes(model)) > 1
 
     def __getitem__(self, name: str) -> Tensor:
-        layer = name.rpartition(".")[0]
-        if f"{layer}.lora_a" not in self._state or not name.endswith(".weight"):
-            return self._state[name]
-        a, b = (self._state[layer + factor] for factor in _FACTORS)
-        return merged_weight(self._state[name], a, b, layer_scale(self._model, layer))
+        tensor, layer = self._state[name], name.removesuffix(".weight")
+        if f"{layer}.lora_a" in self._state:
+            a, b = (self._state[layer + factor] for factor in _FACTORS)
+            return merged_weight(tensor, a, b, layer_scale(self._model, layer))
+        return tensor.float() if self._widen and tensor.is_floating_point() else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def plain_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """The state that a checkpoint holds: the model's own, or with its adapters merged."""
-    has_adapters = any(name.endswith(_FACTORS) for name, _ in model.named_parameters())
-    return PlainState(model) if has_adapters else model.state_dict()
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -86,7 +86,7 @@ def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
 
 
 def merge_adapters(base: Source, folder: Path) -> Source:
-    """The checkpoint `base` with the adapters in `folder`, whose robot it knows then; float32 where they change it.
+    """The checkpoint `base` with the adapters in `folder`, whose robot it knows then; in float32.
 
     UserError when they are of another model, or of another checkpoint than they were trained from.
     """
@@ -110,7 +110,8 @@ def merge_adapters(base: Source, folder: Path) -> Source:
                 raise UserError(
                     f"the adapters in {folder} were trained from another checkpoint: its {name} differs; give that one"
                 )
-            yield name, _applied(name, tensor, trained, scales, left)
+            tensor = _applied(name, tensor, trained, scales, left)
+            yield name, tensor.float() if tensor.is_floating_point() else tensor
         if left:
             raise UserError(f"the adapters in {folder} do not fit: {listed('left over', sorted(left))}")
 
@@ -128,7 +129,8 @@ def _applied(
         names = [layer + factor for factor in _FACTORS]
         left.difference_update(names)
         try:
-            merged = merged_weight(tensor, *(trained[factor] for factor in names), scales[layer])
+            a, b = (trained[factor] for factor in names)
+            merged = merged_weight(tensor, a, b, scales[layer])
         except (KeyError, RuntimeError, TypeError) as error:
             raise UserError(f"the adapters of {layer} do not fit its weight {tuple(tensor.shape)}") from error
         if merged.shape != tensor.shape:

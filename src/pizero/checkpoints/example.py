@@ -28,13 +28,15 @@ class Example:
     """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` steps of sampling.
     Actions that lie before the observation are left out.
 
-    The observation has the history that the pipeline asks for.
+    The observation has the history that the pipeline asks for. low_precision: whether the model that made the actions
+    had weights or products in bfloat16, so that they are good to `TOLERANCE_LOW_PRECISION` only.
     """
 
     observation: RobotDict
     noise: NDArray[np.float32]
     actions: NDArray[np.float32]
     num_steps: int
+    low_precision: bool = False
 
     def save(self, path: Path) -> None:
         """An .npz without pickled parts."""
@@ -42,6 +44,7 @@ class Example:
         values: dict[str, Any] = {
             "state": self.observation["state"], "prompt": np.array(self.observation["prompt"]), "noise": self.noise,
             "actions": self.actions, "num_steps": np.array(self.num_steps),
+            "low_precision": np.array(self.low_precision),
         }  # fmt: skip
         np.savez_compressed(path, **values, **images)
 
@@ -52,7 +55,8 @@ class Example:
             values = _read_arrays(path)
             images = {name.removeprefix(_IMAGE): values[name] for name in values if name.startswith(_IMAGE)}
             observation = {"state": values["state"], "images": images, "prompt": str(values["prompt"])}
-            return Example(observation, values["noise"], values["actions"], int(values["num_steps"]))
+            low = bool(values.get("low_precision", False))
+            return Example(observation, values["noise"], values["actions"], int(values["num_steps"]), low)
         except UserError:
             raise
         except Exception as error:  # zip, zlib and NumPy have a dozen kinds for damaged files
@@ -70,7 +74,8 @@ def make_example(
     """Runs the model once: what `save_checkpoint` stores. num_steps: None takes the model's own number."""
     num_steps = model.config.default_num_steps if num_steps is None else num_steps
     actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps)[0]
-    return Example(observation, noise, actions, num_steps)
+    low = not _in_float32(model) or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return Example(observation, noise, actions, num_steps, low)
 
 
 def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float:
@@ -90,7 +95,7 @@ def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float
     scale = np.abs(example.actions).max(axis=0)
     floor = max(1e-3 * float(scale.max()), 1e-6)  # a dimension that is always 0 has no scale of its own
     error = float((np.abs(actions - example.actions) / np.maximum(scale, floor)).max())
-    tolerance = TOLERANCE if _in_float32(model) else TOLERANCE_LOW_PRECISION
+    tolerance = TOLERANCE_LOW_PRECISION if example.low_precision or not _in_float32(model) else TOLERANCE
     if not error <= tolerance:  # NaN fails as well
         raise UserError(
             f"the checkpoint's stored example no longer reproduces: relative error {error:.2g}, at most {tolerance:g} "

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import torch
 
-from pizero.checkpoints.adapters import plain_state
+from pizero.checkpoints.adapters import PlainState
 from pizero.checkpoints.example import Example, reproduce
 from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
 from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
@@ -196,7 +196,7 @@ def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Exa
     config = model.config
     values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    write_safetensors(folder / WEIGHTS, plain_state(model))
+    write_safetensors(folder / WEIGHTS, PlainState(model))
     if pipeline is not None:
         pipeline.save(folder)
     if example is not None:

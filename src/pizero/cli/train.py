@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,8 +21,8 @@ class Arguments:
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
     (examples/mixture.toml)."""
-    preset: Literal["tabletop", "metaworld", "pusht"]
-    """Model size, optimisation settings and robot."""
+    preset: Literal["tabletop", "metaworld", "pusht", "aloha", "droid", "libero", "metaworld-full", "tabletop-full"]
+    """Model size, optimisation settings and robot. aloha, droid, libero and those with -full have the full sizes."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
     model: Literal["pi0", "pi05", "diffusion"] = "pi0"
@@ -53,10 +54,41 @@ class Arguments:
     learning_rate: float | None = None
     draws: int | None = None
     augmentation: Literal["openpi", "shift", "none"] | None = None
-    precision: Literal["auto", "float32", "mixed"] | None = None
+    precision: Literal["auto", "float32", "mixed", "bfloat16"] | None = None
+    optimizer: Literal["adamw", "adamw8bit", "muon"] | None = None
+    ema_decay: float | None = None
+    validation_fraction: float | None = None
+    validate_every: int | None = None
     save_every: int | None = None
     seed: int | None = None
     threads: int | None = None
+    accumulate: int | None = None
+    """Equal parts of a batch that are computed one after the other, for less memory."""
+    padded_actions: bool | None = None
+    """Whether action dimensions that the robot does not have count in the loss, as in openpi."""
+    non_finite: Literal["stop", "skip"] | None = None
+    """At a loss or gradient that is not finite: stop, or leave the step out and count it."""
+    lora: bool = False
+    """Train adapters of openpi's ranks on both experts, vision tower and heads (see --freeze), no average."""
+    freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] = ()
+    """Parts that keep their weights."""
+    embedding_steps: Literal["optimizer", "stateless"] | None = None
+    """stateless: the embedding table is trained without optimizer state."""
+    open_loop_chunks: int = 0
+    """Chunks of held-out episodes that are replayed at every validation, for the error of the actions."""
+    evaluate_env: str | None = None
+    """Simulator in which the policy is run during the training."""
+    evaluate_every: int = 5_000
+    evaluate_episodes: int = 10
+    """Of each task."""
+    metric: Literal["validation_loss", "open_loop_error", "success_rate"] | None = None
+    """What checkpoints are compared by."""
+    keep_best: bool | None = None
+    """Keeps the best checkpoint beside the newest ones; best.json names it."""
+    patience: int | None = None
+    """Ends the run when that many measurements in a row bring nothing better."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the numbers go beside metrics.jsonl."""
     device: str = "cpu"
     sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Of a training that torchrun starts (docs/training.md). ddp: every rank has all weights; fsdp: weights, gradients,
@@ -65,32 +97,49 @@ class Arguments:
     """Activation checkpointing: each block keeps its inputs alone and is computed again in the backward pass."""
 
 
+SETTINGS = (
+    "steps", "batch_size", "learning_rate", "draws", "augmentation", "precision", "optimizer", "ema_decay",
+    "validation_fraction", "validate_every", "save_every", "seed", "threads",
+)  # fmt: skip
+PARTS = {
+    "gradient": ("accumulate", "padded_actions", "non_finite"),
+    "parts": ("embedding_steps",),
+    "selection": ("metric", "keep_best", "patience"),
+}
+
+
 def run(arguments: Arguments) -> int:
+    from pizero.configs.finetune import with_lora
     from pizero.configs.presets import get_preset
+    from pizero.workflows.measures import MeasureConfig
     from pizero.workflows.progress import console
     from pizero.workflows.train import train_policy
 
     preset = get_preset(arguments.preset, arguments.model)
-    names = (
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "draws",
-        "augmentation",
-        "precision",
-        "save_every",
-        "seed",
-        "threads",
-    )
-    changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
+    if arguments.lora:
+        preset = with_lora(preset)
+    train = preset.train
+    if arguments.freeze:
+        train = dataclasses.replace(train, parts=dataclasses.replace(train.parts, freeze=arguments.freeze))
+    for part, names in PARTS.items():
+        train = dataclasses.replace(train, **{part: _changed(getattr(train, part), arguments, names)})
+    preset = dataclasses.replace(preset, train=_changed(train, arguments, SETTINGS))
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
+    measure = MeasureConfig(
+        arguments.open_loop_chunks, arguments.evaluate_env, arguments.evaluate_every, arguments.evaluate_episodes
+    )
     result = train_policy(
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
         skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers,
-        sharding=arguments.sharding, recompute=arguments.recompute,
+        measure=measure, track=arguments.track, sharding=arguments.sharding, recompute=arguments.recompute,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0
+
+
+def _changed(config: Any, arguments: Arguments, names: Sequence[str]) -> Any:
+    """With the options that were given."""
+    given = {name: getattr(arguments, name) for name in names}
+    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})

@@ -6,32 +6,16 @@ Each header tells command, hardware, time and expected result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from pizero.baseline.config import BaselineConfig, small_baseline
-from pizero.data.norm_stats import Mode
-from pizero.model.config import Pi0Config, small_config
+from pizero.baseline.config import small_baseline
+from pizero.configs.finetune import aloha, droid, libero, metaworld_full, tabletop_full
+from pizero.configs.preset import ModelName, Pi0Name, Preset, norm_mode
+from pizero.model.config import small_config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
-Pi0Name = Literal["pi0", "pi05"]
-ModelName = Literal["pi0", "pi05", "diffusion"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model from scratch, how it is trained, and what its data looks like."""
-
-    embodiment: str
-    """Name, or path of a TOML file."""
-    model: Pi0Config | BaselineConfig
-    train: TrainConfig
-    norm_mode: Mode
-    tokenizer_size: int
-    """Pieces of the SentencePiece model that is trained on the dataset's own prompts."""
-    execution_horizon: int
-    """Actions played before the next chunk is asked for."""
+__all__ = ["PRESETS", "ModelName", "Pi0Name", "Preset", "get_preset", "metaworld", "pusht", "tabletop"]
 
 
 def tabletop(model: ModelName = "pi0") -> Preset:
@@ -50,7 +34,7 @@ def tabletop(model: ModelName = "pi0") -> Preset:
         optimizer="muon", early_frames=1.5, draws=4, augmentation="none", log_every=20, validate_every=800,
         save_every=800, validation_fraction=0.02, seed=0,
     )  # fmt: skip
-    preset = Preset("tabletop", config, train, _mode(model), 384, execution_horizon=2)
+    preset = Preset("tabletop", config, train, norm_mode(model), 384, execution_horizon=2)
     return _rung_0(preset) if model == "diffusion" else preset
 
 
@@ -67,7 +51,7 @@ def metaworld(model: ModelName = "pi0") -> Preset:
         steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
         draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
     )  # fmt: skip
-    preset = Preset("metaworld", config, train, _mode(model), 384, execution_horizon=8)
+    preset = Preset("metaworld", config, train, norm_mode(model), 384, execution_horizon=8)
     return _rung_0(preset) if model == "diffusion" else preset
 
 
@@ -83,11 +67,14 @@ def pusht(model: ModelName = "pi0") -> Preset:
         steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
         draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
     )  # fmt: skip
-    preset = Preset("pusht", config, train, _mode(model), 384, execution_horizon=8)
+    preset = Preset("pusht", config, train, norm_mode(model), 384, execution_horizon=8)
     return _rung_0(preset) if model == "diffusion" else preset
 
 
-PRESETS: dict[str, Callable[[ModelName], Preset]] = {"tabletop": tabletop, "metaworld": metaworld, "pusht": pusht}
+PRESETS: dict[str, Callable[[ModelName], Preset]] = {
+    "tabletop": tabletop, "metaworld": metaworld, "pusht": pusht, "aloha": aloha, "droid": droid, "libero": libero,
+    "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
+}  # fmt: skip
 
 
 def get_preset(name: str, model: ModelName = "pi0") -> Preset:
@@ -114,11 +101,6 @@ def _rung_0(preset: Preset) -> Preset:
     )  # fmt: skip
     train = replace(preset.train, optimizer="adamw", learning_rate=1e-3, ema_decay=0.9999, ema_power=0.75)
     return replace(preset, model=model, train=train, norm_mode="quantile")
-
-
-def _mode(model: ModelName) -> Mode:
-    """z-score for π0, quantiles for π0.5, as in openpi (src/openpi/training/config.py)."""
-    return "quantile" if model == "pi05" else "zscore"
 
 
 def _prompt(model: ModelName, without_state: int, with_state: int) -> dict[str, int]:

@@ -121,8 +121,8 @@ class Loader:
         samples = self._samples(step)
         of_member = np.searchsorted(self._offsets, samples, side="right") - 1
         places: list[Place] = []
-        for index, frame in zip(of_member.tolist(), (samples - self._offsets[of_member]).tolist(), strict=True):
-            dataset = self._members[index].dataset
+        for index, frame in zip(of_member, samples - self._offsets[of_member], strict=True):
+            dataset = self._members[int(index)].dataset
             places.append(Place(dataset.root, int(dataset.episode_index[frame]), int(dataset.frame_index[frame])))
         return places
 

@@ -22,6 +22,12 @@ def cast_weights(model: AnyModule, dtype: torch.dtype) -> AnyModule:
     return model
 
 
+def matrix_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Of the parameters that `cast_weights` casts; a model runs without autocast where there is one of them."""
+    kept = float32_names(model)
+    return {parameter.dtype for name, parameter in model.named_parameters() if name not in kept}
+
+
 def float32_names(model: nn.Module) -> set[str]:
     """Parameters that the reference keeps in float32: patch and position embeddings, Gemma's norms, and the projections
     of state, actions and time. A model without these parts, such as the diffusion policy, has none.

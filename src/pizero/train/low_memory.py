@@ -38,9 +38,10 @@ class RoundedAdamW(Optimizer):
                     state: dict[str, Any] = self.state[weight]
                     if not state:
                         state.update(mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
-                    flat = (tensor.view(-1) for tensor in (weight.data, state["mean"], state["square"]))
-                    for parts in zip(*(t.split(_CHUNK) for t in (*flat, weight.grad.reshape(-1))), strict=True):
-                        _adamw(*parts, group, generator)
+                    tensors = (weight.data.view(-1), state["mean"].view(-1), state["square"].view(-1))
+                    flat = (tensor.split(_CHUNK) for tensor in (*tensors, weight.grad.reshape(-1)))
+                    for part, mean, square, gradient in zip(*flat, strict=True):
+                        _adamw(part, mean, square, gradient, group, generator)
 
 
 def _adamw(weight: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, group: dict[str, Any], g: Generator) -> None:

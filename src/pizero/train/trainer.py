@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints import adapters
-from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.native import Example, save_checkpoint
-from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.example import Example
+from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, Part
 from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import Pipeline
@@ -35,9 +32,9 @@ from pizero.train.optim import (
     set_learning_rate,
 )
 from pizero.train.parts import choose_parts, keep_in_precision
-from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.run_folder import checkpoint_folder
 from pizero.train.selection import Selection
-from pizero.train.sharded_state import SHARDS, ShardedSaver, gather_state, read_shards, take_parts, whole_weights
+from pizero.train.sharded_state import ShardedSaver
 from pizero.types import Observation, UserError
 
 VALIDATION_SEED = 1_000_003
@@ -93,20 +90,22 @@ class Trainer:
         ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
         """
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
-        self.loader, self.validation, self._make_example = loader, validation, make_example
-        self.robots, self.measures, self._trackers = robots, measures, trackers
+        self.loader, self.validation, self.measures, self._trackers = loader, validation, measures, trackers
         self.device, self.ranks, self._part = torch.device(device), ranks, Part(ranks.index, ranks.count)
         self._check()
         self._prepare_model(start_adapters)
         self._loss = spread_model(
             model, ranks, sharding, self.device, bfloat16=multiplies_in_bfloat16(config.precision, self.device)
         )
-        self._saver = ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = make_optimizers(model, config)
         self.average = WeightAverage(model, config.ema_decay, config.ema_power)
         self.augmentation = Augmentation(config.augmentation)
         self.selection = Selection(config.selection)
+        self._checkpoints = Checkpoints(
+            folder, model, pipeline, config, self.optimizers, self.average, self.selection, self.device, ranks,
+            ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None, make_example, robots,
+        )  # fmt: skip
         self.step = self.skipped_steps = 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -166,8 +165,7 @@ class Trainer:
                         or (improved and config.selection.keep_best)
                     ):  # fmt: skip
                         self.save()
-            if self._saver is not None:
-                self._saver.finish()
+            self._checkpoints.finish()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)
@@ -228,7 +226,7 @@ class Trainer:
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
         size = len(actions) // parts
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
-            options = {} if mask is None else {"action_mask": mask[rows]}
+            options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
             last = rows.stop == len(actions)
             with nullcontext() if last else without_exchange(self._loss):
                 with product_context(self.config.precision, self.device):
@@ -249,10 +247,10 @@ class Trainer:
             values["validation_loss"] = self.validate()
         due = [measure for measure in self.measures if last or self.step % measure.every == 0]
         if due:
-            with self.average.applied():
-                model = self._whole_model()
+            with self.average.applied(), sampling(self.model, self.device):
+                model = self._checkpoints.whole_model().eval()
                 for measure in due:
-                    values.update(self.ranks.from_first(lambda measure=measure: measure.run(model.eval())))
+                    values.update(self.ranks.from_first(lambda measure=measure: measure.run(model)))
             self.model.train()
         if values:
             metrics.write(self.step, **values)
@@ -289,92 +287,14 @@ class Trainer:
 
         With LoRA the checkpoint's weights are merged, and `adapters` holds what was trained alone.
         """
-        target = checkpoint_folder(self.folder, self.step)
-        progress = {"step": self.step, "selection": self.selection.state(), "skipped_steps": self.skipped_steps}
-        if self._saver is not None:
-            self._save_sharded(target, progress, self._saver)
-            return target
-        state = progress | {
-            "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-
-        def write() -> None:
-            with self.average.applied():
-                self._write(target, self.model, lambda folder: torch.save(state, folder / "state.pt"))
-
-        self.ranks.by_first(write)
-        return target
-
-    def _save_sharded(self, target: Path, progress: dict[str, Any], saver: ShardedSaver) -> None:
-        """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""
-        saver.finish()
-        with self.average.applied():
-            model = self._whole_model()
-
-        def write(put_shards: Callable[[Path], None]) -> None:
-            def write_state(folder: Path) -> None:
-                torch.save(progress, folder / "progress.pt")
-                put_shards(folder)
-
-            self._write(target, model, write_state)
-
-        saver.start(target, gather_state(self.model, self.optimizers, self.average.parts()), write)
-
-    def _whole_model(self) -> Network:
-        """The model; where it is in shards, on the first rank a copy on the host, and on the others an empty one."""
-        if self._saver is None:
-            return self.model
-        weights, model = whole_weights(self.model, self.ranks), empty_model(self.model.config)
-        choose_parts(model, self.config.parts)
-        if self.ranks.is_first:
-            model.load_state_dict(weights, assign=True)
-        return model
-
-    def _write(self, target: Path, model: Network, write_state: Callable[[Path], None]) -> None:
-        target.parent.mkdir(exist_ok=True)
-
-        def write_more(folder: Path) -> None:
-            state = folder / "training_state"
-            state.mkdir()
-            write_state(state)
-            (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
-            if self.config.parts.lora is not None and isinstance(model, Pi0):
-                adapters.save_adapters(folder / "adapters", model, self.pipeline)
-
-        example = self._make_example(model) if self._make_example is not None else None
-        save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
-        step, kept = int(target.name), self.config.selection
-        if kept.keep_best and self.selection.best_step == step:
-            note_best(self.folder, step, kept.metric, self.selection.best)
-        prune(self.folder, self.config.keep, self.selection.best_step if kept.keep_best else None)
+        return self._checkpoints.save(self.step, self.skipped_steps)
 
     def resume(self) -> bool:
         """Goes on from the newest complete checkpoint in the folder; false when there is none."""
-        found = self.ranks.from_first(lambda: list_checkpoints(self.folder))
-        if not found:
-            return False
-        folder = found[-1] / "training_state"
-        if (folder / SHARDS).is_dir():
-            read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
-            state = torch.load(folder / "progress.pt", weights_only=True)
-        else:
-            state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
-            with_adapters = self.config.parts.lora is not None
-            self.average.load(
-                SafetensorsWeights(found[-1] / "adapters", adapters.WEIGHTS)
-                if with_adapters else SafetensorsWeights(found[-1])
-            )  # fmt: skip
-            if self._saver is not None:
-                take_parts(state, self.model, self.optimizers)
-            else:
-                self.model.load_state_dict(state["weights"])
-                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(saved)
-        self.step, self.skipped_steps = int(state["step"]), int(state.get("skipped_steps", 0))
-        if "selection" in state:
-            self.selection.load(state["selection"])
-        return True
+        found = self._checkpoints.resume()
+        if found is not None:
+            self.step, self.skipped_steps = found
+        return found is not None
 
     # ---------------------------------------------------------------- inside
 

@@ -1,0 +1,98 @@
+"""Presets of the full sizes, π0 and π0.5, with openpi's numbers (src/openpi/training/config.py). For a start see
+`--checkpoint`: openpi's own are gs://openpi-assets/checkpoints/pi0_base and pi05_base. `--lora` trains adapters.
+
+Each header tells command, hardware, time and expected result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pizero.configs.preset import ModelName, Preset, norm_mode
+from pizero.model.config import Pi0Config
+from pizero.train.config import LoraConfig, TrainConfig
+from pizero.types import UserError
+
+_DEFAULTS = TrainConfig(precision="mixed")
+"""openpi's: 30,000 steps of 32 samples, 2.5e-5 after 1,000 steps down to 2.5e-6, average 0.99."""
+
+
+def aloha(model: ModelName = "pi0") -> Preset:
+    """Two ALOHA arms: openpi's pi0_aloha_pen_uncap and pi05_aloha_pen_uncap.
+
+    command   pizero train DATASET --preset aloha --checkpoint gs://openpi-assets/checkpoints/pi0_base --output RUN
+    hardware  openpi's README: 70 GB of GPU memory for all weights, 22.5 GB with LoRA
+    time      20,000 steps of 32 samples (π0.5: 64)
+    result    not measured here
+    """
+    train = replace(_DEFAULTS, steps=20_000, batch_size=64 if model == "pi05" else 32)
+    return _full("aloha", model, train, execution_horizon=25)
+
+
+def droid(model: ModelName = "pi0") -> Preset:
+    """A DROID arm of one's own: openpi's pi05_droid_finetune, and the same for π0.
+
+    Statistics of the released checkpoint fit better than those of a small dataset, where the robot is the same.
+
+    command   pizero train DATASET --preset droid --model pi05 --checkpoint gs://openpi-assets/checkpoints/pi05_droid
+              --norm-stats gs://openpi-assets/checkpoints/pi05_droid --output RUN
+    hardware  as for aloha
+    time      20,000 steps of 32 samples
+    result    not measured here
+    """
+    return _full("droid", model, replace(_DEFAULTS, steps=20_000), execution_horizon=8, action_horizon=16)
+
+
+def libero(model: ModelName = "pi0") -> Preset:
+    """LIBERO's four suites: openpi's pi0_libero and pi05_libero. The latter does not see the state.
+
+    command   pizero train DATASET --preset libero --model pi05 --checkpoint gs://openpi-assets/checkpoints/pi05_base
+              --output RUN
+    hardware  as for aloha; openpi's π0.5 run has batches of 256
+    time      30,000 steps of 32 samples (π0.5: 256)
+    result    not measured here; openpi reports 96.85 % for π0.5 over the four suites (examples/libero/README.md)
+    """
+    if model != "pi05":
+        return _full("libero", model, _DEFAULTS, execution_horizon=5)
+    train = replace(
+        _DEFAULTS, batch_size=256, warmup_steps=10_000, learning_rate=5e-5, final_learning_rate=5e-5, ema_decay=0.999
+    )
+    return _full("libero", model, train, execution_horizon=5, action_horizon=10, state_input="none")
+
+
+def metaworld_full(model: ModelName = "pi0") -> Preset:
+    """Meta-World with the full sizes and openpi's defaults.
+
+    command   pizero train DATASET --preset metaworld-full --checkpoint gs://openpi-assets/checkpoints/pi0_base
+              --output RUN
+    hardware  as for aloha
+    time      30,000 steps of 32 samples
+    result    not measured here; 47.9 % on the 50 tasks in SmolVLA's paper (arXiv 2506.01844)
+    """
+    return _full("metaworld", model, _DEFAULTS, execution_horizon=8, action_horizon=16)
+
+
+def tabletop_full(model: ModelName = "pi0") -> Preset:
+    """The built-in simulator with the full sizes, for trying a fine-tune from end to end.
+
+    command   pizero train DATASET --preset tabletop-full --checkpoint gs://openpi-assets/checkpoints/pi0_base --lora
+              --output RUN
+    hardware  as for aloha
+    time      5,000 steps of 32 samples
+    result    not measured here
+    """
+    return _full("tabletop", model, replace(_DEFAULTS, steps=5_000), execution_horizon=2, action_horizon=4)
+
+
+def with_lora(preset: Preset) -> Preset:
+    """Adapters on both experts, of openpi's ranks, and no average, as in its pi0_libero_low_mem_finetune."""
+    parts = replace(preset.train.parts, lora=LoraConfig())
+    return replace(preset, train=replace(preset.train, parts=parts, ema_decay=0.0))
+
+
+def _full(embodiment: str, model: ModelName, train: TrainConfig, execution_horizon: int, **changes: Any) -> Preset:
+    if model == "diffusion":
+        raise UserError("presets of the full sizes are for pi0 and pi05; a diffusion policy has tabletop and metaworld")
+    config = (Pi0Config.pi05 if model == "pi05" else Pi0Config.pi0)(**changes)
+    return Preset(embodiment, config, train, norm_mode(model), 384, execution_horizon)

@@ -1,0 +1,35 @@
+"""What a preset is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pizero.baseline.config import BaselineConfig
+from pizero.data.norm_stats import Mode
+from pizero.model.config import Pi0Config
+from pizero.train.config import TrainConfig
+
+Pi0Name = Literal["pi0", "pi05"]
+ModelName = Literal["pi0", "pi05", "diffusion"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model, how it is trained, and what its data looks like."""
+
+    embodiment: str
+    """Name, or path of a TOML file."""
+    model: Pi0Config | BaselineConfig
+    """With a start, that checkpoint's sizes hold; action horizon and state input are the preset's all the same."""
+    train: TrainConfig
+    norm_mode: Mode
+    tokenizer_size: int
+    """Pieces of the SentencePiece model that is trained on the dataset's own prompts."""
+    execution_horizon: int
+    """Actions played before the next chunk is asked for."""
+
+
+def norm_mode(model: ModelName) -> Mode:
+    """z-score for π0, quantiles for π0.5, as in openpi (src/openpi/training/config.py)."""
+    return "quantile" if model == "pi05" else "zscore"
