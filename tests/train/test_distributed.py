@@ -27,7 +27,7 @@ from pizero.data.augment import Augmentation, Part
 from pizero.train.distributed import make_mesh
 from pizero.train.inputs import draw
 from pizero.train.metrics import read_metrics
-from pizero.train.trainer import list_checkpoints
+from pizero.train.run_folder import list_checkpoints
 from pizero.types import UserError
 
 HERE = Path(__file__).parent

@@ -3,7 +3,7 @@
 training_state/
     train.json    the settings
     state.pt      step, weights, optimizers; from one process, and from ranks that all have the whole state
-    shards/       in its place the parts of ranks that share the state, for any number of ranks; progress.pt has the rest
+    shards/       in its place the parts of ranks that share the state, for any number of ranks; progress.pt: the rest
 """
 
 from __future__ import annotations

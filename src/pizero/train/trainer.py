@@ -33,6 +33,7 @@ from pizero.train.optim import (
 )
 from pizero.train.parts import choose_parts, keep_in_precision
 from pizero.train.run_folder import checkpoint_folder
+from pizero.train.saving import Checkpoints, sampling
 from pizero.train.selection import Selection
 from pizero.train.sharded_state import ShardedSaver
 from pizero.types import Observation, UserError

@@ -30,7 +30,8 @@ from pizero.train.activations import checkpoint_activations
 from pizero.train.config import LoraConfig
 from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, Tracker
-from pizero.train.trainer import Progress, Trainer, list_checkpoints
+from pizero.train.run_folder import list_checkpoints
+from pizero.train.trainer import Progress, Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig, make_measures
 from pizero.workflows.progress import console, progress_bar
