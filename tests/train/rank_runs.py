@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from pizero.workflows.train import train_policy
 
 
 def train(dataset: Path, run: dict[str, Any]) -> None:
-    """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take."""
+    """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take;
+    `full_disk`, a step from which on files cannot grow beyond 20 kB.
+    """
     changes = dict(run.get("changes", {}))
     if "gradient" in changes:
         changes["gradient"] = GradientConfig(**changes["gradient"])
@@ -30,6 +33,8 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
     original, stop = Trainer.train_step, run.get("stop")
 
     def step(self: Trainer, batch: Any) -> Any:
+        if self.step == run.get("full_disk"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if self.step == stop:
             raise KeyboardInterrupt
         return original(self, batch)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from pizero.checkpoints import adapters
@@ -31,7 +32,16 @@ from pizero.train.optim import WeightAverage, product_context
 from pizero.train.parts import choose_parts
 from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
 from pizero.train.selection import Selection
-from pizero.train.sharded_state import SHARDS, ShardedSaver, gather_state, read_shards, take_parts, whole_weights
+from pizero.train.sharded_state import (
+    SHARDS,
+    ShardedSaver,
+    gather_state,
+    read_shards,
+    reason,
+    take_parts,
+    whole_weights,
+)
+from pizero.types import UserError
 
 
 @dataclass
@@ -133,8 +143,14 @@ class Checkpoints:
 
         with sampling(model, self.device):
             example = self.make_example(model) if self.make_example is not None else None
-        target.parent.mkdir(exist_ok=True)
-        save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
+            raise UserError(
+                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before are "
+                "intact: make room, then go on with --resume"
+            ) from error
         kept, best = self.config.selection, progress["selection"]
         if kept.keep_best and best["best_step"] == progress["step"]:
             note_best(self.folder, progress["step"], kept.metric, best["best"])

@@ -65,7 +65,8 @@ class ShardedSaver:
             try:
                 future.result()
             except (Exception, CheckpointException) as found:
-                error = error or UserError(f"the checkpoint could not be written ({reason(found)})")
+                known = isinstance(found, UserError)
+                error = error or (found if known else UserError(f"a checkpoint could not be written ({reason(found)})"))
         self._waiting = []
         self._ranks.raise_together(error)
 
