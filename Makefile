@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-slow test-openpi-peer test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ test: setup
 
 test-parity: setup
 	$(BIN)/python -m pytest tests/parity
+
+test-robust: setup
+	$(BIN)/python -m pytest -m "slow or not slow" tests/train/test_robust.py tests/train/test_distributed.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

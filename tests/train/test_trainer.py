@@ -36,7 +36,8 @@ from pizero.model.pi0 import Pi0
 from pizero.train.activations import checkpoint_activations
 from pizero.train.metrics import MetricsFile, read_metrics
 from pizero.train.optim import WeightAverage
-from pizero.train.trainer import Trainer, list_checkpoints
+from pizero.train.run_folder import list_checkpoints
+from pizero.train.trainer import Trainer
 from pizero.types import UserError
 from pizero.workflows.train import train_policy
 from pizero.workflows.training_data import build_pipelines, open_sources

@@ -20,7 +20,7 @@ from pizero.evaluation.rollout import EpisodeSpec
 from pizero.model.config import small_config
 from pizero.report.architecture import Architecture
 from pizero.train.config import LoraConfig, TrainConfig
-from pizero.train.trainer import list_checkpoints
+from pizero.train.run_folder import list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect
 from pizero.workflows.demo import DemoConfig, print_results, run_demo

@@ -90,6 +90,11 @@ class Arguments:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where the numbers go beside metrics.jsonl."""
     device: str = "cpu"
+    sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Of a training that torchrun starts (docs/training.md). ddp: every rank has all weights; fsdp: weights, gradients,
+    optimizer and average are divided among the ranks; hsdp: among those of a machine."""
+    recompute: bool = False
+    """Activation checkpointing: each block keeps its inputs alone and is computed again in the backward pass."""
 
 
 SETTINGS = (
@@ -131,7 +136,7 @@ def run(arguments: Arguments) -> int:
         arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
         tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
         skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers,
-        measure=measure, track=arguments.track,
+        measure=measure, track=arguments.track, sharding=arguments.sharding, recompute=arguments.recompute,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0

@@ -20,6 +20,32 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = 0.3, 0.4, 0.5
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which samples of a batch these are: part `index` of `count` equal ones. All parts draw the same numbers, those of
+    the whole batch, and take their own.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def rand(self, shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device) -> Tensor:
+        """Draws in [0, 1), this part's share of `shape` along the samples' dimension `dim`."""
+        return self.of(torch.rand(self.whole(shape, dim), generator=generator, device=device), dim)
+
+    def whole(self, shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+        """The shape of the whole batch, of whose part `shape` is."""
+        return (*shape[:dim], shape[dim] * self.count, *shape[dim + 1 :])
+
+    def of(self, batch: Tensor, dim: int) -> Tensor:
+        """This part of a whole batch."""
+        size = batch.shape[dim] // self.count
+        return batch.narrow(dim, self.index * size, size)
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """Changes a camera's images [B, h, w, 3] in [-1, 1], each sample by its own draw; the result stays in range.
 
@@ -42,28 +68,30 @@ class Augmentation:
                 f"expected a kind of {get_args(AugmentationKind)} and a shift of at least 0"
             )
 
-    def __call__(self, camera: str, image: Tensor, generator: Generator | None = None) -> Tensor:
-        """camera: the model camera's name. image: [B, h, w, 3] or [B, T, h, w, 3]."""
+    def __call__(self, camera: str, image: Tensor, generator: Generator | None = None, part: Part = WHOLE) -> Tensor:
+        """camera: the model camera's name. image: [B, h, w, 3] or [B, T, h, w, 3], `part` of a batch."""
         if self.kind == "none":
             return image
         frames = image.shape[1] if image.ndim == 5 else 1
         flat = image.flatten(0, -4)  # [B * T, h, w, 3]
         if self.kind == "shift":
-            flat = random_shift(flat, self.shift, generator, frames)
+            flat = random_shift(flat, self.shift, generator, frames, part)
         elif self.kind == "openpi" and "wrist" not in camera:
-            flat = crop_and_rotate(flat, generator, frames)
+            flat = crop_and_rotate(flat, generator, frames, part)
         if self.kind == "openpi" or (self.kind == "shift" and self.color_jitter):
-            flat = color_jitter(flat, generator, frames)
+            flat = color_jitter(flat, generator, frames, part)
         return flat.view(image.shape)
 
 
-def random_shift(image: Tensor, shift: int, generator: Generator | None = None, frames: int = 1) -> Tensor:
+def random_shift(
+    image: Tensor, shift: int, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE
+) -> Tensor:
     """Moves each image [B, h, w, 3] by whole pixels in [-shift, shift] both ways; any type.
 
     `frames` images in a row share a draw.
     """
     batch, height, width, _ = image.shape
-    draw = (_uniform((batch // frames, 2), generator, image.device) * (2 * shift + 1)).floor().long() - shift
+    draw = (_uniform((batch // frames, 2), 0, generator, image.device, part) * (2 * shift + 1)).floor().long() - shift
     draw = draw.repeat_interleave(frames, dim=0)
     rows = (torch.arange(height, device=image.device) + draw[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=image.device) + draw[:, 1:]).clamp(0, width - 1)
@@ -72,13 +100,13 @@ def random_shift(image: Tensor, shift: int, generator: Generator | None = None, 
     return image.reshape(-1, image.shape[-1]).index_select(0, pixels.flatten()).view(image.shape)
 
 
-def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: int = 1) -> Tensor:
+def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
     """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated.
 
     `frames` images in a row share a draw.
     """
     batch, height, width, _ = image.shape
-    draw = (_uniform((3, batch // frames), generator, image.device) * 2 - 1).repeat_interleave(frames, dim=1)
+    draw = (_uniform((3, batch // frames), 1, generator, image.device, part) * 2 - 1).repeat_interleave(frames, dim=1)
     angle = draw[0] * math.radians(_DEGREES)
     sine, cosine = angle.sin(), angle.cos()
     # Output to input position, both in [-1, 1]; turning must happen in pixels, hence the ratio of the sides.
@@ -95,13 +123,13 @@ def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: i
     return moved.permute(0, 2, 3, 1).clamp(-1, 1)
 
 
-def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1) -> Tensor:
+def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
     """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5.
 
     `frames` images in a row share a draw.
     """
     strength = torch.tensor([_BRIGHTNESS, _CONTRAST, _SATURATION], device=image.device)[:, None]
-    draw = 1 + strength * (_uniform((3, image.shape[0] // frames), generator, image.device) * 2 - 1)
+    draw = 1 + strength * (_uniform((3, image.shape[0] // frames), 1, generator, image.device, part) * 2 - 1)
     draw = draw.repeat_interleave(frames, dim=1)
     brightness, contrast, saturation = draw.to(image.dtype)[..., None, None, None]
     x = ((image + 1) / 2 * brightness).clamp(0, 1)
@@ -112,7 +140,6 @@ def color_jitter(image: Tensor, generator: Generator | None = None, frames: int 
     return x * 2 - 1
 
 
-def _uniform(shape: tuple[int, ...], generator: Generator | None, device: torch.device) -> Tensor:
+def _uniform(shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device, part: Part) -> Tensor:
     """Draws in [0, 1) on the generator's own device, so that a CPU generator serves any device."""
-    source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=source).to(device)
+    return part.rand(shape, dim, generator, device if generator is None else generator.device).to(device)

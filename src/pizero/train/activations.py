@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pizero.model.pi0 import Pi0
 from pizero.model.siglip import VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
 
+BLOCKS = (VisionBlock, TwoExpertLayer)
+"""The repeated parts, each with one forward: what is recomputed, and sharded, as a whole."""
 
-def checkpoint_activations(model: Pi0) -> Pi0:
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def checkpoint_activations(model: AnyModule) -> AnyModule:
     """Each vision block and each layer of the two experts keeps its inputs only and recomputes the rest in backward."""
     for module in model.modules():
-        if isinstance(module, VisionBlock | TwoExpertLayer):
+        if isinstance(module, BLOCKS):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
     return model

@@ -27,16 +27,19 @@ class Tracker(Protocol):
 class MetricsFile:
     """Appends to `path`. A resumed run drops the lines after its checkpoint and goes on, so no step appears twice.
 
-    trackers: get every line too.
+    trackers: get every line too. Without a path, on a rank that is not the first, nothing is written.
     """
 
-    def __init__(self, path: Path, resume_step: int = 0, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, path: Path | None, resume_step: int = 0, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = trackers
+        if path is None:
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+            return
         lines = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(partial, path)
         self._file = path.open("a", buffering=1)
-        self._trackers = trackers
 
     def write(self, step: int, **values: Any) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pizero.train.config import Precision, TrainConfig
+from pizero.train.distributed import local, spread_like
 from pizero.train.low_memory import BETAS, EPSILON, RoundedAdamW, RowSteps, eight_bit_adamw
 from pizero.train.muon import Muon
 from pizero.train.parts import EMBEDDING
@@ -22,9 +24,14 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """AdamW, betas (0.9, 0.95), eps 1e-8 (openpi src/openpi/training/optimizer.py), for all trained weights but those
     that the config gives another optimizer: bfloat16 weights, matrices inside the transformers, the embedding table.
 
-    UserError for muon where there are no such matrices.
+    UserError for muon where there are no such matrices, and for shards where it is not AdamW in float32.
     """
     left = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    others = (
+        config.optimizer != "adamw" or config.precision == "bfloat16" or config.parts.embedding_steps != "optimizer"
+    )
+    if others and any(isinstance(parameter, DTensor) for parameter in left.values()):
+        raise UserError("shards are trained by AdamW with float32 weights; use --sharding ddp, or adamw and mixed")
 
     def take(names: Iterable[str]) -> list[nn.Parameter]:
         return [left.pop(name) for name in list(names)]
@@ -101,7 +108,7 @@ class WeightAverage:
         for name, weight in self._weights.items():
             by_dtype.setdefault(weight.dtype, []).append(name)
         for names in by_dtype.values():
-            average, weights = [self._average[name] for name in names], [self._weights[name].detach() for name in names]
+            average, weights = ([local(tensors[name]) for name in names] for tensors in (self._average, self._weights))
             if weights[0].dtype == torch.float32:
                 torch._foreach_lerp_(average, weights, 1 - self.decay(step))  # pyright: ignore[reportPrivateImportUsage]
                 continue
@@ -112,7 +119,11 @@ class WeightAverage:
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Of a checkpoint, whose weights are the average."""
         for name, tensor in self._average.items():
-            tensor.copy_(average[name])
+            local(tensor).copy_(local(spread_like(average[name], tensor)))
+
+    def parts(self) -> Mapping[str, Tensor]:
+        """The average by name, divided among ranks as the weights are."""
+        return self._average
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -123,9 +134,16 @@ class WeightAverage:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self._weights.items():
-            weight.data, self._average[name] = self._average[name], weight.data
+            average = self._average[name]
+            if isinstance(weight, DTensor):  # its ranks gather from the memory that it has had from the start
+                kept = local(weight).clone()
+                local(weight).copy_(local(average))
+                local(average).copy_(kept)
+            else:
+                weight.data, self._average[name] = average, weight.data
 
 
 def product_context(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -17,7 +17,8 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     paths = (folder / "checkpoints").glob("[0-9]" * 7)
-    return sorted(path for path in paths if (path / "training_state" / "state.pt").is_file())
+    complete = ("state.pt", "shards/.metadata")  # of ranks that have all of the state, or parts of it
+    return sorted(path for path in paths if any((path / "training_state" / name).is_file() for name in complete))
 
 
 def read_train_config(folder: Path) -> dict[str, Any]:

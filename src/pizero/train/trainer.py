@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints import adapters
+from pizero.checkpoints.example import Example
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.native import Example, save_checkpoint
-from pizero.checkpoints.safetensors_file import SafetensorsWeights
-from pizero.data.augment import Augmentation
+from pizero.data.augment import Augmentation, Part
 from pizero.data.loader import Batch, Loader
-from pizero.data.pipeline import ModelInputs, Pipeline
-from pizero.model.flow_matching import sample_time
+from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0
-from pizero.model.precision import matrix_dtypes
 from pizero.train.config import TrainConfig
+from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
+from pizero.train.inputs import draw, trimmed
 from pizero.train.lora import load_adapters
 from pizero.train.metrics import Interval, MetricsFile, Tracker
 from pizero.train.optim import (
@@ -35,8 +32,10 @@ from pizero.train.optim import (
     set_learning_rate,
 )
 from pizero.train.parts import choose_parts, keep_in_precision
-from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.run_folder import checkpoint_folder
+from pizero.train.saving import Checkpoints, sampling
 from pizero.train.selection import Selection
+from pizero.train.sharded_state import ShardedSaver
 from pizero.types import Observation, UserError
 
 VALIDATION_SEED = 1_000_003
@@ -83,22 +82,31 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         start_adapters: Mapping[str, Tensor] | None = None,
         device: str = "cpu",
+        ranks: Ranks = ALONE,
+        sharding: Sharding = "ddp",
     ) -> None:
         """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
 
         start_adapters: those of a training that is continued, by name.
+        ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
         """
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
-        self.loader, self.validation, self._make_example = loader, validation, make_example
-        self.robots, self.measures, self._trackers = robots, measures, trackers
-        self.device = torch.device(device)
+        self.loader, self.validation, self.measures, self._trackers = loader, validation, measures, trackers
+        self.device, self.ranks, self._part = torch.device(device), ranks, Part(ranks.index, ranks.count)
         self._check()
         self._prepare_model(start_adapters)
+        self._loss = spread_model(
+            model, ranks, sharding, self.device, bfloat16=multiplies_in_bfloat16(config.precision, self.device)
+        )
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = make_optimizers(model, config)
         self.average = WeightAverage(model, config.ema_decay, config.ema_power)
         self.augmentation = Augmentation(config.augmentation)
         self.selection = Selection(config.selection)
+        self._checkpoints = Checkpoints(
+            folder, model, pipeline, config, self.optimizers, self.average, self.selection, self.device, ranks,
+            ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None, make_example, robots,
+        )  # fmt: skip
         self.step = self.skipped_steps = 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -113,10 +121,9 @@ class Trainer:
             )
         if not config.gradient.padded_actions and not isinstance(model, Pi0):
             raise UserError(f"padded_actions=False is for a π0, not for a {type(model).__name__}")
-        if self.loader.batch_size % config.gradient.accumulate:
-            raise UserError(
-                f"a batch of {self.loader.batch_size} cannot be divided into {config.gradient.accumulate} equal parts"
-            )
+        share = self.loader.batch_size // self.ranks.count
+        if share % config.gradient.accumulate:
+            raise UserError(f"a batch of {share} cannot be divided into {config.gradient.accumulate} equal parts")
         measured = {name for measure in self.measures for name in measure.names}
         measured |= {"validation_loss"} if self.validation is not None else set()
         if config.selection.active and config.selection.metric not in measured:
@@ -131,14 +138,16 @@ class Trainer:
         if start_adapters is not None and isinstance(self.model, Pi0):
             load_adapters(self.model, start_adapters)
         keep_in_precision(self.model, config.precision, multiplies_in_bfloat16(config.precision, self.device))
-        self.model.to(self.device).train()
+        self.model.train()
 
     # ---------------------------------------------------------------- loop
 
     def run(self, on_step: Callable[[Progress], None] | None = None) -> Path:
         """Trains to the last step, or until nothing gets better, and returns the folder of the last checkpoint."""
         config = self.config
-        metrics = MetricsFile(self.folder / "metrics.jsonl", self.step, self._trackers)
+        metrics = MetricsFile(
+            self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self._trackers
+        )  # fmt: skip
         batches = self.loader.batches(self.step, config.steps)
         interval = Interval()
         try:
@@ -157,6 +166,7 @@ class Trainer:
                         or (improved and config.selection.keep_best)
                     ):  # fmt: skip
                         self.save()
+            self._checkpoints.finish()
         finally:
             metrics.close()
         return checkpoint_folder(self.folder, self.step)
@@ -194,11 +204,11 @@ class Trainer:
         config = self.config
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
-        noise, flow_time = self._draw(actions, generator)
+        noise, flow_time = draw(config.draws, actions, generator, self._part)
         losses = self._backward(observation, actions, noise, flow_time, self._action_mask(batch))
-        loss, gradients = losses.mean(), [p.grad for p in self._trained if p.grad is not None]
+        loss, gradients = self.ranks.mean(losses.mean()), [p.grad for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm) & torch.isfinite(loss)):
+        if not bool(torch.isfinite(whole(norm)) & torch.isfinite(loss)):
             raise not_finite(self.step, losses, self.model, self.loader.places(self.step), self.folder)
         torch.nn.utils.clip_grads_with_norm_(self._trained, config.clip_norm, norm)
         set_learning_rate(self.optimizers, learning_rate(config, self.step))
@@ -218,12 +228,14 @@ class Trainer:
         size = len(actions) // parts
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
             options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
-            with product_context(self.config.precision, self.device):
-                loss = self.model.loss(
-                    observation if parts == 1 else observation[rows], actions[rows],
-                    noise=noise[:, rows], time=flow_time[:, rows], draws=self.config.draws, **options,
-                )  # fmt: skip
-            (loss.mean() / parts).backward()
+            last = rows.stop == len(actions)
+            with nullcontext() if last else without_exchange(self._loss):
+                with product_context(self.config.precision, self.device):
+                    loss = self._loss(
+                        observation if parts == 1 else observation[rows], actions[rows],
+                        noise=noise[:, rows], time=flow_time[:, rows], draws=self.config.draws, **options,
+                    )  # fmt: skip
+                (loss.mean() / parts).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
@@ -236,10 +248,10 @@ class Trainer:
             values["validation_loss"] = self.validate()
         due = [measure for measure in self.measures if last or self.step % measure.every == 0]
         if due:
-            self.model.eval()
-            with self.average.applied(), self._sampling():
+            with self.average.applied(), sampling(self.model, self.device):
+                model = self._checkpoints.whole_model().eval()
                 for measure in due:
-                    values.update(measure.run(self.model))
+                    values.update(self.ranks.from_first(lambda measure=measure: measure.run(model)))
             self.model.train()
         if values:
             metrics.write(self.step, **values)
@@ -250,23 +262,24 @@ class Trainer:
         """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation."""
         assert self.validation is not None
         generator = self._generator(VALIDATION_SEED, 0)
-        total, count = 0.0, 0
+        total, count = torch.zeros((), dtype=torch.float64), min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
         # the average of bfloat16 weights is in float32
         precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
         self.model.eval()
         with self.average.applied(), product_context(precision, self.device):
-            for step in range(min(VALIDATION_BATCHES, self.validation.batches_per_epoch)):
+            for step in range(count):
                 batch = self.validation.batch(step)
                 observation, actions = self._to_device(batch, None)
-                noise, flow_time = self._draw(actions, generator)
-                mask = self._action_mask(batch)
-                options: dict[str, Any] = {} if mask is None else {"action_mask": mask}
+                noise, flow_time = draw(self.config.draws, actions, generator)
+                mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
+                options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
                 loss = self.model.loss(
-                    observation, actions, noise=noise, time=flow_time, draws=self.config.draws, **options,
+                    observation[rows], actions[rows], noise=noise[:, rows], time=flow_time[:, rows],
+                    draws=self.config.draws, **options,
                 )  # fmt: skip
-                total, count = total + float(loss.mean()), count + 1
+                total += float(loss.mean()) * share
         self.model.train()
-        return total / count
+        return float(self.ranks.sum(total)) / count
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -275,58 +288,16 @@ class Trainer:
 
         With LoRA the checkpoint's weights are merged, and `adapters` holds what was trained alone.
         """
-        target = checkpoint_folder(self.folder, self.step)
-        target.parent.mkdir(exist_ok=True)
-        state = {
-            "step": self.step,
-            "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "selection": self.selection.state(),
-            "skipped_steps": self.skipped_steps,
-        }
-
-        def write_state(folder: Path) -> None:
-            (folder / "training_state").mkdir()
-            torch.save(state, folder / "training_state" / "state.pt")
-            (folder / "training_state" / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
-            if self.config.parts.lora is not None and isinstance(self.model, Pi0):
-                adapters.save_adapters(folder / "adapters", self.model, self.pipeline)
-
-        with self.average.applied():
-            with self._sampling():
-                example = self._make_example(self.model) if self._make_example is not None else None
-            save_checkpoint(target, self.model, self.pipeline, example, write_state, self.robots)
-        kept = self.config.selection
-        if kept.keep_best and self.selection.best_step == self.step:
-            note_best(self.folder, self.step, kept.metric, self.selection.best)
-        prune(self.folder, self.config.keep, self.selection.best_step if kept.keep_best else None)
-        return target
+        return self._checkpoints.save(self.step, self.skipped_steps)
 
     def resume(self) -> bool:
         """Goes on from the newest complete checkpoint in the folder; false when there is none."""
-        found = list_checkpoints(self.folder)
-        if not found:
-            return False
-        state = torch.load(found[-1] / "training_state" / "state.pt", map_location=self.device, weights_only=True)
-        with_adapters = self.config.parts.lora is not None
-        self.average.load(
-            SafetensorsWeights(found[-1] / "adapters", adapters.WEIGHTS)
-            if with_adapters else SafetensorsWeights(found[-1])
-        )  # fmt: skip
-        self.model.load_state_dict(state["weights"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.skipped_steps = int(state["step"]), int(state.get("skipped_steps", 0))
-        if "selection" in state:
-            self.selection.load(state["selection"])
-        return True
+        found = self._checkpoints.resume()
+        if found is not None:
+            self.step, self.skipped_steps = found
+        return found is not None
 
     # ---------------------------------------------------------------- inside
-
-    def _sampling(self) -> AbstractContextManager[Any]:
-        """For sampling from the model as it is: frozen bfloat16 weights beside float32 ones need autocast."""
-        mixed = len(matrix_dtypes(self.model)) > 1
-        return product_context("mixed", self.device) if mixed else nullcontext()
 
     def _action_mask(self, batch: Batch) -> Tensor | None:
         """[B, D] true for the dimensions that the robot has, where only these count."""
@@ -338,24 +309,14 @@ class Trainer:
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
         observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
         if generator is not None:
-            images = {name: self.augmentation(name, image, generator) for name, image in observation.images.items()}
+            images = {
+                name: self.augmentation(name, image, generator, self._part)
+                for name, image in observation.images.items()
+            }
             observation = Observation(
                 images, observation.image_masks, observation.state, observation.prompt_tokens, observation.prompt_mask
             )
         return observation, torch.from_numpy(batch.actions).to(self.device)
 
-    def _draw(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise and times on the host, so that they are the same on every device."""
-        shape = (self.config.draws, *actions.shape)
-        noise = torch.randn(shape, generator=generator)
-        return noise.to(self.device), sample_time(shape[:2], generator).to(self.device)
-
     def _generator(self, seed: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
-
-
-def trimmed(inputs: ModelInputs) -> ModelInputs:
-    """Without the prompt slots that no sample of the batch uses: padding changes nothing but the cost."""
-    used = max(int(inputs["prompt_mask"].sum(axis=1).max()), 1)
-    tokens, mask = inputs["prompt_tokens"][:, :used], inputs["prompt_mask"][:, :used]
-    return {**inputs, "prompt_tokens": tokens, "prompt_mask": mask}

@@ -26,9 +26,12 @@ from pizero.data.pipeline import Pipeline
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.train.activations import checkpoint_activations
 from pizero.train.config import LoraConfig
+from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, Tracker
-from pizero.train.trainer import Progress, Trainer, list_checkpoints
+from pizero.train.run_folder import list_checkpoints
+from pizero.train.trainer import Progress, Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig, make_measures
 from pizero.workflows.progress import console, progress_bar
@@ -60,6 +63,8 @@ def train_policy(
     workers: int | None = None,
     measure: MeasureConfig | None = None,
     track: Sequence[str] = (),
+    sharding: Sharding = "ddp",
+    recompute: bool = False,
 ) -> TrainResult:
     """Trains `preset` on the dataset, or on some of its episodes, into `folder`; on a mixture that a .toml file lists.
 
@@ -68,9 +73,39 @@ def train_policy(
     stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
     skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     measure: what is measured during the training beside the loss. track: names of `train.metrics.TRACKERS`.
+    sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing.
     """
-    torch.set_num_threads(preset.train.threads or os.cpu_count() or 1)
-    found = list_checkpoints(folder)
+    with torchrun_ranks(device) as (ranks, own_device):
+        torch.set_num_threads(preset.train.threads or max((os.cpu_count() or 1) // ranks.local_count, 1))
+        console.quiet = not ranks.is_first
+        return _train(
+            dataset_root, folder, preset, ranks, resume=resume, start=start, tokenizer=tokenizer, stats=stats,
+            device=own_device, episodes=episodes, skip_bad_episodes=skip_bad_episodes, frames=frames, workers=workers,
+            measure=measure or MeasureConfig(), track=track, sharding=sharding, recompute=recompute,
+        )  # fmt: skip
+
+
+def _train(
+    dataset_root: Path,
+    folder: Path,
+    preset: Preset,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    start: str | Path | None,
+    tokenizer: Path | None,
+    stats: str | Path | None,
+    device: str,
+    episodes: Sequence[int] | None,
+    skip_bad_episodes: bool,
+    frames: FrameStore,
+    workers: int | None,
+    measure: MeasureConfig,
+    track: Sequence[str],
+    sharding: Sharding,
+    recompute: bool,
+) -> TrainResult:
+    found = ranks.from_first(lambda: list_checkpoints(folder))
     if found and not resume:
         raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
     sources = open_sources(
@@ -78,30 +113,38 @@ def train_policy(
     )
     model, facts, adapters = _initial_model(preset, start, resume=bool(found))
     preset = replace(preset, model=model.config)
-    _check_run_settings(folder, preset, resume)
-    pipelines = (
-        load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, folder, tokenizer, facts)
+    if recompute:
+        checkpoint_activations(model)
+    ranks.from_first(lambda: _check_run_settings(folder, preset, resume))
+    pipelines = ranks.from_first(
+        lambda: (
+            load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, folder, tokenizer, facts)
+        )
     )
     pipeline, *robots = pipelines.values()
     workers = (0 if torch.device(device).type == "cpu" else min(4, os.cpu_count() or 1)) if workers is None else workers
     with progress_bar() as bars:
-        loader, validation = make_loaders(
-            sources, pipelines, preset, bars,
-            frames=frames, workers=workers, skip_bad_episodes=skip_bad_episodes,
+        loader, validation = ranks.after_first(  # frames on the disk are decoded once
+            lambda: make_loaders(
+                sources, pipelines, preset, bars, frames=frames, workers=workers, skip_bad_episodes=skip_bad_episodes,
+                rank=ranks.index, num_ranks=ranks.count,
+            )
         )  # fmt: skip
         trainer = Trainer(
             model, pipeline, preset.train, loader, validation, folder,
             make_example=_example_maker(sources[0].dataset, pipeline, preset.model.action_horizon), robots=robots,
             measures=make_measures(
-                measure or MeasureConfig(), preset.train, pipeline, validation, preset.execution_horizon, device
+                measure, preset.train, pipeline, validation, preset.execution_horizon, device
             ),
-            trackers=[_tracker(name, folder) for name in track], start_adapters=adapters, device=device,
+            trackers=[_tracker(name, folder) for name in track if ranks.is_first],
+            start_adapters=adapters, device=device, ranks=ranks, sharding=sharding,
         )  # fmt: skip
         if resume and trainer.resume():
             console.print(f"resuming from step {trainer.step} of {preset.train.steps}")
         last = _run(trainer, bars)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return TrainResult(list_checkpoints(folder)[-1], parameters, last.loss, last.samples_per_second)
+    checkpoint = ranks.from_first(lambda: list_checkpoints(folder)[-1])
+    return TrainResult(checkpoint, parameters, last.loss, last.samples_per_second)
 
 
 Adapters = Mapping[str, Tensor] | None

@@ -159,8 +159,13 @@ def make_loaders(
     frames: FrameStore = "auto",
     workers: int = 0,
     skip_bad_episodes: bool = False,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> tuple[Loader, Loader | None]:
-    """Of the training and of the held-out episodes, whose frames are decoded now, or opened; None where none are."""
+    """Of the training and of the held-out episodes, whose frames are decoded now, or opened; None where none are.
+
+    rank, num_ranks: of the training's loader; the other one gives every rank the whole batches.
+    """
     config = preset.train
     train: list[Member] = []
     held_out: list[Member] = []
@@ -178,7 +183,8 @@ def make_loaders(
             early_frames=config.early_frames, **settings,
         )  # fmt: skip
 
-    return loader(train, workers=workers), loader(held_out) if held_out else None
+    training = loader(train, workers=workers, rank=rank, num_ranks=num_ranks)
+    return training, loader(held_out) if held_out else None
 
 
 def _frames(

@@ -1,0 +1,177 @@
+"""The checkpoints of a run: a native one, with what a resume needs in its `training_state` folder.
+
+training_state/
+    train.json    the settings
+    state.pt      step, weights, optimizers; from one process, and from ranks that all have the whole state
+    shards/       in its place the parts of ranks that share the state, for any number of ranks; progress.pt: the rest
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from pizero.checkpoints import adapters
+from pizero.checkpoints.models import Network, empty_model
+from pizero.checkpoints.native import Example, save_checkpoint
+from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.data.pipeline import Pipeline
+from pizero.model.pi0 import Pi0
+from pizero.model.precision import matrix_dtypes
+from pizero.train.config import TrainConfig
+from pizero.train.distributed import Ranks
+from pizero.train.optim import WeightAverage, product_context
+from pizero.train.parts import choose_parts
+from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.selection import Selection
+from pizero.train.sharded_state import (
+    SHARDS,
+    ShardedSaver,
+    gather_state,
+    read_shards,
+    reason,
+    take_parts,
+    whole_weights,
+)
+from pizero.types import UserError
+
+
+@dataclass
+class Checkpoints:
+    """Saves and restores a training. sharded: for ranks that share the state; their checkpoints are written while the
+    training goes on, and `finish` waits for the last one.
+    """
+
+    folder: Path
+    model: Network
+    pipeline: Pipeline
+    config: TrainConfig
+    optimizers: Sequence[torch.optim.Optimizer]
+    average: WeightAverage
+    selection: Selection
+    device: torch.device
+    ranks: Ranks
+    sharded: ShardedSaver | None
+    make_example: Callable[[Network], Example] | None
+    robots: Sequence[Pipeline]
+
+    def save(self, step: int, skipped_steps: int) -> Path:
+        target = checkpoint_folder(self.folder, step)
+        progress = {"step": step, "selection": self.selection.state(), "skipped_steps": skipped_steps}
+        if self.sharded is not None:
+            self._save_sharded(target, progress, self.sharded)
+            return target
+        state = progress | {
+            "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+        def write() -> None:
+            with self.average.applied():
+                self._write(target, self.model, progress, lambda folder: torch.save(state, folder / "state.pt"))
+
+        self.ranks.by_first(write)
+        return target
+
+    def finish(self) -> None:
+        if self.sharded is not None:
+            self.sharded.finish()
+
+    def resume(self) -> tuple[int, int] | None:
+        """Restores the newest complete checkpoint; returns its step and skipped steps, or None when there is none."""
+        found = self.ranks.from_first(lambda: list_checkpoints(self.folder))
+        if not found:
+            return None
+        folder = found[-1] / "training_state"
+        if (folder / SHARDS).is_dir():
+            read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
+            state = torch.load(folder / "progress.pt", weights_only=True)
+        else:
+            state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+            self._restore(found[-1], state)
+        if "selection" in state:
+            self.selection.load(state["selection"])
+        return int(state["step"]), int(state.get("skipped_steps", 0))
+
+    def whole_model(self) -> Network:
+        """The model; where it is in shards, on the first rank a copy on the host, and on the others an empty one."""
+        if self.sharded is None:
+            return self.model
+        weights, model = whole_weights(self.model, self.ranks), empty_model(self.model.config)
+        choose_parts(model, self.config.parts)
+        if self.ranks.is_first:
+            model.load_state_dict(weights, assign=True)
+        return model
+
+    # ---------------------------------------------------------------- inside
+
+    def _save_sharded(self, target: Path, progress: Mapping[str, Any], saver: ShardedSaver) -> None:
+        """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""
+        saver.finish()
+        with self.average.applied():
+            model = self.whole_model()
+
+        def write(put_shards: Callable[[Path], None]) -> None:
+            def write_state(folder: Path) -> None:
+                torch.save(progress, folder / "progress.pt")
+                put_shards(folder)
+
+            self._write(target, model, progress, write_state)
+
+        saver.start(target, gather_state(self.model, self.optimizers, self.average.parts()), write)
+
+    def _write(
+        self, target: Path, model: Network, progress: Mapping[str, Any], write_state: Callable[[Path], None]
+    ) -> None:
+        """With LoRA the weights are merged, and `adapters` holds what was trained alone. Older checkpoints go."""
+
+        def write_more(folder: Path) -> None:
+            state = folder / "training_state"
+            state.mkdir()
+            write_state(state)
+            (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
+            if self.config.parts.lora is not None and isinstance(model, Pi0):
+                adapters.save_adapters(folder / "adapters", model, self.pipeline)
+
+        with sampling(model, self.device):
+            example = self.make_example(model) if self.make_example is not None else None
+        try:
+            target.parent.mkdir(exist_ok=True)
+            save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
+            raise UserError(
+                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before are "
+                "intact: make room, then go on with --resume"
+            ) from error
+        kept, best = self.config.selection, progress["selection"]
+        if kept.keep_best and best["best_step"] == progress["step"]:
+            note_best(self.folder, progress["step"], kept.metric, best["best"])
+        prune(self.folder, self.config.keep, best["best_step"] if kept.keep_best else None)
+
+    def _restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        """From a state.pt; the weights of its checkpoint, or of its adapters, are the average."""
+        with_adapters = self.config.parts.lora is not None
+        self.average.load(
+            SafetensorsWeights(checkpoint / "adapters", adapters.WEIGHTS)
+            if with_adapters else SafetensorsWeights(checkpoint)
+        )  # fmt: skip
+        if self.sharded is not None:
+            take_parts(state, self.model, self.optimizers)
+            return
+        self.model.load_state_dict(state["weights"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+def sampling(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+    """For sampling from a model as it is: frozen bfloat16 weights beside float32 ones need autocast."""
+    mixed = len(matrix_dtypes(model)) > 1
+    return product_context("mixed", device) if mixed else nullcontext()

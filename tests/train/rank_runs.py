@@ -1,0 +1,57 @@
+"""One rank of the trainings that a JSON file lists, one after the other: torchrun rank_runs.py RUNS.json DATASET."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_helpers import nano_model, nano_preset
+
+from pizero.train.config import GradientConfig, LoraConfig, PartsConfig
+from pizero.train.trainer import Trainer
+from pizero.types import UserError
+from pizero.workflows.train import train_policy
+
+
+def train(dataset: Path, run: dict[str, Any]) -> None:
+    """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take;
+    `full_disk`, a step from which on files cannot grow beyond 20 kB.
+    """
+    changes = dict(run.get("changes", {}))
+    if "gradient" in changes:
+        changes["gradient"] = GradientConfig(**changes["gradient"])
+    if "lora" in changes:
+        changes["parts"] = PartsConfig(lora=LoraConfig(**changes.pop("lora")))
+    preset = nano_preset(**changes)
+    if run.get("pi05"):
+        preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
+    original, stop = Trainer.train_step, run.get("stop")
+
+    def step(self: Trainer, batch: Any) -> Any:
+        if self.step == run.get("full_disk"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        if self.step == stop:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step)
+        try:
+            train_policy(dataset, Path(run["output"]), preset, **run.get("arguments", {}))
+            assert stop is None
+        except KeyboardInterrupt:
+            assert stop is not None
+
+
+if __name__ == "__main__":
+    for run in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            train(Path(sys.argv[2]), run)
+        except UserError as error:
+            print(f"UserError: {error}", file=sys.stderr)
+            raise SystemExit(2) from None

@@ -1,0 +1,193 @@
+"""Several ranks give the losses and the weights of one process, and go on from each other's checkpoints.
+
+The numbers differ by the order in which floats are added: losses by up to 2e-6 of their value, the averaged weights by
+up to 5e-7 after eight steps. The vision tower's key biases are left out: a softmax does not see them, so their gradient
+is rounding alone, and AdamW makes whole steps of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_runs import train
+from safetensors.torch import load_file
+
+from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.data.augment import Augmentation, Part
+from pizero.train.distributed import make_mesh
+from pizero.train.inputs import draw
+from pizero.train.metrics import read_metrics
+from pizero.train.run_folder import list_checkpoints
+from pizero.types import UserError
+
+HERE = Path(__file__).parent
+LOSS, WEIGHT = 2e-6, 5e-7
+PLAIN = {"threads": 1, "precision": "float32", "save_every": 8}
+PARTED = {**PLAIN, "save_every": 2}
+MUON = {**PLAIN, "optimizer": "muon"}
+LORA = {**PLAIN, "lora": {"prefix_rank": 2, "expert_rank": 3}}
+TWICE = {"gradient": {"accumulate": 2}}
+MIXED = {**PLAIN, "precision": "mixed"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(machines: int, runs: list[dict[str, Any]], dataset: Path, folder: Path) -> None:
+    """Trains on two ranks for each of so many machines, all of them this one."""
+    path = folder / f"runs{machines}.json"
+    path.write_text(json.dumps(runs))
+    options = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--nnodes={machines}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)]), "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(
+            [*command, str(HERE / "rank_runs.py"), str(path), str(dataset)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _ in range(machines)
+    ]  # fmt: skip
+    for agent in agents:
+        output, _ = agent.communicate(timeout=240)
+        assert agent.returncode == 0, output
+
+
+@pytest.fixture(scope="module")
+def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs of this file: those of one process, of two ranks and of four."""
+    root = tmp_path_factory.mktemp("ranks")
+
+    def run(name: str, changes: dict[str, Any], sharding: str = "ddp", **more: Any) -> dict[str, Any]:
+        arguments = {"sharding": sharding, **more.pop("arguments", {})}
+        return {"output": str(root / name), "changes": changes, "arguments": arguments, **more}
+
+    resume, start = {"resume": True}, {"start": str(root / "one" / "checkpoints" / "0000008")}
+    for alone in (
+        run("one", PLAIN), run("one_muon", MUON), run("one_mixed", MIXED), run("one_pi05", PLAIN, pi05=True),
+        run("one_then_two", PARTED, stop=4), run("one_lora", LORA, arguments=start),
+    ):  # fmt: skip
+        train(dataset, alone)
+    two = [
+        run("ddp_muon", MUON | TWICE), run("fsdp", PLAIN, "fsdp"), run("fsdp_mixed", MIXED, "fsdp"),
+        run("fsdp_pi05", PLAIN | TWICE, "fsdp", pi05=True, arguments={"recompute": True}),
+        run("fsdp_lora", LORA, "fsdp", arguments=start),
+        run("one_then_two", PARTED, "fsdp", arguments=resume), run("two_four_one", PARTED, "fsdp", stop=4),
+    ]  # fmt: skip
+    launch(1, two, dataset, root)
+    four = [
+        run("ddp", PLAIN), run("hsdp", PLAIN, "hsdp"),
+        run("two_four_one", PARTED, "fsdp", stop=6, arguments=resume),
+    ]  # fmt: skip
+    launch(2, four, dataset, root)
+    assert list_checkpoints(root / "two_four_one")[-1].name == "0000006"
+    train(dataset, run("two_four_one", PARTED, arguments=resume))
+    return root
+
+
+def curve(folder: Path, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in read_metrics(folder / "metrics.jsonl") if name in line}
+
+
+EQUAL = [
+    ("ddp", "one"), ("ddp_muon", "one_muon"), ("fsdp", "one"), ("fsdp_pi05", "one_pi05"), ("hsdp", "one"),
+    ("fsdp_lora", "one_lora"), ("one_then_two", "one"), ("two_four_one", "one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "reference"), EQUAL)
+def test_ranks_equal_one_process(runs: Path, name: str, reference: str) -> None:
+    ours, expected = runs / name, runs / reference
+    for metric in ("loss", "validation_loss"):
+        assert curve(ours, metric) == pytest.approx(curve(expected, metric), rel=LOSS)
+    assert sorted(curve(ours, "loss")) == list(range(1, 9))
+    one, other = (load_file(list_checkpoints(folder)[-1] / "model.safetensors") for folder in (expected, ours))
+    assert one.keys() == other.keys()
+    for key, weight in one.items():
+        if not key.endswith("key.bias"):
+            torch.testing.assert_close(other[key], weight, atol=WEIGHT, rtol=0)
+
+
+def test_shards_in_mixed_precision_stay_close(runs: Path) -> None:
+    """Blocks gathered in bfloat16 round norm scales and biases too, which one process keeps in float32."""
+    assert curve(runs / "fsdp_mixed", "loss") == pytest.approx(curve(runs / "one_mixed", "loss"), rel=2e-2)
+    assert curve(runs / "fsdp_mixed", "loss") != curve(runs / "fsdp", "loss")
+
+
+@pytest.mark.parametrize("name", ["fsdp", "hsdp", "ddp"])
+def test_every_layout_leaves_a_native_checkpoint(runs: Path, name: str) -> None:
+    last = list_checkpoints(runs / name)[-1]
+    assert last.name == "0000008"
+    verify_example(load_checkpoint(last))
+    kinds = {path.name for path in (last / "training_state").iterdir()}
+    assert kinds == {"train.json"} | ({"state.pt"} if name == "ddp" else {"progress.pt", "shards"})
+    assert not list(last.parent.glob(".*"))
+
+
+def test_a_rank_that_dies_ends_the_others_soon(dataset: Path, tmp_path: Path) -> None:
+    """As where the dead one is on another machine: there is no torchrun here that would end the rest."""
+    runs = tmp_path / "runs.json"
+    runs.write_text(json.dumps([{"output": str(tmp_path / "run"), "changes": {**PARTED, "steps": 100_000}}]))
+    base = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    paths = os.pathsep.join([*sys.path, str(HERE)])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "rank_runs.py"), str(runs), str(dataset)],
+            env=os.environ | base | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not list_checkpoints(tmp_path / "run") and time.monotonic() < deadline:
+            assert all(rank.poll() is None for rank in ranks)
+            time.sleep(0.05)
+        os.kill(ranks[1].pid, signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = ranks[0].communicate(timeout=60)
+        assert time.monotonic() - killed < 20
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert ranks[0].returncode == 2
+    lines = [line for line in errors.splitlines() if line.startswith("UserError: ")]
+    assert len(lines) == 1
+    assert "rank 0 of 2 stops: another rank has ended" in lines[0]
+    assert "Traceback" not in errors
+    verify_example(load_checkpoint(list_checkpoints(tmp_path / "run")[-1]))
+
+
+@pytest.mark.parametrize("kind", ["openpi", "shift"])
+def test_parts_draw_the_numbers_of_the_whole_batch(kind: Any) -> None:
+    images = torch.rand(6, 28, 28, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    augment, actions = Augmentation(kind), torch.zeros(6, 4, 5)
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(5)
+
+    together = augment("base_0_rgb", images, generator())
+    noise, flow_time = draw(2, actions, generator())
+    for index in range(3):
+        rows, part = slice(2 * index, 2 * index + 2), Part(index, 3)
+        torch.testing.assert_close(augment("base_0_rgb", images[rows], generator(), part), together[rows])
+        own = draw(2, actions[rows], generator(), part)
+        assert torch.equal(own[0], noise[:, rows])
+        assert torch.equal(own[1], flow_time[:, rows])
+
+
+def test_unlike_machines_are_refused() -> None:
+    with pytest.raises(UserError, match="same number of ranks on every machine, got 6 in all and 4 here"):
+        make_mesh(6, 4, "cpu")
