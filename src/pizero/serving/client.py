@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack
-from typing import Any, Dict, Optional
+from typing import Any
 
 from websockets import exceptions
 from websockets.sync.client import ClientConnection, connect
@@ -27,11 +27,11 @@ class ServerError(RuntimeError):
     """The server refused a request or failed at it, told in one line. The connection goes on."""
 
 
-class ServerBusy(ServerError):
+class BusyError(ServerError):
     """More requests wait than the server takes; the same request may be sent again in a moment."""
 
 
-class Unreachable(ConnectionError):
+class UnreachableError(ConnectionError):
     """No connection could be made in the time given, or the server does not let this client in."""
 
 
@@ -47,29 +47,29 @@ class PolicyClient:
         self,
         uri: str = "ws://127.0.0.1:8000",
         *,
-        api_key: Optional[str] = None,
+        api_key: str | None = None,
         timeout: float = 30.0,
         patience: float = 60.0,
         ssl: Any = None,
     ) -> None:
         self.uri, self.timeout, self.patience = uri, timeout, patience
-        self.metadata: Dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         """What the server says of its policy: of pizero's, among others, action_horizon and cameras."""
         self.connections = 0
         """Connections made so far."""
-        self._options: Dict[str, Any] = {"compression": None, "max_size": None}
+        self._options: dict[str, Any] = {"compression": None, "max_size": None}
         if api_key:
             self._options["additional_headers"] = {"Authorization": f"Api-Key {api_key}"}
         if ssl is not None:
             self._options["ssl"] = ssl
-        self._connection: Optional[ClientConnection] = None
+        self._connection: ClientConnection | None = None
         self._open = ExitStack()
         self._connect(time.monotonic() + patience)
 
-    def infer(self, observation: Dict[str, Any]) -> Dict[str, Any]:
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The server's reply to a robot dictionary; reply["actions"] is the chunk [H, robot_action_dim].
 
-        A request whose connection breaks is sent again over a new one. ServerError, ServerBusy, Unreachable.
+        A request whose connection breaks is sent again over a new one. ServerError, BusyError, UnreachableError.
         """
         message, deadline = pack(observation), time.monotonic() + self.patience
         while True:
@@ -82,12 +82,12 @@ class PolicyClient:
             except (exceptions.ConnectionClosed, OSError) as error:  # TimeoutError is an OSError
                 self.close()
                 if isinstance(error, TimeoutError) or time.monotonic() > deadline:
-                    raise Unreachable(f"{self.uri} gave no answer ({_reason(error)})") from error
+                    raise UnreachableError(f"{self.uri} gave no answer ({_reason(error)})") from error
                 if isinstance(error, exceptions.ConnectionClosed) and _code(error) == 1009:
                     raise ServerError(f"the request of {len(message)} bytes is larger than the server takes") from error
                 continue
             if isinstance(reply, str):
-                kind = ServerBusy if reply.startswith("busy: ") else ServerError
+                kind = BusyError if reply.startswith("busy: ") else ServerError
                 raise kind(reply)
             return unpack(reply)  # type: ignore[no-any-return]
 
@@ -106,7 +106,7 @@ class PolicyClient:
         self.close()
 
     def _connect(self, deadline: float) -> None:
-        """Tries until it succeeds or the time is up; at once Unreachable where waiting does not help."""
+        """Tries until it succeeds or the time is up; at once UnreachableError where waiting does not help."""
         pause = FIRST_PAUSE
         while True:
             try:
@@ -121,10 +121,10 @@ class PolicyClient:
             except (exceptions.WebSocketException, OSError) as error:
                 refused = _status(error)
                 if 400 <= refused < 500 and refused != 429:
-                    raise Unreachable(f"{self.uri} refuses this client ({_reason(error)})") from error
+                    raise UnreachableError(f"{self.uri} refuses this client ({_reason(error)})") from error
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise Unreachable(f"{self.uri} cannot be reached ({_reason(error)})") from error
+                    raise UnreachableError(f"{self.uri} cannot be reached ({_reason(error)})") from error
                 time.sleep(min(pause * (0.75 + 0.5 * random.random()), left))  # robots do not come back all at once
                 pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -185,7 +185,7 @@ def _scalar(value: dict[Any, Any]) -> Any:
         raise ProtocolError(f"{_shown(data)} is no {dtype}") from None
 
 
-def _dtype(text: Any) -> Optional[np.dtype[Any]]:
+def _dtype(text: Any) -> np.dtype[Any] | None:
     return np.dtype(text) if isinstance(text, str) and _DTYPE.fullmatch(text) else None
 
 
