@@ -27,7 +27,7 @@ class BusyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """reply: of the policy. queued, inferred: seconds in the queue and in the model call. batch: requests of the call."""
+    """reply: the policy's. queued, inferred: seconds in the queue and in the model call. batch: its requests."""
 
     reply: dict[str, Any]
     queued: float

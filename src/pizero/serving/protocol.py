@@ -147,7 +147,7 @@ def _encode(value: Any) -> Any:
         raise TypeError(f"an array of {value.dtype}")
     if isinstance(value, np.ndarray):
         flat = np.ascontiguousarray(value).reshape(-1)
-        data = memoryview(flat).cast("B") if flat.size else b""  # not copied before msgpack copies it
+        data = flat.data.cast("B") if flat.size else b""  # not copied before msgpack copies it
         return {ARRAY: True, b"data": data, b"dtype": dtype, b"shape": value.shape}
     return {SCALAR: True, b"data": value.item(), b"dtype": dtype}
 
