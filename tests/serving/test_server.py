@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -286,41 +282,6 @@ def test_a_port_that_is_taken_is_one_line(serve: Serve) -> None:
     taken = serve().server.port
     with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{taken}"):
         serve(port=taken)
-
-
-def start(checkpoint: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """`pizero serve` as a process, and its address."""
-    code = "from pizero.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(checkpoint), "--log", "json", "--port", "0", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        event = json.loads(line)
-        if event["event"] == "ready":
-            return process, f"ws://127.0.0.1:{event['port']}"
-    raise AssertionError("it ended")
-
-
-def test_the_command_drains_on_sigterm(checkpoint: Path, policy: ModelPolicy) -> None:
-    process, uri = start(checkpoint)
-    try:
-        asked = {**observation(), "noise": noise()}
-        with PolicyClient(uri) as client, ThreadPoolExecutor(1) as pool:
-            reply = client.infer(asked)
-            assert reply["actions"].shape == (6, 5)
-            running = [pool.submit(client.infer, asked)]
-            os.kill(process.pid, signal.SIGHUP)
-            time.sleep(0.2)
-            assert running[0].result()["actions"].shape == (6, 5)
-            process.send_signal(signal.SIGTERM)
-            assert process.stderr is not None
-            events = [json.loads(line) for line in process.stderr]
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-    names = [event["event"] for event in events]
-    assert names[-1] == "ended"
-    assert {"connected", "draining", "disconnected"} <= set(names)
 
 
 def test_what_runs_is_answered_at_the_end(serve: Serve, policy: ModelPolicy) -> None:

@@ -25,6 +25,9 @@ from pizero.engine.fast_sampler import FastSampler
 from pizero.model.pi0 import Pi0
 from pizero.types import ActionModel, RobotDict, UserError
 
+FAR = 1e6
+"""Normalised state beyond which the model would compute with infinities."""
+
 
 class ModelPolicy:
     """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`.
@@ -91,6 +94,8 @@ class ModelPolicy:
         UserError as for `infer`. Does not use the model, so that it may run while another thread does.
         """
         inputs = self.pipeline.robot_inputs([observation])
+        if "state" in inputs and (far := np.flatnonzero(~(np.abs(inputs["state"][0]) <= FAR).reshape(-1))).size:
+            raise UserError(f"state: dimensions {far.tolist()} lie further from the training data than any robot's")
         if observation.get("noise") is not None:
             self._noise(observation)
         if self.pipeline.convention != "openpi":  # whose small images are grey levels that `infer` takes again

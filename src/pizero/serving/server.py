@@ -64,7 +64,7 @@ class PolicyServer:
             self._server = await serve(
                 self._connected, config.host, config.port, process_request=self._admit, ssl=_tls(config),
                 compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=config.ping_s,
-                ping_timeout=config.ping_s, close_timeout=5, logger=_QUIET, server_header="pizero",
+                ping_timeout=config.ping_s, close_timeout=min(5.0, config.ping_s), logger=_QUIET, server_header="pizero",
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot listen on {config.host}:{config.port} ({error})") from error
