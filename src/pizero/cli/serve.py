@@ -49,6 +49,10 @@ class Arguments:
     """Seconds that running requests get when the server ends."""
     origins: tuple[str, ...] = ()
     """Names, besides localhost and addresses, under which browsers may open the page."""
+    record: Path | None = None
+    """Folder for what comes and goes, as a LeRobot dataset for each checkpoint, complete when the server ends."""
+    record_fps: float | None = None
+    """Requests a second of the recording; measured unless given."""
     log: Literal["text", "json"] = "text"
     """How events are written to standard error."""
     num_steps: int | None = None

@@ -17,6 +17,7 @@ from pizero.policy.policy import ModelPolicy
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
 from pizero.serving.log import log
+from pizero.serving.recorder import Recorder
 from pizero.serving.protocol import Limits, ProtocolError, unpack
 from pizero.types import RobotDict, UserError
 
@@ -35,6 +36,7 @@ class Hosted:
     metadata: dict[str, Any]
     batcher: Batcher
     limits: Limits
+    recorder: Recorder | None = None
 
     @classmethod
     def start(cls, name: str, load: Load, config: ServeConfig) -> Hosted:
@@ -46,6 +48,8 @@ class Hosted:
         )  # fmt: skip
         limits = Limits(max_bytes=config.max_message_mb << 20)
         hosted = cls(name, load, policy, describe(name, policy), batcher, limits)
+        if config.record is not None:
+            hosted.recorder = Recorder(config.record / name, hosted.metadata["embodiment"], config.record_fps)
         return hosted
 
     async def reload(self, max_batch: int) -> None:
@@ -59,19 +63,20 @@ class Hosted:
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
         self.policy = policy
 
-    async def read(self, message: bytes, prompt: str | None, pool: Executor) -> RobotDict:
-        """A request's observation, checked, in a thread of `pool`. `prompt` takes the place of the robot's own.
+    async def read(self, message: bytes, prompt: str | None, pool: Executor) -> tuple[RobotDict, RobotDict]:
+        """A request's observation, as it came and prepared for the model, in a thread of `pool`.
 
-        ProtocolError or UserError says what is wrong with it.
+        `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
         """
         return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
 
-    def _read(self, message: bytes, prompt: str | None) -> RobotDict:
+    def _read(self, message: bytes, prompt: str | None) -> tuple[RobotDict, RobotDict]:
         value = unpack(message, self.limits)
         if not isinstance(value, dict):
             raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:
-            return self.policy.prepare(robot_dictionary(value, self.policy, prompt))
+            observation = robot_dictionary(value, self.policy, prompt)
+            return observation, self.policy.prepare(observation)
         except UserError:
             raise
         except (TypeError, ValueError, OverflowError) as error:

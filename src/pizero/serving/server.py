@@ -59,12 +59,12 @@ class PolicyServer:
     async def start(self) -> None:
         """Listens. UserError where that cannot be."""
         sys.setswitchinterval(0.001)  # the event loop does not wait 5 ms for the model's thread to give way
-        config = self.config
+        config, ping = self.config, self.config.ping_s
         try:
             self._server = await serve(
                 self._connected, config.host, config.port, process_request=self._admit, ssl=_tls(config),
-                compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=config.ping_s,
-                ping_timeout=config.ping_s, close_timeout=min(5.0, config.ping_s), logger=_QUIET, server_header="pizero",
+                compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=ping,
+                ping_timeout=ping, close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot listen on {config.host}:{config.port} ({error})") from error
@@ -89,6 +89,8 @@ class PolicyServer:
         await self._server.wait_closed()
         for hosted in self.hosted.values():
             await hosted.batcher.close()
+            if hosted.recorder is not None:
+                await hosted.recorder.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         log("ended")
 
@@ -108,16 +110,18 @@ class PolicyServer:
                     self.metrics.reloads.labels(name, "done").inc()
                     log("reloaded", checkpoint=name, seconds=time.monotonic() - started)
 
-    async def ask(self, hosted: Hosted, robot: Robot, observation: RobotDict) -> Answer:
-        """The reply to an observation that was prepared; the robot's figures and the metrics learn of it."""
+    async def ask(self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict) -> Answer:
+        """The reply to an observation; the robot's figures, the metrics and the recording learn of it."""
         robot.prompt = robot.prompt if robot.new_prompt is not None else observation.get("prompt", "")
         started = time.monotonic()
-        answer = await hosted.batcher.ask(observation, owner=robot.owner, robot=robot)
+        answer = await hosted.batcher.ask(prepared, owner=robot.owner, robot=robot)
         self.metrics.batches.labels(hosted.name).observe(answer.batch)
         for stage, seconds in (("queue", answer.queued), ("infer", answer.inferred)):
             self.metrics.stages.labels(hosted.name, stage).observe(seconds)
         self.metrics.requests.labels(hosted.name).inc()
         robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
+        if hosted.recorder is not None:
+            await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
         return answer
 
     # ---------------------------------------------------------------- connections
@@ -179,6 +183,8 @@ class PolicyServer:
             del self._connections[connection]
             self.live.leave(robot)
             hosted.batcher.forget(robot)
+            if hosted.recorder is not None:
+                hosted.recorder.end_episode(robot.number)
             self.metrics.robots.labels(hosted.name).dec()
             log("disconnected", robot=robot.number, requests=robot.requests, errors=robot.errors,
                 code=connection.close_code)  # fmt: skip
@@ -218,7 +224,7 @@ class PolicyServer:
                 raise ProtocolError("got a text; a request is a dictionary, packed by msgpack")
             observation = await hosted.read(message, robot.new_prompt, self._pool)
             prepared = time.monotonic() - started
-            answer = await self.ask(hosted, robot, observation)
+            answer = await self.ask(hosted, robot, *observation)
         except (ProtocolError, UserError) as error:
             return self._error(hosted, robot, "bad request", str(error))
         except BusyError as error:

@@ -1,0 +1,78 @@
+"""openpi's client from PyPI, unmodified, against a running `pizero serve` of a policy for the built-in simulator.
+
+benchmarks/openpi_client.py starts the server and runs this in an environment that has openpi-client and no pizero:
+
+    python openpi_client_asks_ours.py ws://127.0.0.1:8000 KEY
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from openpi_client import image_tools
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+
+def observations(seed: int) -> list[dict]:
+    """One observation in pizero's form and in openpi's two: columns, and cameras as [3, h, w]."""
+    rng = np.random.default_rng(seed)
+    state, prompt = rng.uniform(-1, 1, 7), "reach the red block"
+    images = {name: rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for name in ("top", "ego")}
+    small = {name: image_tools.resize_with_pad(image, 32, 32) for name, image in images.items()}
+    noise = rng.standard_normal((ACTIONS, DIM)).astype(np.float32)
+    return [
+        {"state": state, "images": small, "prompt": prompt, "noise": noise},
+        {"state": state, "images": {k: v.transpose(2, 0, 1) for k, v in small.items()}, "prompt": prompt, "noise": noise},
+        {"observation/state": state, **{f"observation/{k}": v for k, v in small.items()}, "prompt": prompt, "noise": noise},
+    ]  # fmt: skip
+
+
+uri, key = sys.argv[1:]
+host, port = uri.rsplit(":", 1)
+policy = WebsocketClientPolicy(host=host, port=int(port), api_key=key)
+metadata = policy.get_server_metadata()
+ACTIONS, DIM = metadata["action_horizon"], metadata["action_dim"]
+print("metadata", metadata)
+
+for seed in range(5):
+    replies = [policy.infer(observation) for observation in observations(seed)]
+    for reply in replies:
+        assert reply["actions"].shape == (ACTIONS, DIM), reply["actions"].shape
+        assert reply["actions"].dtype == np.float32
+        np.testing.assert_allclose(reply["actions"], replies[0]["actions"], rtol=1e-5, atol=1e-5)
+        assert reply["server_timing"]["infer_ms"] > 0
+        assert reply["policy_timing"]["model_ms"] > 0
+assert replies[-1]["server_timing"]["prev_total_ms"] > 0
+print("3 forms of an observation give the same chunk")
+
+asked, inner = [], policy.infer
+policy.infer = lambda observation: asked.append(1) or inner(observation)
+broker = ActionChunkBroker(policy, action_horizon=2)
+given = observations(7)[0]
+chunk = inner(given)["actions"]
+played = [broker.infer(given)["actions"] for _ in range(6)]
+np.testing.assert_allclose(played, [chunk[i % 2] for i in range(6)], rtol=1e-5, atol=1e-5)
+assert len(asked) == 3
+broker.reset()
+print("ActionChunkBroker plays 6 actions from 3 requests")
+
+policy.infer = inner
+try:
+    policy.infer({"observation/state": np.zeros(3)})
+except RuntimeError as error:
+    assert "bad request" in str(error), error
+    assert "Traceback" not in str(error)
+else:
+    raise AssertionError("a bad observation was answered")
+assert policy.infer(given)["actions"].shape == (ACTIONS, DIM)
+print("an error is one line, and the connection goes on")
+
+try:
+    WebsocketClientPolicy(host=host, port=int(port), api_key="wrong")
+except Exception as error:
+    assert "401" in str(error), error
+else:
+    raise AssertionError("a wrong key was taken")
+print("a wrong key is refused")
