@@ -22,11 +22,11 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.policy.policy import ModelPolicy
 from pizero.serving.config import ServeConfig
 from pizero.serving.hosted import blank_observation
 from pizero.serving.running import background
 from pizero.serving.server import PolicyServer
-from pizero.policy.policy import ModelPolicy
 from pizero.workflows.serve import loaders
 
 SCRIPT = Path(__file__).parent / "peers" / "openpi_client_asks_ours.py"

@@ -58,21 +58,23 @@ assert len(asked) == 3
 broker.reset()
 print("ActionChunkBroker plays 6 actions from 3 requests")
 
+
+def refusal(work) -> str:
+    """What an exception says."""
+    try:
+        work()
+    except Exception as error:
+        return str(error)
+    raise AssertionError("it was taken")
+
+
 policy.infer = inner
-try:
-    policy.infer({"observation/state": np.zeros(3)})
-except RuntimeError as error:
-    assert "bad request" in str(error), error
-    assert "Traceback" not in str(error)
-else:
-    raise AssertionError("a bad observation was answered")
+text = refusal(lambda: policy.infer({"observation/state": np.zeros(3)}))
+assert "bad request" in text, text
+assert "Traceback" not in text, text
 assert policy.infer(given)["actions"].shape == (ACTIONS, DIM)
 print("an error is one line, and the connection goes on")
 
-try:
-    WebsocketClientPolicy(host=host, port=int(port), api_key="wrong")
-except Exception as error:
-    assert "401" in str(error), error
-else:
-    raise AssertionError("a wrong key was taken")
+text = refusal(lambda: WebsocketClientPolicy(host=host, port=int(port), api_key="wrong"))
+assert "401" in text, text
 print("a wrong key is refused")

@@ -16,7 +16,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 from pizero.types import UserError
-from pizero.workflows.check import check
+from pizero.workflows.check import CheckConfig, check
 from pizero.workflows.train import train_policy
 
 Serve = Callable[..., Background]
@@ -24,7 +24,9 @@ Serve = Callable[..., Background]
 
 def test_what_came_and_went_can_be_checked_and_trained_on(serve: Serve, tmp_path: Path) -> None:
     server = serve(record=tmp_path / "recorded", record_fps=5.0)
-    asked = [[{**observation(10 * robot + step, 32), "prompt": f"lift {robot}"} for step in range(8)] for robot in (0, 1)]
+    asked = [
+        [{**observation(10 * robot + step, 32), "prompt": f"lift {robot}"} for step in range(8)] for robot in (0, 1)
+    ]
     clients = [PolicyClient(server.uri) for _ in asked]
     actions: list[list[np.ndarray]] = [[], []]
     for step in range(8):  # both at the same time
@@ -47,8 +49,8 @@ def test_what_came_and_went_can_be_checked_and_trained_on(serve: Serve, tmp_path
         np.testing.assert_array_equal(dataset.column("observation.state")[frames], states)
         np.testing.assert_array_equal(dataset.column("action")[frames], np.stack(actions[which]))
     assert dataset.images("top", np.arange(2)).shape == (2, 32, 32, 3)
-    report = check(tmp_path / "recorded" / "policy", embodiment="tabletop")
-    assert report is not None
+    report = check(tmp_path / "recorded" / "policy", CheckConfig(embodiment="tabletop", horizon=4))
+    assert report["frames"] == 16
     preset = get_preset("tabletop")
     quick = dataclasses.replace(preset.train, steps=2, batch_size=2, validate_every=2, save_every=2, log_every=1)
     trained = train_policy(tmp_path / "recorded" / "policy", tmp_path / "run", dataclasses.replace(preset, train=quick))

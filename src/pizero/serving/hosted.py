@@ -17,8 +17,8 @@ from pizero.policy.policy import ModelPolicy
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
 from pizero.serving.log import log
-from pizero.serving.recorder import Recorder
 from pizero.serving.protocol import Limits, ProtocolError, unpack
+from pizero.serving.recorder import Recorder
 from pizero.types import RobotDict, UserError
 
 Load = Callable[[], ModelPolicy]
