@@ -20,7 +20,10 @@ REMEMBERED, RECENT = 240, 5.0
 
 @dataclass(eq=False)
 class Robot:
-    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs."""
+    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs.
+
+    picture: of the simulated robot's scene, number `pictures`; played: what it played of its last chunk.
+    """
 
     number: int
     checkpoint: str
@@ -35,6 +38,9 @@ class Robot:
     busy: bool = False
     observation: RobotDict | None = None
     chunk: NDArray[np.float32] | None = None
+    picture: NDArray[np.uint8] | None = None
+    pictures: int = 0
+    played: NDArray[np.float32] | None = None
     timing: dict[str, float] = field(default_factory=dict)
     answered: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 

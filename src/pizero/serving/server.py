@@ -23,6 +23,7 @@ from websockets.http11 import Request, Response
 
 from pizero.serving.batching import Answer, BusyError
 from pizero.serving.config import ServeConfig
+from pizero.serving.feed import Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load
 from pizero.serving.live import Live, Robot
@@ -43,7 +44,8 @@ class PolicyServer:
         self.hosted = {name: Hosted.start(name, load, self.config) for name, load in checkpoints.items()}
         self.live, self.metrics, self.gate = Live(), Metrics(), Gate(self.config)
         self.draining = False
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
+        self.feed = Feed(self)
         self._connections: dict[ServerConnection, Robot] = {}
         self._server: Server | None = None
         self._reloading = asyncio.Lock()
@@ -80,6 +82,7 @@ class PolicyServer:
         self.draining = True
         log("draining", robots=len(self._connections))
         self._server.close(close_connections=False)
+        await self.feed.simulation.stop()
         deadline = time.monotonic() + self.config.drain_s
         idle = [connection for connection, robot in self._connections.items() if not robot.busy]
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
@@ -91,7 +94,7 @@ class PolicyServer:
             await hosted.batcher.close()
             if hosted.recorder is not None:
                 await hosted.recorder.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)
         log("ended")
 
     async def reload(self) -> None:
@@ -164,6 +167,7 @@ class PolicyServer:
         assert connection.request is not None
         path, address = connection.request.path.split("?")[0], _address(connection)
         if path == LIVE:
+            await self.feed.serve(connection)
             return
         hosted, owner = self._find(path), self.gate.owner(connection.request, address)
         assert hosted is not None  # as _admit saw
@@ -222,7 +226,7 @@ class PolicyServer:
         try:
             if isinstance(message, str):
                 raise ProtocolError("got a text; a request is a dictionary, packed by msgpack")
-            observation = await hosted.read(message, robot.new_prompt, self._pool)
+            observation = await hosted.read(message, robot.new_prompt, self.pool)
             prepared = time.monotonic() - started
             answer = await self.ask(hosted, robot, *observation)
         except (ProtocolError, UserError) as error:
