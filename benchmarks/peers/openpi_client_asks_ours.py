@@ -22,11 +22,14 @@ def observations(seed: int) -> list[dict]:
     images = {name: rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for name in ("top", "ego")}
     small = {name: image_tools.resize_with_pad(image, 32, 32) for name, image in images.items()}
     noise = rng.standard_normal((ACTIONS, DIM)).astype(np.float32)
+    turned = {name: image.transpose(2, 0, 1) for name, image in small.items()}
+    columns = {f"observation/{name}": image for name, image in small.items()}
+    rest = {"prompt": prompt, "noise": noise}
     return [
-        {"state": state, "images": small, "prompt": prompt, "noise": noise},
-        {"state": state, "images": {k: v.transpose(2, 0, 1) for k, v in small.items()}, "prompt": prompt, "noise": noise},
-        {"observation/state": state, **{f"observation/{k}": v for k, v in small.items()}, "prompt": prompt, "noise": noise},
-    ]  # fmt: skip
+        {"state": state, "images": small, **rest},
+        {"state": state, "images": turned, **rest},
+        {"observation/state": state, **columns, **rest},
+    ]
 
 
 uri, key = sys.argv[1:]

@@ -49,11 +49,15 @@ class Feed:
                 sending.cancel()
 
     async def _let_in(self, connection: ServerConnection) -> bool:
-        for _ in range(5):
-            command = _command(await asyncio.wait_for(connection.recv(), 600))
+        refusals = 0
+        while refusals < 5:
+            command = _command(await connection.recv())
             keys = self._server.config.api_keys
             if not keys or self._server.gate.owner_of(str(command.get("key", ""))) is not None:
                 return True
+            if "key" not in command:
+                continue
+            refusals += 1
             await connection.send(json.dumps({"key": "needed"}))
             await asyncio.sleep(0.5)
         await connection.close(CloseCode.POLICY_VIOLATION, "no API key")
@@ -122,7 +126,7 @@ class _Page:
             "chunk": np.round(chunk, 4).T.tolist(),  # per dimension
             "before": np.round(robot.played, 4).T.tolist() if robot.played is not None else None,
             "timing": {name: round(value, 2) for name, value in robot.timing.items()},
-            "images": {name: _jpeg(image) for name, image in images.items()},
+            "images": {name: _picture(image) for name, image in images.items()},
         }
 
 
@@ -144,10 +148,11 @@ def _newest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[-1] if image.ndim == 4 else image
 
 
-def _jpeg(image: NDArray[np.uint8]) -> str:
-    """A small picture as a data URI."""
+def _picture(image: NDArray[np.uint8]) -> str:
+    """A small picture as a data URI; PNG where it has few pixels, which JPEG would blur."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((3 * THUMBNAIL, THUMBNAIL))
+    kind = "PNG" if picture.width * picture.height <= 96 * 96 else "JPEG"
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    picture.save(file, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()

@@ -88,7 +88,8 @@ class PolicyServer:
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
         while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        self._server.close()
+        left = self._server.connections  # pages, and robots whose answer did not come in time
+        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in left))
         await self._server.wait_closed()
         for hosted in self.hosted.values():
             await hosted.batcher.close()

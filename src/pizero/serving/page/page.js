@@ -181,7 +181,7 @@ function makePlots(count) {
     at("chunk").append(box);
     const points = { show: true, size: 4 };
     const chart = new uPlot({
-      width: box.clientWidth || 180, height: 110, cursor: { show: false }, legend: { show: false },
+      width: box.clientWidth || 180, height: 104, padding: [8, 8, 0, 0], cursor: { show: false }, legend: { show: false },
       scales: { x: { time: false }, y: { range: (_, low, high) => padded(low, high) } }, axes: axes(38),
       series: [{}, { stroke: colour("--muted"), width: 1.5, points }, { stroke: colour("--accent"), width: 2, points }],
       hooks: { draw: [boundary] },
@@ -203,11 +203,11 @@ function remember(state) {
   if (history.time.length > HISTORY) { history.time.shift(); history.latency.shift(); }
   if (!historyPlot) {
     historyPlot = new uPlot({
-      width: at("history").clientWidth, height: 150, legend: { show: false }, cursor: { show: false },
+      width: at("history").clientWidth, height: 150, padding: [8, 12, 0, 0], legend: { show: false }, cursor: { show: false },
       scales: { x: { time: true, range: (_, low, high) => [Math.min(low, high - 60), high] },
         y: { range: (_, low, high) => [0, Math.max(1.2 * (high || 0), 1)] } },
       axes: [{ ...axes(44)[0], incrs: undefined, space: 70 }, axes(44)[1]],
-      series: [{}, { stroke: colour("--accent"), width: 2, spanGaps: false }],
+      series: [{}, { stroke: colour("--accent"), width: 2, spanGaps: false, points: { show: true, size: 4 } }],
     }, [[], []], at("history"));
   }
   historyPlot.setData([history.time, history.latency]);
@@ -217,6 +217,7 @@ at("door").onsubmit = (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", at("key").value);
   send({ key: at("key").value });
+  send({ do: "watch", robot: watched });
 };
 at("words").oninput = () => { at("words").dataset.edited = "yes"; };
 at("prompt").onsubmit = (event) => {
@@ -233,7 +234,7 @@ at("start").onclick = () => {
   else send({ do: "simulate", checkpoint: at("checkpoint").value || simulation.checkpoints[0] });
 };
 addEventListener("resize", () => {
-  for (const { chart, box } of plots) chart.setSize({ width: box.clientWidth, height: 110 });
+  for (const { chart, box } of plots) chart.setSize({ width: box.clientWidth, height: 104 });
   if (historyPlot) historyPlot.setSize({ width: at("history").clientWidth, height: 150 });
 });
 connect();
