@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,12 +45,14 @@ def test_killed_started_again_loaded_anew_and_drained(checkpoint: Path, policy: 
             assert client.connections == 2
             process = again.result()[0]
             os.kill(process.pid, signal.SIGHUP)
-            time.sleep(0.1)
+            assert process.stderr is not None
+            events = []
+            while not events or events[-1]["event"] != "reloaded":
+                events.append(json.loads(process.stderr.readline()))
             np.testing.assert_array_equal(client.infer(asked)["actions"], first)
             assert client.connections == 2
             process.send_signal(signal.SIGTERM)
-            assert process.stderr is not None
-            events = [json.loads(line) for line in process.stderr]
+            events += [json.loads(line) for line in process.stderr]
             assert process.wait(20) == 0
         finally:
             process.kill()

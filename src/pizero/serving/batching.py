@@ -46,15 +46,17 @@ class _Request:
 class Batcher:
     """`ask` waits for the reply to one observation; requests that wait together become one call of `infer`.
 
-    A batch starts when `max_batch` requests wait, or one for every robot that asked lately, or when the first has
-    waited `max_wait` seconds. Owners take turns, so that none waits for another's many requests. Of more than
-    `max_queue` waiting requests, the last of the owner with most of them gets BusyError.
+    A batch starts when `max_batch` requests wait, or one for every robot that asked lately, or `max_wait` seconds after
+    the first of them came and the model was free: robots that were just answered can join those that waited. Owners
+    take turns, so that none waits for another's many requests. Of more than `max_queue` waiting requests, the last of
+    the owner with most of them gets BusyError.
     """
 
     def __init__(self, infer: Infer, *, max_batch: int = 16, max_wait: float = 0.003, max_queue: int = 64) -> None:
         self.infer, self.max_batch, self.max_wait, self.max_queue = infer, max_batch, max_wait, max_queue
         self._waiting: OrderedDict[str, deque[_Request]] = OrderedDict()
         self._seen: dict[object, float] = {}
+        self._free = time.monotonic()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._running: asyncio.Task[None] | None = None
@@ -115,7 +117,7 @@ class Batcher:
     async def _gather(self) -> None:
         """Waits for as many requests as can be expected, or for the deadline."""
         first = min(requests[0].asked for requests in self._waiting.values())
-        deadline = first + self.max_wait
+        deadline = max(first, self._free) + self.max_wait
         while self.length < min(self.max_batch, self._expected()):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -143,7 +145,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         observations = [request.observation for request in batch]
         replies = await loop.run_in_executor(self._thread, self._call, observations)
-        seconds = time.monotonic() - started
+        self._free = time.monotonic()
+        seconds = self._free - started
         for request, reply in zip(batch, replies, strict=True):
             if request.answer.done():  # its robot is gone
                 continue

@@ -22,7 +22,7 @@ from pizero.serving.recorder import Recorder
 from pizero.types import RobotDict, UserError
 
 Load = Callable[[], ModelPolicy]
-EXTRA = ("noise", "inference_delay", "previous_chunk", "execution_horizon")
+EXTRA = ("noise", "previous_actions", "inference_delay")
 """What a robot may send beside its observation, handed on to the policy."""
 
 

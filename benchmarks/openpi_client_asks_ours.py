@@ -1,6 +1,6 @@
 """openpi's own client from PyPI against `pizero serve`, in an environment of its own (make test-openpi-client).
 
-python benchmarks/openpi_client.py PYTHON     PYTHON: of an environment with openpi-client
+python benchmarks/openpi_client_asks_ours.py PYTHON     PYTHON: of an environment with openpi-client
 """
 
 from __future__ import annotations
