@@ -52,6 +52,8 @@ class Arguments:
     batch_size: int | None = None
     learning_rate: float | None = None
     draws: int | None = None
+    max_delay: int | None = None
+    """Trains for real-time chunking: the first 0 to max_delay actions of each chunk are given (docs/real_time.md)."""
     augmentation: Literal["openpi", "shift", "none"] | None = None
     precision: Literal["auto", "float32", "mixed"] | None = None
     save_every: int | None = None
@@ -71,6 +73,7 @@ def run(arguments: Arguments) -> int:
         "batch_size",
         "learning_rate",
         "draws",
+        "max_delay",
         "augmentation",
         "precision",
         "save_every",

@@ -29,8 +29,8 @@ class TimeTables:
     def at(self, call: int, settled: Tensor | None = None) -> tuple[Tensor, list[Modulation]]:
         """Bias and norms for the velocity that is asked for as number `call`: [E] each.
 
-        Where settled [B, H] is true those of a clean action: the bias is then [B, H, E], and so are norms that depend on
-        the time.
+        Where settled [B, H] is true those of a clean action: the bias is then [B, H, E], and so are the norms that
+        depend on the time.
         """
         row = call if len(self.norms) > 1 else 0
         if settled is None:

@@ -18,7 +18,15 @@ from torch.nn import functional as F
 
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import (
-    ActionPrefix, Solver, Velocity, fill_draws, first_actions, follow, interpolate, time_per_action, velocity_target,
+    ActionPrefix,
+    Solver,
+    Velocity,
+    fill_draws,
+    first_actions,
+    follow,
+    interpolate,
+    time_per_action,
+    velocity_target,
 )  # fmt: skip
 from pizero.model.gemma import GemmaBlock
 from pizero.model.kv_cache import KVCache
@@ -95,7 +103,8 @@ class Pi0(nn.Module):
     def velocity(self, observation: Observation, x_t: Tensor, time: Tensor) -> Tensor:
         """One joint pass over prefix and suffix: x_t [N * B, H, D], time [N * B] -> velocity [N * B, H, D].
 
-        time may be [N * B, H], one for each action. N suffixes per observation share the pass over the prefix, the draws on the outer axis.
+        time may be [N * B, H], one for each action. N suffixes per observation share the pass over the prefix, with the
+        draws on the outer axis.
         """
         prefix, padding_mask = self.embed_prefix(observation)
         state = observation.state
@@ -151,8 +160,8 @@ class Pi0(nn.Module):
     ) -> Tensor:
         """Noise becomes an action chunk [B, H, D] (float32, normalised) in `num_steps` integration steps.
 
-        noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once. settled: first actions of
-        the chunk that are given; for a model that was trained with delays. guide: changes the velocity that is followed.
+        noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once.
+        settled: first actions of the chunk, given; for a model trained with delays. guide: changes the velocity.
         """
         noise = self.initial_noise(observation, noise, generator)
         cache = self.prefill(observation)

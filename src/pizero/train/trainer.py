@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -19,6 +20,7 @@ from pizero.data.augment import Augmentation
 from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import ModelInputs, Pipeline
 from pizero.model.flow_matching import sample_time
+from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
 from pizero.train.metrics import MetricsFile
 from pizero.train.optim import WeightAverage, learning_rate, make_optimizers, product_context
@@ -62,6 +64,10 @@ class Trainer:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
             )
+        if config.max_delay and not isinstance(model, Pi0):
+            raise UserError(f"max_delay is for π0 and π0.5, not for {type(model).__name__}")
+        if isinstance(model, Pi0):  # the checkpoint tells what the model was trained to continue
+            model.config = dataclasses.replace(model.config, max_delay=config.max_delay)
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
         self.loader, self.validation, self._make_example = loader, validation, make_example
         self.robots = robots
@@ -120,9 +126,9 @@ class Trainer:
                 group["lr"] = learning_rate(config, self.step)
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
-        noise, flow_time = self._draw(actions, generator)
+        draws = self._draw(actions, generator)
         with product_context(config.precision, self.device):
-            loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
+            loss = self.model.loss(observation, actions, **draws).mean()
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, config.clip_norm)
@@ -143,8 +149,7 @@ class Trainer:
         with self.average.applied(), product_context(self.config.precision, self.device):
             for step in range(min(VALIDATION_BATCHES, self.validation.batches_per_epoch)):
                 observation, actions = self._to_device(self.validation.batch(step), None)
-                noise, flow_time = self._draw(actions, generator)
-                loss = self.model.loss(observation, actions, noise=noise, time=flow_time, draws=self.config.draws)
+                loss = self.model.loss(observation, actions, **self._draw(actions, generator))
                 total, count = total + float(loss.mean()), count + 1
         self.model.train()
         return total / count
@@ -200,11 +205,13 @@ class Trainer:
             )
         return observation, torch.from_numpy(batch.actions).to(self.device)
 
-    def _draw(self, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise and times on the host, so that they are the same on every device."""
+    def _draw(self, actions: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        """Noise, times and delays on the host, so that they are the same on every device; as `loss` takes them."""
         shape = (self.config.draws, *actions.shape)
-        noise = torch.randn(shape, generator=generator)
-        return noise.to(self.device), sample_time(shape[:2], generator).to(self.device)
+        draws = {"noise": torch.randn(shape, generator=generator), "time": sample_time(shape[:2], generator)}
+        if self.config.max_delay:
+            draws["delay"] = torch.randint(self.config.max_delay + 1, shape[:2], generator=generator)
+        return {name: value.to(self.device) for name, value in draws.items()} | {"draws": self.config.draws}
 
     def _generator(self, seed: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
