@@ -45,7 +45,7 @@ def linear_velocity(seed: int = 0) -> tuple[Tensor, Callable[[Tensor, Tensor], T
 
 @pytest.mark.parametrize("time", [1.0, 0.9, 0.5, 0.1])
 def test_the_guided_velocity_is_the_papers(time: float) -> None:
-    """Equations 2 to 4 with tau = 1 - t, with the Jacobian of a known function, in the paper's own direction of time."""
+    """Equations 2 to 4 with tau = 1 - t, with the Jacobian of a known function, in the paper's direction of time."""
     matrix, velocity = linear_velocity()
     generator = torch.Generator().manual_seed(1)
     x, wanted = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.float64)

@@ -106,17 +106,19 @@ def sample_chunks(
     noise: NDArray[np.float32],
     num_steps: int,
     device: str | torch.device | None = None,
+    **options: Any,
 ) -> NDArray[np.float32]:
     """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
 
     The one way from raw observations through the model and back: values are checked, and the batch is one model call.
     Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
-    device: where the model is; None asks its parameters.
+    device: where the model is; None asks its parameters. options: of `sample_actions`.
     """
     if device is None:
         device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
-    actions = model.sample_actions(observation, num_steps=num_steps, noise=torch.from_numpy(noise).to(device))
+    noises = torch.from_numpy(noise).to(device)
+    actions = model.sample_actions(observation, num_steps=num_steps, noise=noises, **options)
     states = np.stack([np.asarray(raw["state"]) for raw in observations])
     chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
     return pipeline.robot_actions(chunk, states)

@@ -14,19 +14,93 @@ trained   a model trained with delays takes the first `delay` actions as given (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pizero.model.flow_matching import Velocity, estimate_actions, pulled_velocity
+from pizero.data.pipeline import Pipeline
+from pizero.model.config import Pi0Config
+from pizero.model.flow_matching import ActionPrefix, Velocity, estimate_actions, pulled_velocity
+from pizero.types import ActionModelConfig, RobotDict, UserError
 
 Schedule: TypeAlias = Literal["exp", "linear", "ones", "zeros"]
 Jacobian: TypeAlias = Literal["paper", "identity"]
 
 MAX_GUIDANCE_WEIGHT = 5.0
 """The paper's beta for ten integration steps or fewer (arXiv 2506.07339, section 4 and appendix)."""
+
+
+@dataclass(frozen=True)
+class RealTime:
+    """How a policy continues what an observation brings as "previous_actions".
+
+    kind: None takes "trained" for a model that was trained with delays and "guided" for any other.
+    jacobian, schedule, max_weight: of the guided kind; the defaults are the paper's.
+    """
+
+    kind: Literal["guided", "trained"] | None = None
+    jacobian: Jacobian = "paper"
+    schedule: Schedule = "exp"
+    max_weight: float = MAX_GUIDANCE_WEIGHT
+
+
+def sampling_options(
+    observations: Sequence[RobotDict],
+    pipeline: Pipeline,
+    config: ActionModelConfig,
+    settings: RealTime,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What `sample_actions` is given beside the observations: nothing where none of them brings an old chunk.
+
+    "previous_actions" [n, robot_action_dim], in robot units: what is left of the chunk that plays, this control step's
+    action first. "inference_delay": how many of them will be played before the answer arrives (0 if left out). A
+    trained model settles at most as many as it was trained to. UserError names what does not fit.
+    """
+    if not any("previous_actions" in observation for observation in observations):
+        return {}
+    if not isinstance(config, Pi0Config):
+        raise UserError("previous_actions: only π0 and π0.5 can continue a chunk")
+    kind = settings.kind or ("trained" if config.max_delay else "guided")
+    if kind == "trained" and not config.max_delay:
+        raise UserError(
+            "this model was not trained with delays (pizero train --max-delay); use guided real-time chunking"
+        )
+    horizon, width = config.action_horizon, pipeline.robot_action_dim
+    wanted = np.zeros((len(observations), horizon, config.action_dim), np.float32)
+    left, delay = torch.zeros(2, len(observations), dtype=torch.long)
+    for row, observation in enumerate(observations):
+        if "previous_actions" in observation:
+            actions = _previous_actions(observation, horizon, width)
+            state = np.asarray(observation.get("state"))
+            wanted[row, : len(actions)] = pipeline.model_actions(actions[None], state[None])[0]
+            left[row], delay[row] = len(actions), _delay(observation, len(actions))
+    old = torch.from_numpy(wanted).to(device)  # pyright: ignore[reportUnknownMemberType]
+    if kind == "trained":
+        return {"settled": ActionPrefix(old, delay.clamp(max=config.max_delay).to(device))}
+    weights = soft_mask(delay, left, horizon, settings.schedule).to(device)
+    return {"guide": Guidance(old, weights, settings.max_weight, settings.jacobian)}
+
+
+def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArray[np.float32]:
+    actions = np.asarray(observation["previous_actions"], np.float32)
+    if actions.ndim != 2 or not 0 < len(actions) <= horizon or actions.shape[1] != width:
+        raise UserError(f"previous_actions: got shape {actions.shape}, expected (1 to {horizon}, {width})")
+    if not np.isfinite(actions).all():
+        raise UserError("previous_actions: NaN or infinite; expected numbers")
+    return actions
+
+
+def _delay(observation: RobotDict, left: int) -> int:
+    delay = observation.get("inference_delay", 0)
+    if isinstance(delay, bool) or not isinstance(delay, int | np.integer) or delay < 0:
+        raise UserError(f"inference_delay: got {str(delay)[:60]}, expected a whole number of control steps")
+    return min(int(delay), left)
 
 
 def soft_mask(delay: Tensor, left: Tensor, horizon: int, schedule: Schedule = "exp") -> Tensor:
