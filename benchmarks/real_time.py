@@ -1,0 +1,245 @@
+"""What keeps a robot smooth and successful when the policy is late: success and jerk under injected delays.
+
+    python benchmarks/real_time.py train runs/real-time       demonstrations and four small policies, about 40 minutes
+    python benchmarks/real_time.py measure runs/real-time     rollouts; results.json and real_time.svg
+
+Both go on where they were stopped. The built-in simulator runs at 25 control steps a second instead of 5, so that ten
+steps of delay are 0.4 seconds and not a whole episode; Meta-World at its own 80.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pizero.configs.presets import Preset, get_preset
+from pizero.envs.env import ENVS, make_env
+from pizero.envs.tabletop import TabletopEnv
+from pizero.envs.tabletop_world import MAX_STEP, MAX_TURN
+from pizero.evaluation.benchmark import wilson_interval
+from pizero.policy.chunk_executor import ChunkExecutor
+from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.real_time import RealTime
+from pizero.types import Env, RobotDict
+from pizero.workflows.collect import CollectConfig, collect_once
+from pizero.workflows.evaluate import EVALUATION_SEED, find_checkpoint, write_json
+from pizero.workflows.train import train_policy
+
+HORIZON, EXECUTION_HORIZON, MAX_DELAY = 24, 8, 10
+DELAYS = (0, 2, 4, 6, 8, 10)
+EPISODES = {"tabletop": 100, "metaworld": 50}
+SLOTS = 10
+"""Episodes side by side; they change nothing but the speed."""
+FINER = 5
+"""Control steps for one of the simulator's own."""
+
+
+class FineTabletop(TabletopEnv):
+    """The built-in simulator at 25 Hz: the hand gets a fifth as far in a control step."""
+
+    fps = FINER * TabletopEnv.fps
+    max_steps = FINER * TabletopEnv.max_steps
+
+    def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
+        world = self._world()
+        nearer = np.array(action, np.float64)
+        here = np.array([world.x, world.y, world.z])
+        nearer[:3] = here + np.clip(nearer[:3] - here, -MAX_STEP / FINER, MAX_STEP / FINER)
+        turn = math.remainder(math.pi * nearer[3] - world.yaw, math.tau)
+        yaw = world.yaw + min(max(turn, -MAX_TURN / FINER), MAX_TURN / FINER)
+        nearer[3] = math.remainder(yaw, math.tau) / math.pi
+        return super().step(nearer.astype(np.float32))
+
+    def hand(self) -> NDArray[np.float64]:
+        """x, y, z in table units."""
+        world = self._world()
+        return np.array([world.x, world.y, world.z])
+
+
+ENVS["fine_tabletop"] = lambda **options: FineTabletop(**options)
+
+COLLECT = {
+    "tabletop": CollectConfig("fine_tabletop", episodes=1_500, image_size=32, image_format="png"),
+    "metaworld": CollectConfig("metaworld", tasks=("door-open-v3",), episodes=80, image_size=64),
+}
+
+
+def preset_of(name: str, max_delay: int) -> Preset:
+    """The preset of the name with chunks of 24 actions, for one CPU thread."""
+    preset = get_preset(name)
+    changes: dict[str, Any] = {"early_frames": 1.0} if name == "tabletop" else {}
+    train = dataclasses.replace(
+        preset.train, steps=1_500, threads=1, save_every=100, validate_every=500, max_delay=max_delay, **changes
+    )
+    return dataclasses.replace(
+        preset, model=dataclasses.replace(preset.model, action_horizon=HORIZON), train=train
+    )  # fmt: skip
+
+
+def train(folder: Path, *names: str) -> None:
+    for name in names or COLLECT:
+        config = COLLECT[name]
+        collect_once(config, folder / f"{name}-data")
+        for kind, max_delay in (("plain", 0), ("trained", MAX_DELAY)):
+            train_policy(folder / f"{name}-data", folder / f"{name}-{kind}", preset_of(name, max_delay), resume=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A policy (the folder's last word), how it continues a chunk, and how chunks are played."""
+
+    policy: str
+    real_time: RealTime
+    executor: dict[str, Any]
+
+
+ASYNC = {"asynchronous": True}
+METHODS = {
+    "synchronous": Method("plain", RealTime(), {}),
+    "asynchronous": Method("plain", RealTime(), ASYNC),
+    "ensembling": Method("plain", RealTime(), {**ASYNC, "ensemble": 0.01}),
+    "guided, identity": Method("plain", RealTime("guided", "identity"), {**ASYNC, "real_time": True}),
+    "guided": Method("plain", RealTime("guided"), {**ASYNC, "real_time": True}),
+    "trained": Method("trained", RealTime("trained"), {**ASYNC, "real_time": True}),
+}
+HOLD = {"tabletop": None, "metaworld": [0.0, 0.0, 0.0, math.nan]}
+"""Poses are held by asking for the last one again, a motion by not moving."""
+
+
+class Episode:
+    """One episode under way, with a policy whose answers come `delay` control steps late."""
+
+    def __init__(self, name: str, env: Env, task: str, seed: int, executor: ChunkExecutor, delay: int) -> None:
+        self.name, self.env, self.executor, self.delay, self.seed = name, env, executor, delay, seed
+        env.reset(seed=seed, options={"task": task})
+        self.noise, self.chunks, self.steps = np.random.default_rng([seed, 2]), 0, 0
+        self.due, self.chunk = -1, np.zeros((0, 0), np.float32)
+        self.velocities: list[NDArray[np.float64]] = []
+        self.boundaries: list[int] = []
+        self.success = self.done = False
+
+    def question(self, noise_shape: tuple[int, int]) -> RobotDict | None:
+        """What the policy is asked at this control step, if anything; a chunk that is due is taken first."""
+        if self.due == self.steps:
+            self._load()
+        if not self.executor.needs_chunk:
+            return None
+        noise = np.random.default_rng([self.seed, self.chunks]).standard_normal(noise_shape, np.float32)
+        self.chunks += 1
+        return {**self.executor.question(self.env.observe()), "noise": noise}
+
+    def answer(self, chunk: NDArray[np.float32]) -> None:
+        self.chunk, self.due = chunk, self.steps + (self.delay if self.steps else 0)
+        if self.due == self.steps:
+            self._load()
+
+    def step(self) -> None:
+        before = self.executor.held
+        action = self.executor.next_action()
+        if self.steps and (before > 0) != (self.executor.held > 0):
+            self.boundaries.append(self.steps)
+        self.velocities.append(self._velocity(action))
+        noise = self.env.demonstration_noise * self.noise.standard_normal(action.shape)
+        low, high = self.env.action_space.low, self.env.action_space.high
+        _, _, ended, truncated, info = self.env.step(np.clip(action + noise, low, high).astype(np.float32))
+        self.steps += 1
+        self.success = bool(info["success"])
+        self.done = self.success or ended or truncated
+
+    def jerks(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sizes of the commanded velocity's second differences: with a boundary inside their three steps, without."""
+        sizes = np.linalg.norm(np.diff(self.velocities, 2, axis=0), axis=1) if self.steps > 2 else np.zeros(0)
+        near = np.zeros(len(sizes), bool)
+        for boundary in self.boundaries:  # the difference number i spans the steps i to i + 2
+            near[max(boundary - 2, 0) : boundary] = True
+        return sizes[near], sizes[~near]
+
+    def _load(self) -> None:
+        self.executor.load(self.chunk)
+        if self.steps:
+            self.boundaries.append(self.steps)
+
+    def _velocity(self, action: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The commanded motion of the hand in one control step [3], as a part of the fastest one."""
+        if self.name == "metaworld":
+            return np.clip(action[:3], -1, 1).astype(np.float64)
+        assert isinstance(self.env, FineTabletop)
+        fastest = MAX_STEP / FINER
+        return np.clip(action[:3] - self.env.hand(), -fastest, fastest) / fastest
+
+
+def run_cell(name: str, policy: ModelPolicy, method: Method, delay: int, count: int) -> dict[str, Any]:
+    """Success rate and jerk of `count` episodes."""
+    config = COLLECT[name]
+    envs: list[Env] = [
+        make_env(config.env, image_size=config.image_size, render_in_step=False, tasks=config.tasks or None)
+        for _ in range(SLOTS)
+    ]
+    tasks = envs[0].task_names
+    waiting = iter((tasks[number % len(tasks)], EVALUATION_SEED + number) for number in range(count))
+    running: list[Episode | None] = [None] * SLOTS
+    finished: list[Episode] = []
+    while True:
+        for slot, env in enumerate(envs):
+            episode = running[slot]
+            if episode is not None and episode.done:
+                finished.append(episode)
+                running[slot] = None
+            if running[slot] is None and (following := next(waiting, None)) is not None:
+                executor = ChunkExecutor(EXECUTION_HORIZON, first_delay=delay, hold=HOLD[name], **method.executor)
+                running[slot] = Episode(name, env, *following, executor, delay)
+        active = [episode for episode in running if episode is not None]
+        if not active:
+            return summary(finished)
+        questions = [(episode, question) for episode in active if (question := episode.question(policy.noise_shape))]
+        answers = policy.infer_batch([question for _, question in questions])
+        for (episode, _), reply in zip(questions, answers, strict=True):
+            episode.answer(reply["actions"])
+        for episode in active:
+            episode.step()
+
+
+def summary(episodes: list[Episode]) -> dict[str, Any]:
+    successes = sum(episode.success for episode in episodes)
+    at, elsewhere = (np.concatenate(part) for part in zip(*(episode.jerks() for episode in episodes), strict=True))
+    return {
+        "successes": successes,
+        "episodes": len(episodes),
+        "interval": list(wilson_interval(successes, len(episodes))),
+        "mean_steps": float(np.mean([episode.steps for episode in episodes])),
+        "jerk_at_boundaries": float(at.mean()) if at.size else None,
+        "jerk_elsewhere": float(elsewhere.mean()),
+    }
+
+
+def measure(folder: Path, *names: str) -> None:
+    """Every cell of the named simulators, or of all, that their file of results does not hold yet."""
+    torch.set_num_threads(1)
+    for name in names or COLLECT:
+        _measure(folder, name)
+
+
+def _measure(folder: Path, name: str) -> None:
+    path = folder / f"{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for delay, label in [(d, m) for d in DELAYS for m in METHODS]:
+        key = f"{label} | {delay}"
+        if key not in results:
+            method = METHODS[label]
+            checkpoint = find_checkpoint(folder / f"{name}-{method.policy}")
+            policy = load_policy(checkpoint, real_time=method.real_time)
+            results[key] = run_cell(name, policy, method, delay, EPISODES[name])
+            write_json(path, results)
+            print(key, json.dumps(results[key]), flush=True)
+
+
+if __name__ == "__main__":
+    {"train": train, "measure": measure}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
