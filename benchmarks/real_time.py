@@ -47,6 +47,7 @@ class FineTabletop(TabletopEnv):
 
     fps = FINER * TabletopEnv.fps
     max_steps = FINER * TabletopEnv.max_steps
+    demonstration_noise = TabletopEnv.demonstration_noise / FINER**0.5  # the same random walk per second
 
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
         world = self._world()
@@ -58,16 +59,11 @@ class FineTabletop(TabletopEnv):
         nearer[3] = math.remainder(yaw, math.tau) / math.pi
         return super().step(nearer.astype(np.float32))
 
-    def hand(self) -> NDArray[np.float64]:
-        """x, y, z in table units."""
-        world = self._world()
-        return np.array([world.x, world.y, world.z])
-
 
 ENVS["fine_tabletop"] = lambda **options: FineTabletop(**options)
 
 COLLECT = {
-    "tabletop": CollectConfig("fine_tabletop", episodes=1_500, image_size=32, image_format="png"),
+    "tabletop": CollectConfig("fine_tabletop", episodes=1_500, noise=0.05, image_size=32, image_format="png"),
     "metaworld": CollectConfig("metaworld", tasks=("door-open-v3",), episodes=80, image_size=64),
 }
 
@@ -122,6 +118,7 @@ class Episode:
         env.reset(seed=seed, options={"task": task})
         self.noise, self.chunks, self.steps = np.random.default_rng([seed, 2]), 0, 0
         self.due, self.chunk = -1, np.zeros((0, 0), np.float32)
+        self.place = np.zeros(3)
         self.velocities: list[NDArray[np.float64]] = []
         self.boundaries: list[int] = []
         self.success = self.done = False
@@ -168,12 +165,14 @@ class Episode:
             self.boundaries.append(self.steps)
 
     def _velocity(self, action: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The commanded motion of the hand in one control step [3], as a part of the fastest one."""
+        """The commanded motion of the hand in one control step [3], as a part of the fastest one.
+
+        Meta-World's actions are motions, the built-in simulator's are places to go to.
+        """
         if self.name == "metaworld":
             return np.clip(action[:3], -1, 1).astype(np.float64)
-        assert isinstance(self.env, FineTabletop)
-        fastest = MAX_STEP / FINER
-        return np.clip(action[:3] - self.env.hand(), -fastest, fastest) / fastest
+        last, self.place = self.place, action[:3].astype(np.float64)
+        return (self.place - last) / (MAX_STEP / FINER) if self.steps else np.zeros(3)
 
 
 def run_cell(name: str, policy: ModelPolicy, method: Method, delay: int, count: int) -> dict[str, Any]:
