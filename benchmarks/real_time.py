@@ -1,9 +1,10 @@
 """What keeps a robot smooth and successful when the policy is late: success and jerk under injected delays.
 
     python benchmarks/real_time.py train runs/real-time       demonstrations and four small policies, about 40 minutes
-    python benchmarks/real_time.py measure runs/real-time     rollouts; results.json and real_time.svg
+    python benchmarks/real_time.py measure runs/real-time     rollouts: tabletop.json and metaworld.json
+    python benchmarks/real_time.py show runs/real-time        tables and real_time.svg
 
-Both go on where they were stopped. The built-in simulator runs at 25 control steps a second instead of 5, so that ten
+Stopped, they go on where they were. The built-in simulator runs at 25 control steps a second instead of 5, so that ten
 steps of delay are 0.4 seconds and not a whole episode; Meta-World at its own 80.
 """
 
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,8 +36,8 @@ from pizero.workflows.evaluate import EVALUATION_SEED, find_checkpoint, write_js
 from pizero.workflows.train import train_policy
 
 HORIZON, EXECUTION_HORIZON, MAX_DELAY = 24, 8, 10
-DELAYS = (0, 2, 4, 6, 8, 10)
-EPISODES = {"tabletop": 100, "metaworld": 50}
+DELAYS = (0, 10, 4, 7)
+EPISODES = {"tabletop": 100, "metaworld": 40}
 SLOTS = 10
 """Episodes side by side; they change nothing but the speed."""
 FINER = 5
@@ -68,24 +70,31 @@ COLLECT = {
 }
 
 
-def preset_of(name: str, max_delay: int) -> Preset:
+TRAININGS = {"base": (1_500, 0, 1.0), "plain": (400, 0, 0.3), "trained": (400, MAX_DELAY, 0.3)}
+"""Steps, longest delay, part of the preset's learning rate. Both policies that are compared go on from the base: a
+small model that sees delays from the start copies the settled actions and hardly learns to look.
+"""
+
+
+def preset_of(name: str, kind: str) -> Preset:
     """The preset of the name with chunks of 24 actions, for one CPU thread."""
     preset = get_preset(name)
+    steps, max_delay, rate = TRAININGS[kind]
     changes: dict[str, Any] = {"early_frames": 1.0} if name == "tabletop" else {}
     train = dataclasses.replace(
-        preset.train, steps=1_500, threads=1, save_every=100, validate_every=500, max_delay=max_delay, **changes
-    )
-    return dataclasses.replace(
-        preset, model=dataclasses.replace(preset.model, action_horizon=HORIZON), train=train
+        preset.train, steps=steps, learning_rate=rate * preset.train.learning_rate, max_delay=max_delay, threads=1,
+        save_every=100, validate_every=500, **changes,
     )  # fmt: skip
+    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, action_horizon=HORIZON), train=train)
 
 
 def train(folder: Path, *names: str) -> None:
     for name in names or COLLECT:
-        config = COLLECT[name]
-        collect_once(config, folder / f"{name}-data")
-        for kind, max_delay in (("plain", 0), ("trained", MAX_DELAY)):
-            train_policy(folder / f"{name}-data", folder / f"{name}-{kind}", preset_of(name, max_delay), resume=True)
+        data = folder / f"{name}-data"
+        collect_once(COLLECT[name], data)
+        for kind in TRAININGS:
+            start = None if kind == "base" else find_checkpoint(folder / f"{name}-base")
+            train_policy(data, folder / f"{name}-{kind}", preset_of(name, kind), resume=True, start=start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,5 +249,45 @@ def _measure(folder: Path, name: str) -> None:
             print(key, json.dumps(results[key]), flush=True)
 
 
+def show(folder: Path) -> None:
+    """The tables as Markdown, and real_time.svg: success and jerk over the delay."""
+    figure, axes = plt.subplots(len(COLLECT), 2, figsize=(9, 3.2 * len(COLLECT)), squeeze=False)
+    for row, name in enumerate(COLLECT):
+        results = json.loads((folder / f"{name}.json").read_text())
+        delays = sorted(DELAYS)
+        print(f"\n{name}\n\n| | " + " | ".join(f"delay {d}" for d in delays) + " |\n|" + "---|" * (len(delays) + 1))
+        for label in METHODS:
+            cells = [results.get(f"{label} | {delay}") for delay in delays]
+            print(f"| {label} | " + " | ".join(map(_text, cells)) + " |")
+            _draw(axes[row], label, [(d, cell) for d, cell in zip(delays, cells, strict=True) if cell])
+        axes[row][0].set_ylabel(f"{name}: success")
+        axes[row][0].set_ylim(0, 1.02)
+        axes[row][1].set_ylabel("jerk at chunk boundaries")
+        axes[row][1].set_yscale("log")
+        for axis in axes[row]:
+            axis.set_xlabel("delay, control steps")
+    axes[0][1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / "real_time.svg")
+
+
+def _text(cell: dict[str, Any] | None) -> str:
+    """Success with its interval, steps, jerk at the boundaries and elsewhere."""
+    if cell is None:
+        return "–"
+    low, high = (round(100 * bound) for bound in cell["interval"])
+    rate = round(100 * cell["successes"] / cell["episodes"])
+    return f"{rate} % ({low} to {high}); {cell['jerk_at_boundaries']:.2f} / {cell['jerk_elsewhere']:.2f}"
+
+
+def _draw(axes: Any, label: str, cells: list[tuple[int, dict[str, Any]]]) -> None:
+    delays = [delay + 0.12 * (list(METHODS).index(label) - 2.5) for delay, _ in cells]
+    rates = np.array([cell["successes"] / cell["episodes"] for _, cell in cells])
+    intervals = np.array([cell["interval"] for _, cell in cells]).T
+    bars = axes[0].errorbar(delays, rates, np.abs(intervals - rates), label=label, capsize=2, marker="o", markersize=3)
+    axes[1].plot(delays, [cell["jerk_at_boundaries"] for _, cell in cells], "o-", color=bars[0].get_color(),
+                 label=label, markersize=3)  # fmt: skip
+
+
 if __name__ == "__main__":
-    {"train": train, "measure": measure}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    {"train": train, "measure": measure, "show": show}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
