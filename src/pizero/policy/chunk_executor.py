@@ -42,7 +42,7 @@ class ActionLimits:
         """action and last [robot_action_dim] -> the nearest allowed action."""
         if self.max_change is not None and last is not None:
             change = np.asarray(self.max_change, np.float32)
-            action = last + np.clip(action - last, -change, change)
+            action = (last + np.clip(action - last, -change, change)).astype(np.float32)
         if self.low is not None or self.high is not None:
             low = -np.inf if self.low is None else np.asarray(self.low, np.float32)
             high = np.inf if self.high is None else np.asarray(self.high, np.float32)

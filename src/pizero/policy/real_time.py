@@ -14,6 +14,7 @@ trained   a model trained with delays takes the first `delay` actions as given (
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -97,10 +98,14 @@ def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArr
 
 
 def _delay(observation: RobotDict, left: int) -> int:
-    delay = observation.get("inference_delay", 0)
-    if isinstance(delay, bool) or not isinstance(delay, int | np.integer) or delay < 0:
-        raise UserError(f"inference_delay: got {str(delay)[:60]}, expected a whole number of control steps")
-    return min(int(delay), left)
+    given = observation.get("inference_delay", 0)
+    try:
+        delay = operator.index(given)
+    except TypeError:
+        delay = -1
+    if delay < 0:
+        raise UserError(f"inference_delay: got {str(given)[:60]}, expected a whole number of control steps")
+    return min(delay, left)
 
 
 def soft_mask(delay: Tensor, left: Tensor, horizon: int, schedule: Schedule = "exp") -> Tensor:
