@@ -1,6 +1,6 @@
 """What keeps a robot smooth and successful when the policy is late: success and jerk under injected delays.
 
-    python benchmarks/real_time.py train runs/real-time       demonstrations and four small policies, about 40 minutes
+    python benchmarks/real_time.py train runs/real-time       demonstrations and six small policies, about an hour
     python benchmarks/real_time.py measure runs/real-time     rollouts: tabletop.json and metaworld.json
     python benchmarks/real_time.py show runs/real-time        tables and real_time.svg
 
@@ -36,7 +36,7 @@ from pizero.workflows.evaluate import EVALUATION_SEED, find_checkpoint, write_js
 from pizero.workflows.train import train_policy
 
 HORIZON, EXECUTION_HORIZON, MAX_DELAY = 24, 8, 10
-DELAYS = (0, 10, 4, 7)
+DELAYS = (0, 4, 7, 10)
 EPISODES = {"tabletop": 100, "metaworld": 40}
 SLOTS = 10
 """Episodes side by side; they change nothing but the speed."""
@@ -277,7 +277,8 @@ def _text(cell: dict[str, Any] | None) -> str:
         return "–"
     low, high = (round(100 * bound) for bound in cell["interval"])
     rate = round(100 * cell["successes"] / cell["episodes"])
-    return f"{rate} % ({low} to {high}); {cell['jerk_at_boundaries']:.2f} / {cell['jerk_elsewhere']:.2f}"
+    jerks = f"{cell['jerk_at_boundaries']:.2f} / {cell['jerk_elsewhere']:.2f}"
+    return f"{rate} % ({low} to {high}) · {cell['mean_steps']:.0f} · {jerks}"
 
 
 def _draw(axes: Any, label: str, cells: list[tuple[int, dict[str, Any]]]) -> None:
