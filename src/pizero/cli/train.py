@@ -53,6 +53,8 @@ class Arguments:
     batch_size: int | None = None
     learning_rate: float | None = None
     draws: int | None = None
+    max_delay: int | None = None
+    """Trains for real-time chunking: the first 0 to max_delay actions of each chunk are given (docs/real_time.md)."""
     augmentation: Literal["openpi", "shift", "none"] | None = None
     precision: Literal["auto", "float32", "mixed", "bfloat16"] | None = None
     optimizer: Literal["adamw", "adamw8bit", "muon"] | None = None
@@ -98,7 +100,7 @@ class Arguments:
 
 
 SETTINGS = (
-    "steps", "batch_size", "learning_rate", "draws", "augmentation", "precision", "optimizer", "ema_decay",
+    "steps", "batch_size", "learning_rate", "draws", "max_delay", "augmentation", "precision", "optimizer", "ema_decay",
     "validation_fraction", "validate_every", "save_every", "seed", "threads",
 )  # fmt: skip
 PARTS = {

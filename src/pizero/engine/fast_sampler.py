@@ -7,6 +7,7 @@ share an input are one (`packed.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from pizero.engine.packed import Modulation, PackedBlock, PackedVisionBlock, gated, normalized
 from pizero.engine.time_tables import TimeTables, action_weight, make_tables
 from pizero.model.attention import attend, block_mask, token_positions
-from pizero.model.flow_matching import Solver, integrate
+from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
 from pizero.model.layers import apply_rotary, gelu, rotary_table
 from pizero.model.pi0 import Pi0, check_observation, embed_images
 from pizero.model.siglip import VisionBlock
@@ -68,6 +69,8 @@ class FastSampler:
         noise: Tensor | None = None,
         generator: Generator | None = None,
         solver: Solver = "euler",
+        settled: ActionPrefix | None = None,
+        guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:
         """As `Pi0.sample_actions`: [B, H, D] float32, normalised."""
         check_observation(self.config, observation)
@@ -76,8 +79,10 @@ class FastSampler:
             self._tables[num_steps, solver] = make_tables(self.model, num_steps, solver)
         tables = self._tables[num_steps, solver]
         cache = self._prefill(observation, tables)
-        calls = iter(range(len(tables.biases)))
-        return integrate(lambda x, _: self._velocity(cache, tables, x, next(calls)), noise, num_steps, solver)
+        calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
+        return follow(
+            lambda x, _: self._velocity(cache, tables, x, next(calls), places), noise, num_steps, solver, settled, guide
+        )
 
     def loss(self, observation: Observation, actions: Tensor, **settings: Any) -> Tensor:
         """The model's."""
@@ -154,7 +159,8 @@ class FastSampler:
             first = (cos[:, :1], sin[:, :1])
             seen = None if whole else block_mask(valid, torch.zeros_like(valid))[:, length : length + 1, : length + 1]
             token = self.model.state_proj(observation.state)[:, None].to(self.model.transformer.dtype)
-            state = [self._state(token, first, seen, keys, values, length, norms) for norms in tables.norms]
+            times = tables.norms[:-1] or tables.norms  # without a clean action's
+            state = [self._state(token, first, seen, keys, values, length, norms) for norms in times]
         rotary = cos[:, -horizon:], sin[:, -horizon:]
         return _Cache(keys, values, rotary, mask, state if len(state) > 1 else [])
 
@@ -172,10 +178,11 @@ class FastSampler:
                 x = self._finish(block, x, attend(query, key[:, : at + 1], value[:, : at + 1], mask), norms, index)
         return found
 
-    def _velocity(self, cache: _Cache, tables: TimeTables, x_t: Tensor, call: int) -> Tensor:
-        """[B, H, D] for the velocity that is asked for as number `call`."""
-        horizon, norms = self.config.action_horizon, tables.at(call)
-        tokens = F.linear(x_t, self._action_weight, tables.biases[call])
+    def _velocity(self, cache: _Cache, tables: TimeTables, x_t: Tensor, call: int, settled: Tensor | None) -> Tensor:
+        """[B, H, D] for the velocity that is asked for as number `call`; it can be differentiated in x_t."""
+        horizon, (bias, norms) = self.config.action_horizon, tables.at(call, settled)
+        tokens = F.linear(x_t, self._action_weight, bias if settled is None else None)
+        tokens = tokens if settled is None else tokens + bias
         if not self.config.adaptive:
             tokens = self.model.time_mlp_out(F.silu(tokens))
         x = tokens.to(self.model.transformer.dtype)
@@ -183,6 +190,8 @@ class FastSampler:
             if cache.state:
                 place = slice(-horizon - 1, -horizon)
                 key[:, place], value[:, place] = cache.state[call][index]
+            if x.requires_grad:  # autograd follows no writes into what the next step overwrites
+                key, value = key.clone(), value.clone()
             own = key[:, -horizon:], value[:, -horizon:]
             query = _project(block, normalized(x, norms[2 * index]), cache.rotary, *own)
             x = self._finish(block, x, attend(query, key, value, cache.mask), norms, index)

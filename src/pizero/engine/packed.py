@@ -17,7 +17,9 @@ from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
 from pizero.model.siglip import VisionBlock
 
 Modulation = tuple[Tensor, Tensor | None, Tensor | None]
-"""Of a norm: 1 + scale [E], and of an adaptive one shift and gate, all for one flow time."""
+"""Of a norm: 1 + scale [E], and of an adaptive one shift and gate, all for one flow time; or [B, H, E] where settled
+actions have another one than the rest.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ def plain(norm: RMSNorm) -> Modulation:
 
 def normalized(x: Tensor, norm: Modulation) -> Tensor:
     """x / rms(x) * (1 + scale) + shift, in float32 and cast back."""
-    y = F.rms_norm(x.float(), x.shape[-1:], norm[0], EPSILON)
+    scale = norm[0]
+    if scale.ndim > 1:
+        y = F.rms_norm(x.float(), x.shape[-1:], eps=EPSILON) * scale
+    else:
+        y = F.rms_norm(x.float(), x.shape[-1:], scale, EPSILON)
     return (y if norm[1] is None else y + norm[1]).to(x.dtype)
 
 

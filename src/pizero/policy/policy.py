@@ -23,6 +23,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.pi0 import Pi0
+from pizero.policy.real_time import RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
 
 FAR = 1e6
@@ -35,6 +36,7 @@ class ModelPolicy:
 
     device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
     the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
+    real_time: how "previous_actions" of an observation are continued (`policy/real_time.py`).
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ModelPolicy:
         num_steps: int | None = None,
         seed: int = 0,
         fast: bool = True,
+        real_time: RealTime | None = None,
     ) -> None:
         config = model.config
         num_steps = config.default_num_steps if num_steps is None else num_steps
@@ -58,6 +61,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self.real_time = real_time or RealTime()
         self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else model
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
@@ -81,7 +85,10 @@ class ModelPolicy:
             return []
         noise = np.stack([self._noise(observation) for observation in observations])
         timing: dict[str, float] = {}
-        actions = sample_chunks(self._sampler, self.pipeline, observations, noise, self.num_steps, self._device, timing)
+        options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, self._device)
+        actions = sample_chunks(
+            self._sampler, self.pipeline, observations, noise, self.num_steps, self._device, timing, **options
+        )
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(
@@ -129,6 +136,7 @@ def load_policy(
     num_steps: int | None = None,
     seed: int = 0,
     verify: bool = False,
+    real_time: RealTime | None = None,
     arch: Arch | str | Path | None = None,
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
@@ -139,7 +147,8 @@ def load_policy(
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
     what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
     a mixture was trained for gives that robot with its statistics; without it the first of them is run.
-    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails or there is none.
+    num_steps, seed, real_time: as for `ModelPolicy`.
+    verify: run the stored example first; UserError if it fails or there is none.
     """
     folder = local_folder(path)
     source = read_source(folder, arch)
@@ -155,4 +164,4 @@ def load_policy(
     if verify:
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
         verify_example(Checkpoint(model, own, load_example(folder)))  # it was stored with the checkpoint's own
-    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)
+    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)
