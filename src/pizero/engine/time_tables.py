@@ -55,10 +55,10 @@ def integration_times(num_steps: int, solver: Solver) -> Tensor:
     return torch.cat(times)
 
 
-def make_tables(model: Pi0, num_steps: int, solver: Solver) -> TimeTables:
+def make_tables(model: Pi0, times: Tensor, folded: bool = True) -> TimeTables:
+    """For integration times [T]. folded: scales of norms that do not depend on the time are in the weights."""
     width = model.config.expert.width
-    asked = integration_times(num_steps, solver)
-    times = torch.cat([asked, torch.full_like(asked[:1], CLEAN)]).to(model.action_in_proj.weight.device)
+    times = torch.cat([times, torch.full_like(times[:1], CLEAN)]).to(model.action_in_proj.weight.device)
     times = embed_time(times, width)  # [T + 1, E]
     bias = model.action_in_proj.bias.float()
     if model.config.adaptive:
@@ -69,7 +69,8 @@ def make_tables(model: Pi0, num_steps: int, solver: Solver) -> TimeTables:
         biases = times @ time.T + (model.time_mlp_in.bias.float() + action @ bias)
     experts = [layer.expert for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
     norms = [norm for block in experts for norm in (block.attention_norm, block.mlp_norm)]
-    rows = [modulations(norm, times) for norm in (*norms, model.transformer.expert_norm)]
+    rows = [modulations(norm, times, folded) for norm in norms]
+    rows.append(modulations(model.transformer.expert_norm, times, folded=False))
     return TimeTables(biases, [list(row) for row in zip(*rows, strict=True)])
 
 
@@ -86,5 +87,4 @@ def _chosen(where: Tensor, clean: Modulation, noisy: Modulation) -> Modulation:
     scale, shift, gate = (
         None if a is None or b is None else torch.where(where, a, b) for a, b in zip(clean, noisy, strict=True)
     )
-    assert scale is not None
     return scale, shift, gate
