@@ -24,7 +24,8 @@ class CudaGraphs:
         """function(*inputs), captured at the first call for `what` and these shapes, replayed afterwards."""
         leaves, structure = _pytree.tree_flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = what, str(structure), tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        key = what, str(structure), shapes
         if key not in self._captured:
             self._captured[key] = self._capture(function, leaves, structure)
         graph, places, output = self._captured[key]

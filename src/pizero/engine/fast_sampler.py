@@ -104,9 +104,11 @@ class FastSampler:
         inputs, tables = self.inputs(observation), self.tables(num_steps, solver)
         if self._graphs is None or settled is not None or guide is not None:
             return self._sample(inputs, noise, tables, num_steps, solver, settled, guide)
-        return self._graphs(
-            lambda inputs, noise: self._sample(inputs, noise, tables, num_steps, solver), (num_steps, solver), inputs, noise
-        )
+
+        def sample(inputs: Inputs, noise: Tensor) -> Tensor:
+            return self._sample(inputs, noise, tables, num_steps, solver)
+
+        return self._graphs(sample, (num_steps, solver), inputs, noise)
 
     def loss(self, observation: Observation, actions: Tensor, **settings: Any) -> Tensor:
         """The model's."""

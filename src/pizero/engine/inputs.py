@@ -41,8 +41,11 @@ def make_inputs(
     padding = None
     if not (bool(present.all()) and bool(shown.all())):
         patch = config.vision.patch_size
-        tokens = [images.shape[1] // patch * (images.shape[2] // patch) for images in map(observation.images.get, cameras)]
-        parts = [row[:, None].expand(-1, count) for row, count in zip(present, tokens, strict=True)]
+        sizes = [observation.images[name].shape[1:3] for name in cameras]
+        parts = [
+            row[:, None].expand(-1, height // patch * (width // patch))
+            for row, (height, width) in zip(present, sizes, strict=True)
+        ]
         padding = torch.cat([*parts, shown], dim=1).to(device)
     skipped = drop_absent and not static and device.type == "cpu" and not bool(present.all())
     return Inputs(

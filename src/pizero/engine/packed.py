@@ -66,14 +66,17 @@ class PackedBlock:
         if keys_only:
             return PackedBlock(projection, None, None, None, 0, kv_heads, dim, norms)
         output = make_product(block.output.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.output"))
-        gate, up = (_columns(layer.weight.float(), second).to(layer.weight.dtype) for layer in (block.mlp.gate, block.mlp.up))
+        dtype = block.query.weight.dtype
+        gate, up = (_columns(layer.weight.float(), second).to(dtype) for layer in (block.mlp.gate, block.mlp.up))
         gated = _gated(gate, up, f"{name}.gate", packing)
         down = make_product(block.mlp.down.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.down"))
         return PackedBlock(projection, output, gated, down, heads, kv_heads, dim, norms)
 
     def finish(self, x: Tensor, attended: Tensor, first: Modulation, second: Modulation) -> Tensor:
         """Output projection, residual, MLP, residual: [B, T, W]. first, second: the norms of attention and MLP."""
-        assert self.output is not None and self.gated is not None and self.down is not None
+        assert self.output is not None
+        assert self.gated is not None
+        assert self.down is not None
         x = _residual(self.output, attended, x, first[2])
         return _residual(self.down, self.gated(normalized(x, second)), x, second[2])
 
@@ -108,9 +111,8 @@ class PackedVisionBlock:
                 block.query.bias.detach() * block.head_dim**-0.5, packing.tokens, packing.kernels(f"{name}.query"),
             )  # fmt: skip
             projection = _Apart([query, make(block.key, "key"), make(block.value, "value")])
-        return PackedVisionBlock(
-            block, projection, make(block.output, "output"), make(block.mlp_in, "mlp_in"), make(block.mlp_out, "mlp_out")
-        )
+        parts = (make(getattr(block, part), part) for part in ("output", "mlp_in", "mlp_out"))
+        return PackedVisionBlock(block, projection, *parts)
 
     def __call__(self, x: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         block = self.block

@@ -1,4 +1,4 @@
-"""A product with one weight matrix, by the kernel that is fastest here: torch's own, oneDNN's with packed weights, int8.
+"""A product with one weight matrix, by the kernel that is fastest here: torch's, oneDNN's with packed weights, int8.
 
 All of them are torch's. On a CPU the choice between the first two is measured once for each shape and kept in
 `kernels.json` of the cache folder; int8 and float8 are taken where they are asked for, never silently.
@@ -122,7 +122,7 @@ class Float8Product:
         rows = x.flatten(0, -2)
         scale = (rows.float().abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp(min=1e-12)
         codes = (rows.float() / scale).to(torch.float8_e4m3fn)
-        y = torch._scaled_mm(
+        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
             codes, self.codes.t(), scale_a=scale, scale_b=self.scale.t(), bias=self.bias, out_dtype=x.dtype
         ).view(*x.shape[:-1], -1)
         return y if plus is None else plus + y
@@ -170,7 +170,7 @@ def check_kernels(kernels: Kernels, device: torch.device) -> None:
     if kernels == "onednn" and not torch.backends.mkldnn.is_available():
         raise UserError("this torch was built without oneDNN; choose auto")
     if kernels == "float8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
-        raise UserError(f"float8 kernels need an NVIDIA card of the Ada generation or later, and the model is on {device}")
+        raise UserError(f"float8 kernels need an NVIDIA card of the Ada generation or later; the model is on {device}")
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:

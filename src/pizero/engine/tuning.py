@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -66,10 +67,8 @@ def _read() -> dict[str, str]:
 
 def _write(known: dict[str, str]) -> None:
     """A folder that cannot be written costs a measurement at the next start, nothing else."""
-    try:
+    with suppress(OSError):
         write_bytes(_path(), json.dumps(known, indent=1, ensure_ascii=False).encode())
-    except OSError:
-        pass
 
 
 def _path() -> Path:

@@ -148,8 +148,8 @@ class Checkpoints:
             save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
             raise UserError(
-                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before are "
-                "intact: make room, then go on with --resume"
+                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before "
+                "are intact: make room, then go on with --resume"
             ) from error
         kept, best = self.config.selection, progress["selection"]
         if kept.keep_best and best["best_step"] == progress["step"]:
