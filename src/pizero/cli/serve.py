@@ -75,13 +75,13 @@ def run(arguments: Arguments) -> int:
     import asyncio
 
     from pizero.serving.config import ServeConfig, read_keys
-    from pizero.serving.log import start_log
+    from pizero.serving.log import logging_to_stderr
     from pizero.serving.running import run as serve
     from pizero.serving.server import PolicyServer
     from pizero.workflows.serve import loaders, named
 
     values = vars(arguments).copy()
-    start_log(values.pop("log"))
+    log = values.pop("log")
     names = named(values.pop("checkpoints"))
     policy = {name: values.pop(name) for name in (
         "num_steps", "device", "dtype", "embodiment", "norm_stats", "tokenizer", "arch"
@@ -92,5 +92,6 @@ def run(arguments: Arguments) -> int:
     async def work() -> None:
         await serve(PolicyServer(loaders(names, **policy), config))
 
-    asyncio.run(work())
+    with logging_to_stderr(log):
+        asyncio.run(work())
     return 0

@@ -130,7 +130,7 @@ class FastSampler:
         """The vision tower: [n, h, w, 3] -> [n, S_img, W]."""
         tower = self.model.vision_tower
         x = tower.embed_patches(images).to(tower.projection.weight.dtype)
-        for block in self._vision:
+        for block in self.vision_blocks:
             x = block(x, self._attend)
         return tower.projection(tower.final_norm(x))
 
@@ -141,21 +141,21 @@ class FastSampler:
         image_tokens = len(model.vision_tower.position_embedding)
         prefix_tokens = image_tokens * len(self.config.cameras) + self.config.prompt_length
         layers = [layer for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
-        self._vision: list[PackedVisionBlock] = []
+        self.vision_blocks: list[PackedVisionBlock] = []
         for index, block in enumerate(model.vision_tower.blocks):
             assert isinstance(block, VisionBlock)
             packing = Packing(image_tokens * len(self.config.cameras), self._kernels_of, join)
-            self._vision.append(PackedVisionBlock.of(block, f"vision.{index}", packing))
+            self.vision_blocks.append(PackedVisionBlock.of(block, f"vision.{index}", packing))
             if consume:
                 _give_up(block.query, block.key, block.value, block.output, block.mlp_in, block.mlp_out)
-        self._prefix: list[PackedBlock] = []
-        self._expert: list[PackedBlock] = []
+        self.prefix_blocks: list[PackedBlock] = []
+        self.expert_blocks: list[PackedBlock] = []
         for index, layer in enumerate(layers):
             last = index + 1 == len(layers) and "short_last_layer" not in self._without
             packing = Packing(prefix_tokens, self._kernels_of, join)
-            self._prefix.append(PackedBlock.of(layer.prefix, f"prefix.{index}", packing, keys_only=last))
+            self.prefix_blocks.append(PackedBlock.of(layer.prefix, f"prefix.{index}", packing, keys_only=last))
             packing = Packing(self.config.action_horizon, self._kernels_of, join)
-            self._expert.append(PackedBlock.of(layer.expert, f"expert.{index}", packing))
+            self.expert_blocks.append(PackedBlock.of(layer.expert, f"expert.{index}", packing))
             if consume:
                 for block in (layer.prefix, layer.expert):
                     _give_up(block.query, block.key, block.value, block.output, block.mlp)
@@ -193,7 +193,7 @@ class FastSampler:
         room = length + self.config.suffix_length
         keys: list[Tensor] = []
         values: list[Tensor] = []
-        for block in self._prefix:
+        for block in self.prefix_blocks:
             keys.append(tokens.new_empty(batch, room, block.kv_heads, block.head_dim))
             values.append(torch.empty_like(keys[-1]))
             key, value = keys[-1][:, :length], values[-1][:, :length]
@@ -270,13 +270,13 @@ class FastSampler:
         """Runs the state token [B, 1, E] through the layers; returns its keys and values, also found in their place."""
         found: list[KeyValue] = []
         at = keys[0].shape[1] - self.config.suffix_length
-        for index, (block, key, value) in enumerate(zip(self._expert, keys, values, strict=True)):
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, keys, values, strict=True)):
             first, second = norms[2 * index], norms[2 * index + 1]
             own = key[:, at : at + 1], value[:, at : at + 1]
             query = _project(block, normalized(x, first), turns, *own)
             assert query is not None
             found.append((own[0].clone(), own[1].clone()))
-            if index + 1 < len(self._expert):
+            if index + 1 < len(self.expert_blocks):
                 x = block.finish(x, self._attend(query, key[:, : at + 1], value[:, : at + 1], mask), first, second)
         return found
 
@@ -293,7 +293,7 @@ class FastSampler:
         if cache.token is not None:
             x = torch.cat([cache.token, x], dim=1)
         ran = x.shape[1]
-        for index, (block, key, value) in enumerate(zip(self._expert, cache.keys, cache.values, strict=True)):
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
             first, second = norms[2 * index], norms[2 * index + 1]
             if state is not None:
                 place = slice(-horizon - 1, -horizon)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,13 +18,19 @@ def log(event: str, *, level: int = logging.INFO, error: BaseException | None = 
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
-def start_log(style: Literal["text", "json"]) -> None:
-    """Writes the events to standard error."""
+@contextmanager
+def logging_to_stderr(style: Literal["text", "json"]) -> Iterator[None]:
+    """Writes the events to standard error meanwhile."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.propagate = True
 
 
 def _when(record: logging.LogRecord) -> str:
