@@ -66,7 +66,7 @@ def test_without_a_delay_the_loss_is_the_ordinary_one(model: Pi0) -> None:
 
 @pytest.mark.parametrize("time_conditioning", ["concat_mlp", "adarms"])
 def test_settled_actions_are_given_clean_and_not_learnt(time_conditioning: str) -> None:
-    """Two draws with delays of their own, against passes with the times written out; each chunk's mean is over its rest."""
+    """Two draws with delays of their own, against passes with the times written out; a mean is over the rest."""
     model = random_model(time_conditioning=time_conditioning)
     observation, actions = make_observation(model.config), make_actions(model.config)[0]
     noise, time = torch.randn(2, *actions.shape, generator=seeded(3)), torch.rand(2, 2, generator=seeded(4))

@@ -186,7 +186,9 @@ def _weights(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, lambda: iter(weights.items()))
 
 
-def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None, widen: bool) -> None:
+def _write(
+    folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None, widen: bool = False
+) -> None:
     config = model.config
     values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")

@@ -11,7 +11,7 @@ from pizero.types import UserError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Plain and fast path with random weights, in turns: whole call, stages, and the machine's limit for these shapes."""
+    """Plain and fast path with random weights, in turns: whole call, stages, and this machine's limit."""
 
     what: Literal["inference"] = "inference"
     model: Literal["pi0", "pi05", "tiny", "tiny-pi05", "small"] = "pi0"

@@ -1,4 +1,4 @@
-"""The least time a call can take here: its linear layers and its attention products, with the fastest kernels, alone."""
+"""The least time a call can take here: its linear layers and attention products alone, with the fastest kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.packed import PackedBlock
+from pizero.model.config import GemmaConfig
 from pizero.types import Observation
 
 
@@ -40,12 +41,8 @@ def floor_calls(sampler: FastSampler, observation: Observation) -> dict[str, Cal
             block.mlp_in(vision[0])
             block.mlp_out(vision[1])
 
-    prefix = _gemma_inputs(
-        config.prefix.width, config.prefix.mlp_dim, sampler.prefix_blocks[0], batch, length, length, empty
-    )
-    expert = _gemma_inputs(
-        config.expert.width, config.expert.mlp_dim, sampler.expert_blocks[0], batch, horizon, room, empty
-    )
+    prefix = _gemma_inputs(config.prefix, batch, length, length, empty)
+    expert = _gemma_inputs(config.expert, batch, horizon, room, empty)
     return {
         "vision": see,
         "prefix": lambda: _gemma(sampler.prefix_blocks, *prefix),
@@ -54,15 +51,16 @@ def floor_calls(sampler: FastSampler, observation: Observation) -> dict[str, Cal
 
 
 def _gemma_inputs(
-    width: int, mlp_dim: int, block: PackedBlock, batch: int, length: int, keys: int, empty: Callable[..., Tensor]
+    config: GemmaConfig, batch: int, length: int, keys: int, empty: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    group = block.heads // block.kv_heads
-    rows = empty(batch, block.kv_heads, group * length, block.head_dim)
-    attended = empty(batch, length, block.heads * block.head_dim)
+    group = config.num_heads // config.num_kv_heads
     return (
-        empty(batch, length, width), attended, empty(batch, length, mlp_dim),
-        rows, empty(batch, block.kv_heads, keys, block.head_dim),
-    )  # fmt: skip
+        empty(batch, length, config.width),
+        empty(batch, length, config.num_heads * config.head_dim),
+        empty(batch, length, config.mlp_dim),
+        empty(batch, config.num_kv_heads, group * length, config.head_dim),
+        empty(batch, config.num_kv_heads, keys, config.head_dim),
+    )
 
 
 def _gemma(blocks: list[PackedBlock], x: Tensor, attended: Tensor, hidden: Tensor, rows: Tensor, keys: Tensor) -> None:

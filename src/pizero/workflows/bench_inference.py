@@ -115,15 +115,13 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fa
         fast = [name for name in paths if name != "plain"]
         for name in fast:
             consume = name == fast[-1] and "plain" not in samplers and not without
-            run.make(
-                name, lambda name=name, consume=consume: FastSampler(model, kernels=KERNELS[name], consume=consume)
-            )
+            run.make(name, model, consume)
         samplers |= run.made
         run.time(samplers)
         sampler = run.made.get("fast") or next(iter(run.made.values()), None)
         if sampler is not None:
             result["stages"] = _stages(sampler, observation, noise, settings)
-        result |= {"paths": run.rows, "apart": apart}
+        result |= {"paths": {name: run.rows[name] for name in paths}, "apart": apart}
         if without and sampler is not None:
             result["ablation"] = _ablation(run, model, sampler, without)
     return result
@@ -141,9 +139,9 @@ class _Run:
         self.made: dict[str, FastSampler] = {}
         self._first: Tensor | None = None
 
-    def make(self, name: str, maker: Callable[[], FastSampler]) -> None:
+    def make(self, name: PathName, model: Pi0, consume: bool) -> None:
         started = time.perf_counter()
-        self.made[name] = maker()
+        self.made[name] = FastSampler(model, kernels=KERNELS[name], consume=consume)
         self.rows[name] = {"packing_s": time.perf_counter() - started}
 
     def time(self, samplers: Mapping[str, Any]) -> None:
