@@ -61,9 +61,13 @@ def launch(machines: int, runs: list[dict[str, Any]], dataset: Path, folder: Pat
         )
         for _ in range(machines)
     ]  # fmt: skip
-    for agent in agents:
-        output, _ = agent.communicate(timeout=240)
-        assert agent.returncode == 0, output
+    try:
+        for agent in agents:
+            output, _ = agent.communicate(timeout=240)
+            assert agent.returncode == 0, output
+    finally:
+        for agent in agents:
+            agent.kill()
 
 
 @pytest.fixture(scope="module")

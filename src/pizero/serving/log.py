@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -19,7 +19,7 @@ def log(event: str, *, level: int = logging.INFO, error: BaseException | None = 
 
 
 @contextmanager
-def logging_to_stderr(style: Literal["text", "json"]) -> Iterator[None]:
+def logging_to_stderr(style: Literal["text", "json"]) -> Generator[None]:
     """Writes the events to standard error meanwhile."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())

@@ -7,7 +7,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fa
         if apart:
             run.time({"plain": model})
         samplers: dict[str, Any] = {"plain": model} if "plain" in paths and not apart else {}
-        fast = [name for name in paths if name != "plain"]
+        fast: list[PathName] = [name for name in paths if name != "plain"]
         for name in fast:
             consume = name == fast[-1] and "plain" not in samplers and not without
             run.make(name, model, consume)
@@ -238,7 +238,7 @@ def _wait(device: str) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int) -> Generator[None]:
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)
@@ -256,7 +256,7 @@ def _free_memory() -> int:
 
 
 @contextmanager
-def _peak_memory(device: str) -> Iterator[list[int]]:
+def _peak_memory(device: str) -> Generator[list[int]]:
     """One number afterwards: bytes that were taken at most, above what was taken before; -1 where nobody tells."""
     found = [-1]
     if device.startswith("cuda"):
