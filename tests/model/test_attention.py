@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pizero.model.attention import _attend_folded, _attend_fused, attend, block_mask, token_positions
+from pizero.model.attention import attend, attend_folded, attend_fused, block_mask, token_positions
 from pizero.model.kv_cache import KVCache
 
 BITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9)
@@ -53,19 +53,19 @@ def test_attention_head_by_head(kv_heads: int, masked: bool) -> None:
         if masked:
             logits = logits.masked_fill(~mask, -torch.inf)
         expected[:, :, head] = logits.softmax(-1) @ value[:, :, shared]
-    for function in (attend, _attend_folded, _attend_fused):
+    for function in (attend, attend_folded, attend_fused):
         actual = function(query, key, value, mask if masked else None)
         assert torch.allclose(actual, expected.flatten(2), atol=1e-5)
 
 
 def test_one_mask_serves_a_batch() -> None:
     query, key, value, mask = inputs(1)
-    for function in (_attend_folded, _attend_fused):
+    for function in (attend_folded, attend_fused):
         one = function(query, key, value, mask[:1])
         assert torch.allclose(one, function(query, key, value, mask[:1].expand(2, -1, -1)), atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [_attend_folded, _attend_fused])
+@pytest.mark.parametrize("function", [attend_folded, attend_fused])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_that_sees_nothing_is_uniform(function, dtype: torch.dtype) -> None:
     query, key, value, mask = inputs(1)
@@ -84,6 +84,6 @@ def test_a_row_that_sees_nothing_is_uniform(function, dtype: torch.dtype) -> Non
 def test_masked_keys_do_not_matter(seed: int, kv_heads: int) -> None:
     query, key, value, mask = inputs(kv_heads, seed)
     mask[..., 4:] = False
-    for function in (_attend_folded, _attend_fused):
+    for function in (attend_folded, attend_fused):
         short = function(query, key[:, :4], value[:, :4], mask[..., :4])
         assert torch.allclose(function(query, key, value, mask), short, atol=1e-6)

@@ -15,12 +15,23 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pizero.engine.capture import CudaGraphs
+from pizero.engine.attention import attention_of
+from pizero.engine.capture import AnyCall, CudaGraphs, compiled
 from pizero.engine.inputs import Inputs, make_inputs
-from pizero.engine.packed import Modulation, PackedBlock, PackedVisionBlock, Packing, normalized, turned
+from pizero.engine.packed import (
+    Modulation,
+    PackedBlock,
+    PackedVisionBlock,
+    Packing,
+    expert_layer,
+    normalized,
+    prefix_layer,
+    project,
+    vision_layer,
+)  # fmt: skip
 from pizero.engine.products import Kernels, check_kernels
 from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables
-from pizero.model.attention import attend, block_mask, token_positions
+from pizero.model.attention import block_mask, token_positions
 from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import rotary_table
@@ -39,8 +50,10 @@ KeyValue: TypeAlias = tuple[Tensor, Tensor]
 class Cache(NamedTuple):
     """Per layer keys and values [B, P + S, kv_heads, head_dim]; the last places are written in each step.
 
-    turns [B, T, 1, head_dim / 2, 2], and mask [B, T, P + S] or None: of the T tokens that a step runs. token: the
-    state's [B, 1, E], where it is one of them. state[time][layer]: its keys and values, where they depend on the time.
+    turns [B, S, 1, head_dim / 2, 2] of the suffix. mask [B, H, P + S] of the actions, None where they see everything.
+    token: the state's [B, 1, E], which runs beside the actions of the first step, or of all, with the mask
+    token_mask [B, S, P + S]; None where it has run. state[time][layer]: its keys and values, where they depend on the
+    time.
     """
 
     keys: list[Tensor]
@@ -48,6 +61,7 @@ class Cache(NamedTuple):
     turns: Tensor
     mask: Tensor | None
     token: Tensor | None
+    token_mask: Tensor | None
     state: list[list[KeyValue]]
 
 
@@ -58,13 +72,13 @@ class FastSampler:
     matrices while they are packed, so that memory never holds both; it computes nothing any more.
     kernels: "auto" measures once which of torch's kernels are fastest here. "int8" (CPU) and "float8" (NVIDIA) change
     the numbers; keep: patterns of products that stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells
-    which ones matter). compile: with torch.compile, which needs a C++ compiler and a while at the first call.
-    graphs: one CUDA graph for a call, on a GPU. without: facts left out, for tests and ablations.
+    which ones matter). compile: with torch.compile, which needs a C++ compiler and a while at the first call; None: on
+    a GPU. graphs: one CUDA graph for a call, on a GPU. without: facts left out, for tests and ablations.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: Pi0, *, kernels: Kernels = "auto", keep: Collection[str] = (), compile: bool = False,
+        self, model: Pi0, *, kernels: Kernels = "auto", keep: Collection[str] = (), compile: bool | None = None,
         graphs: bool = True, consume: bool = False, without: Collection[Fact] = (),
     ) -> None:  # fmt: skip
         unknown = sorted(set(without) - set(get_args(Fact)))
@@ -72,9 +86,10 @@ class FastSampler:
             raise UserError(f"unknown fact {unknown[0]!r}; expected one of {', '.join(get_args(Fact))}")
         self.model, self.config, self.device = model, model.config, model.action_in_proj.weight.device
         check_kernels(kernels, self.device)
+        compile = self.device.type == "cuda" if compile is None else compile
         self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
         self._keep, self._without = tuple(keep), frozenset(without)
-        self._attend = _attend_repeated if "folded_heads" in without else attend
+        self._attend = attention_of(self.device, compile, "folded_heads" not in without)
         self._join = "joined_weights" not in self._without
         self._fold = self._join and model.transformer.dtype == torch.float32
         self._action_weight = action_weight(model)
@@ -83,10 +98,9 @@ class FastSampler:
         self._pack(consume)
         self.static = compile or (graphs and self.device.type == "cuda")
         """Prompts are padded to a few lengths, so that few shapes are compiled or captured."""
-        self.prefill, self.velocity = self._prefill, self._velocity
-        if compile:
-            self.prefill = torch.compile(self._prefill, dynamic=False)
-            self.velocity = torch.compile(self._velocity, dynamic=False)
+        ready = compiled if compile else _as_it_is
+        self._see, self._prefix, self._expert = ready(vision_layer), ready(prefix_layer), ready(expert_layer)
+        self._in, self._out = ready(self._enter), ready(self._leave)
         self._graphs = CudaGraphs() if graphs and self.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -133,7 +147,7 @@ class FastSampler:
         tower = self.model.vision_tower
         x = tower.embed_patches(images).to(tower.projection.weight.dtype)
         for block in self.vision_blocks:
-            x = block(x, self._attend)
+            x = self._see(block, self._attend, x)
         return tower.projection(tower.final_norm(x))
 
     # ---------------------------------------------------------------- packing
@@ -203,7 +217,7 @@ class FastSampler:
         settled: ActionPrefix | None = None, guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:  # fmt: skip
         """Tensors in, tensors out: no host work that depends on a value."""
-        cache = self.prefill(inputs, tables)
+        cache = self.prefill(inputs, tables, alone=guide is not None)
         calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
@@ -211,12 +225,12 @@ class FastSampler:
             at, row = tables, call
             if "time_tables" in self._without:
                 at, row = make_tables(self.model, time[:1], self._fold), 0
-            own = cache.state[call] if cache.state else None
-            return self.velocity(cache, *at.at(row, places), x_t, own)
+            return self.velocity(cache, *at.at(row, places), x_t, call)
 
         return follow(velocity, noise, num_steps, solver, settled, guide)
 
-    def _prefill(self, inputs: Inputs, tables: TimeTables) -> Cache:
+    def prefill(self, inputs: Inputs, tables: TimeTables, alone: bool = False) -> Cache:
+        """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""
         tokens = self._embed_prefix(inputs)
         batch, length, _ = tokens.shape
         padding = inputs.padding
@@ -229,10 +243,8 @@ class FastSampler:
             keys.append(tokens.new_empty(batch, room, block.kv_heads, block.head_dim))
             values.append(torch.empty_like(keys[-1]))
             key, value = keys[-1][:, :length], values[-1][:, :length]
-            query = _project(block, normalized(tokens, block.norms[0]), turns[:, :length], key, value)
-            if query is not None:
-                tokens = block.finish(tokens, self._attend(query, key, value, mask), *block.norms)
-        return self._suffix_cache(inputs, keys, values, turns, tables)
+            tokens = self._prefix(block, self._attend, tokens, turns[:, :length], key, value, mask)
+        return self._suffix_cache(inputs, keys, values, turns, tables, alone)
 
     def _embed_prefix(self, inputs: Inputs) -> Tensor:
         """[B, P, W]: the cameras in order, then the prompt. Images of one size go through the tower as one batch."""
@@ -265,33 +277,27 @@ class FastSampler:
     # ---------------------------------------------------------------- suffix
 
     def _suffix_cache(
-        self, inputs: Inputs, keys: list[Tensor], values: list[Tensor], turns: Tensor, tables: TimeTables
+        self, inputs: Inputs, keys: list[Tensor], values: list[Tensor], turns: Tensor, tables: TimeTables, alone: bool
     ) -> Cache:
-        """Angles and mask of what a step runs; the state token's keys and values, at each time if they depend on it."""
+        """What steps need beside the prefix; the state token's keys and values, if they depend on the time."""
         horizon, suffix = self.config.action_horizon, self.config.suffix_length
-        room = turns.shape[1]
-        length = room - suffix
-        mask = seen = None
+        length = turns.shape[1] - suffix
+        padding = inputs.padding
+        if padding is None:
+            padding = torch.ones(turns.shape[0], length, dtype=torch.bool, device=self.device)
         starts = self.model.suffix_block_starts(self.device)
-        in_steps = self.config.has_state_token and "cached_state" in self._without
-        ran = suffix if in_steps else horizon
-        if inputs.padding is not None or self.config.action_attention == "causal" or in_steps:
-            padding = inputs.padding
-            if padding is None:
-                padding = torch.ones(turns.shape[0], length, dtype=torch.bool, device=self.device)
-            valid = F.pad(padding, (0, suffix), value=True)
-            whole = block_mask(valid, torch.cat([starts.new_zeros(length), starts]))
-            mask, seen = whole[:, -ran:], whole[:, length : length + 1, : length + 1]
-        cache = Cache(keys, values, turns[:, -ran:], mask, None, [])
+        whole = block_mask(F.pad(padding, (0, suffix), value=True), torch.cat([starts.new_zeros(length), starts]))
+        masked = inputs.padding is not None or self.config.action_attention == "causal"
+        whole, seen = whole[:, -suffix:], whole[:, length : length + 1, : length + 1] if masked else None
+        cache = Cache(keys, values, turns[:, -suffix:], whole[:, -horizon:] if masked else None, None, whole, [])
         if self.model.state_proj is None:
             return cache
         assert inputs.state is not None  # check_observation saw to it
         token = self.model.state_proj(inputs.state)[:, None].to(self.model.transformer.dtype)
-        if in_steps:
-            return cache._replace(token=token)
         times = tables.norms[:-1] or tables.norms  # without a clean action's
-        first = turns[:, length : length + 1]
-        seen = None if inputs.padding is None else seen
+        if "cached_state" in self._without or (len(times) == 1 and not alone):
+            return cache._replace(token=token)
+        first = cache.turns[:, :1]
         state = [self._state(token, first, seen, keys, values, norms) for norms in times]
         return cache._replace(state=state if len(state) > 1 else [])
 
@@ -303,55 +309,44 @@ class FastSampler:
         found: list[KeyValue] = []
         at = keys[0].shape[1] - self.config.suffix_length
         for index, (block, key, value) in enumerate(zip(self.expert_blocks, keys, values, strict=True)):
-            first, second = norms[2 * index], norms[2 * index + 1]
-            own = key[:, at : at + 1], value[:, at : at + 1]
-            query = _project(block, normalized(x, first), turns, *own)
-            assert query is not None
-            found.append((own[0].clone(), own[1].clone()))
+            key, value, pair = key[:, : at + 1], value[:, : at + 1], norms[2 * index : 2 * index + 2]
             if index + 1 < len(self.expert_blocks):
-                x = block.finish(x, self._attend(query, key[:, : at + 1], value[:, : at + 1], mask), first, second)
+                x = self._expert(block, self._attend, x, pair, turns, key, value, mask)
+            else:
+                project(block, normalized(x, pair[0]), turns, key[:, at:], value[:, at:])
+            found.append((key[:, at:].clone(), value[:, at:].clone()))
         return found
 
-    def _velocity(
-        self, cache: Cache, bias: Tensor, norms: list[Modulation], x_t: Tensor, state: list[KeyValue] | None
-    ) -> Tensor:
-        """[B, H, D] at the time of bias and norms; it can be differentiated in x_t."""
+    def velocity(self, cache: Cache, bias: Tensor, norms: list[Modulation], x_t: Tensor, call: int) -> Tensor:
+        """[B, H, D] at the time of bias and norms, asked for as number `call`; it can be differentiated in x_t."""
         horizon = self.config.action_horizon
+        x, turns, mask = self._in(x_t, bias), cache.turns[:, -horizon:], cache.mask
+        if cache.token is not None and (call == 0 or "cached_state" in self._without):
+            x, turns, mask = torch.cat([cache.token, x], dim=1), cache.turns, cache.token_mask
+        layer = expert_layer if x.requires_grad else self._expert
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
+            if cache.state:
+                place = slice(-horizon - 1, -horizon)
+                key[:, place], value[:, place] = cache.state[call][index]
+            if x.requires_grad:  # autograd follows no writes into what the next step overwrites
+                key, value = key.clone(), value.clone()
+            x = layer(block, self._attend, x, norms[2 * index : 2 * index + 2], turns, key, value, mask)
+        return self._out(x[:, -horizon:], norms[-1])
+
+    def _enter(self, x_t: Tensor, bias: Tensor) -> Tensor:
+        """Noisy actions [B, H, D] -> the expert's tokens [B, H, E]."""
         tokens = F.linear(x_t, self._action_weight, bias if bias.ndim == 1 else None)
         tokens = tokens if bias.ndim == 1 else tokens + bias
         if not self.config.adaptive:
             tokens = self.model.time_mlp_out(F.silu(tokens))
-        x = tokens.to(self.model.transformer.dtype)
-        if cache.token is not None:
-            x = torch.cat([cache.token, x], dim=1)
-        ran = x.shape[1]
-        for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
-            first, second = norms[2 * index], norms[2 * index + 1]
-            if state is not None:
-                place = slice(-horizon - 1, -horizon)
-                key[:, place], value[:, place] = state[index]
-            if x.requires_grad:  # autograd follows no writes into what the next step overwrites
-                key, value = key.clone(), value.clone()
-            query = _project(block, normalized(x, first), cache.turns, key[:, -ran:], value[:, -ran:])
-            assert query is not None
-            x = block.finish(x, self._attend(query, key, value, cache.mask), first, second)
-        return self.model.action_out_proj(normalized(x[:, -horizon:], norms[-1]))
+        return tokens.to(self.model.transformer.dtype)
+
+    def _leave(self, x: Tensor, norm: Modulation) -> Tensor:
+        return self.model.action_out_proj(normalized(x, norm))
 
 
-def _project(block: PackedBlock, y: Tensor, turns: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
-    """Normalised tokens [B, T, W] -> scaled query [B, T, heads, head_dim], if any; writes key and value."""
-    qkv = block.projection(y).unflatten(-1, (-1, block.head_dim))
-    split = block.heads + block.kv_heads
-    rotated = turned(qkv[:, :, :split], turns)
-    key.copy_(rotated[:, :, block.heads :])
-    value.copy_(qkv[:, :, split:])
-    return rotated[:, :, : block.heads].to(qkv.dtype) if block.heads else None
-
-
-def _attend_repeated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """As `attend`, with keys and values repeated for each query head."""
-    group = query.shape[2] // key.shape[2]
-    return attend(query, key.repeat_interleave(group, dim=2), value.repeat_interleave(group, dim=2), mask)
+def _as_it_is(function: AnyCall) -> AnyCall:
+    return function
 
 
 def _give_up(block: VisionBlock | GemmaBlock) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pizero.engine.products import Gated, Kernels, Product, make_gated, make_product
+from pizero.engine.attention import Attention
+from pizero.engine.products import Gated, Kernels, PlainGated, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
 from pizero.model.siglip import VisionBlock
@@ -121,12 +122,43 @@ class PackedVisionBlock:
         parts = (make(getattr(block, part), part) for part in ("output", "mlp_in", "mlp_out"))
         return PackedVisionBlock(block, projection, *parts)
 
-    def __call__(self, x: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        block = self.block
-        qkv = self.projection(block.attention_norm(x))
-        query, key, value = qkv.unflatten(-1, (3, block.num_heads, block.head_dim)).unbind(2)
-        x = self.output(attention(query, key, value), x)
-        return self.mlp_out(self.mlp_in.gelu(block.mlp_norm(x)), x)
+
+def vision_layer(packed: PackedVisionBlock, attention: Attention, x: Tensor) -> Tensor:
+    """[n, S_img, W] -> [n, S_img, W]."""
+    block = packed.block
+    qkv = packed.projection(block.attention_norm(x))
+    query, key, value = qkv.unflatten(-1, (3, block.num_heads, block.head_dim)).unbind(2)
+    x = packed.output(attention(query, key, value), x)
+    return packed.mlp_out(packed.mlp_in.gelu(block.mlp_norm(x)), x)
+
+
+def prefix_layer(
+    block: PackedBlock, attention: Attention, x: Tensor, turns: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Tensor:
+    """x [B, P, W], written into key and value [B, P, kv_heads, head_dim]; the last block does nothing else."""
+    query = project(block, normalized(x, block.norms[0]), turns, key, value)
+    return x if query is None else block.finish(x, attention(query, key, value, mask), *block.norms)
+
+
+def expert_layer(
+    block: PackedBlock, attention: Attention, x: Tensor, norms: list[Modulation], turns: Tensor, key: Tensor,
+    value: Tensor, mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """x [B, T, E], written into the last T places of key and value; sees all of them. norms: of attention and MLP."""
+    ran = x.shape[1]
+    query = project(block, normalized(x, norms[0]), turns, key[:, -ran:], value[:, -ran:])
+    assert query is not None
+    return block.finish(x, attention(query, key, value, mask), *norms)
+
+
+def project(block: PackedBlock, y: Tensor, turns: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+    """Normalised tokens [B, T, W] -> scaled query [B, T, heads, head_dim], if any; writes key and value."""
+    qkv = block.projection(y).unflatten(-1, (-1, block.head_dim))
+    split = block.heads + block.kv_heads
+    rotated = turned(qkv[:, :, :split], turns)
+    key.copy_(rotated[:, :, block.heads :])
+    value.copy_(qkv[:, :, split:])
+    return rotated[:, :, : block.heads].to(qkv.dtype) if block.heads else None
 
 
 def plain(norm: nn.Module) -> Modulation:
@@ -183,8 +215,7 @@ def _gated(gate: Tensor, up: Tensor, name: str, packing: Packing) -> Gated:
     kernels = packing.kernels(name)
     if packing.join:
         return make_gated(gate, up, packing.tokens, kernels)
-    first, second = (make_product(weight, None, packing.tokens, kernels) for weight in (gate, up))
-    return lambda x: first.gelu(x) * second(x)
+    return PlainGated(*(make_product(weight, None, packing.tokens, kernels) for weight in (gate, up)))
 
 
 def _residual(product: Product, y: Tensor, x: Tensor, gate: Tensor | None) -> Tensor:
@@ -221,5 +252,5 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
-    (first, second), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
-    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+    sign = torch.arange(-1, 2, 2, device=x.device)  # no stack: compiled, it is part of what reads it
+    return (pairs * turns[..., :1] + pairs.flip(-1) * (turns[..., 1:] * sign)).flatten(-2)

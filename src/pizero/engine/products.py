@@ -7,6 +7,7 @@ All of them are torch's. On a CPU the choice between the first two is measured o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -28,8 +29,10 @@ class Product(Protocol):
     def gelu(self, x: Tensor) -> Tensor: ...
 
 
-Gated: TypeAlias = Callable[[Tensor], Tensor]
-"""x [..., in] -> gelu(x G^T) * (x U^T), [..., mlp_dim]."""
+class Gated(Protocol):
+    """x [..., in] -> gelu(x G^T) * (x U^T), [..., mlp_dim]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class TorchProduct:
@@ -39,6 +42,8 @@ class TorchProduct:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        if plus is not None and x.is_cuda and self.bias is None:  # one kernel there
+            return torch.addmm(plus.flatten(0, -2), x.flatten(0, -2), self.weight.t()).view_as(plus)
         y = F.linear(x, self.weight, self.bias)
         return y if plus is None else plus + y
 
@@ -131,6 +136,52 @@ class Float8Product:
         return gelu(self(x))
 
 
+@dataclass(frozen=True)
+class PlainGated:
+    """Two products of any kind."""
+
+    gate: Product
+    up: Product
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.gate.gelu(x) * self.up(x)
+
+
+@dataclass(frozen=True)
+class JoinedGated:
+    """One product that makes both halves."""
+
+    gate_up: Product
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return gelu(gate) * up
+
+
+@dataclass(frozen=True)
+class OneDnnGated:
+    """GELU and factor in the products' own passes over their results."""
+
+    gate: OneDnnProduct
+    up: OneDnnProduct
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.up.times(x, self.gate.gelu(x))
+
+
+@dataclass(frozen=True)
+class Int8Gated:
+    """Both products read the same codes."""
+
+    gate: Int8Product
+    up: Int8Product
+
+    def __call__(self, x: Tensor) -> Tensor:
+        codes, scale = quantized_tokens(x)
+        activated = gelu(self.gate.coded(codes, x.dtype).mul_(scale))
+        return activated.mul_(self.up.coded(codes, x.dtype)).mul_(scale)
+
+
 _FLOAT8_MAX = 448.0
 _ROWS = 512
 """Rows of a weight that are computed at a time, so that they stay in the cache."""
@@ -152,10 +203,10 @@ def make_product(weight: Tensor, bias: Tensor | None, tokens: int, kernels: Kern
 def make_gated(gate: Tensor, up: Tensor, tokens: int, kernels: Kernels) -> Gated:
     """The first half of a gated MLP, gate and up [mlp_dim, in]."""
     makers: dict[str, Callable[[], Gated]] = {
-        "torch": lambda: _joined(TorchProduct(torch.cat([gate, up]))),
-        "onednn": lambda: _fused(OneDnnProduct(gate, None, tokens), OneDnnProduct(up, None, tokens)),
-        "int8": lambda: _coded(Int8Product(gate), Int8Product(up)),
-        "float8": lambda: _joined(Float8Product(torch.cat([gate, up]))),
+        "torch": lambda: JoinedGated(TorchProduct(torch.cat([gate, up]))),
+        "onednn": lambda: OneDnnGated(OneDnnProduct(gate, None, tokens), OneDnnProduct(up, None, tokens)),
+        "int8": lambda: Int8Gated(Int8Product(gate), Int8Product(up)),
+        "float8": lambda: JoinedGated(Float8Product(torch.cat([gate, up]))),
     }
     allowed = list(_makers(gate, kernels))
     if len(allowed) == 1:
@@ -213,24 +264,3 @@ def _has_onednn(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
-
-
-def _joined(gate_up: Product) -> Gated:
-    def gated(x: Tensor) -> Tensor:
-        gate, up = gate_up(x).chunk(2, dim=-1)
-        return gelu(gate) * up
-
-    return gated
-
-
-def _fused(gate: OneDnnProduct, up: OneDnnProduct) -> Gated:
-    return lambda x: up.times(x, gate.gelu(x))
-
-
-def _coded(gate: Int8Product, up: Int8Product) -> Gated:
-    def gated(x: Tensor) -> Tensor:
-        codes, scale = quantized_tokens(x)
-        activated = gelu(gate.coded(codes, x.dtype).mul_(scale))
-        return activated.mul_(up.coded(codes, x.dtype)).mul_(scale)
-
-    return gated

@@ -49,10 +49,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     `scaled_dot_product_attention` where there are bfloat16 units, about equal at small sizes on an AVX2 machine
     (benchmarks/training.py tells for yours). On a GPU the fused kernel saves the logits.
     """
-    return (_attend_folded if query.device.type == "cpu" else _attend_fused)(query, key, value, mask)
+    return (attend_folded if query.device.type == "cpu" else attend_fused)(query, key, value, mask)
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     bias = None
     if mask is not None:
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)[:, None]
@@ -62,7 +62,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return out.transpose(1, 2).flatten(2)
 
 
-def _attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     batch, length, heads, head_dim = query.shape
     kv_heads, group = key.shape[2], heads // key.shape[2]
     # [B, K, G * S, head_dim]: heads that share a key head become rows of one product

@@ -175,12 +175,11 @@ class _Run:
 def _stages(sampler: FastSampler, observation: Observation, noise: Tensor, settings: BenchConfig) -> dict[str, Any]:
     """Seconds of vision, prefix (without vision) and one integration step, and of their products alone, in turns."""
     inputs, tables = sampler.inputs(observation), sampler.tables(settings.num_steps)
-    cache = sampler.prefill(inputs, tables)
-    own = cache.state[0] if cache.state else None
+    cache, last = sampler.prefill(inputs, tables), settings.num_steps - 1
     calls: dict[str, Call] = {
         "vision": lambda: [sampler.see(torch.cat(inputs.images))] if inputs.images else None,
         "prefill": lambda: sampler.prefill(inputs, tables),
-        "step": lambda: sampler.velocity(cache, *tables.at(0), noise, own),
+        "step": lambda: sampler.velocity(cache, *tables.at(last), noise, last),
     }
     floor = floor_calls(sampler, observation)
     calls |= {f"{name} floor": call for name, call in floor.items()}
