@@ -63,15 +63,17 @@ class Hosted:
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
         self.policy = policy
 
-    async def read(self, message: bytes, prompt: str | None, pool: Executor) -> tuple[RobotDict, RobotDict]:
+    async def read(
+        self, message: bytes | dict[str, Any], prompt: str | None, pool: Executor
+    ) -> tuple[RobotDict, RobotDict]:
         """A request's observation, as it came and prepared for the model, in a thread of `pool`.
 
-        `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
+        message: as bytes, or unpacked. `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
         """
         return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
 
-    def _read(self, message: bytes, prompt: str | None) -> tuple[RobotDict, RobotDict]:
-        value = unpack(message, self.limits)
+    def _read(self, message: bytes | dict[str, Any], prompt: str | None) -> tuple[RobotDict, RobotDict]:
+        value = unpack(message, self.limits) if isinstance(message, bytes) else message
         if not isinstance(value, dict):
             raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:

@@ -2,6 +2,7 @@
 
 A robot connects to / (the first checkpoint) or /NAME, gets the metadata, and then a reply for each request. A reply is
 the chunk as bytes, or an error as text, "bad request: ...", "busy: ..." or "failed: ..."; the connection goes on.
+At /vla-eval or /NAME/vla-eval it speaks as allenai's evaluation harness expects.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from pizero.serving import vla_eval
 from pizero.serving.batching import Answer, BusyError
 from pizero.serving.config import ServeConfig
 from pizero.serving.feed import Feed
@@ -139,7 +144,7 @@ class PolicyServer:
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.split("?")[0]
-        if path == "/healthz":
+        if path in ("/healthz", "/health"):
             return respond(HTTPStatus.OK, "OK\n")
         upgrade = wants_websocket(request)
         if not upgrade and (found := page_file(path)) is not None:
@@ -161,7 +166,7 @@ class PolicyServer:
         return None
 
     def _find(self, path: str) -> Hosted | None:
-        name = path.strip("/")
+        name = path.removesuffix(vla_eval.PATH).strip("/")
         return self.hosted.get(name) if name else next(iter(self.hosted.values()))
 
     async def _connected(self, connection: ServerConnection) -> None:
@@ -178,8 +183,9 @@ class PolicyServer:
         self.metrics.connections.labels(hosted.name).inc()
         self.metrics.robots.labels(hosted.name).inc()
         log("connected", robot=robot.number, checkpoint=hosted.name, address=address, owner=owner)
+        harness = vla_eval.Harness(hosted, self.pool) if path.endswith(vla_eval.PATH) else None
         try:
-            await self._serve_robot(connection, hosted, robot)
+            await self._serve_robot(connection, hosted, robot, harness)
         except ConnectionClosed:
             pass
         except Exception as error:
@@ -194,8 +200,11 @@ class PolicyServer:
             log("disconnected", robot=robot.number, requests=robot.requests, errors=robot.errors,
                 code=connection.close_code)  # fmt: skip
 
-    async def _serve_robot(self, connection: ServerConnection, hosted: Hosted, robot: Robot) -> None:
-        await connection.send(pack(hosted.metadata))
+    async def _serve_robot(
+        self, connection: ServerConnection, hosted: Hosted, robot: Robot, harness: vla_eval.Harness | None
+    ) -> None:
+        if harness is None:
+            await connection.send(pack(hosted.metadata))
         allowance, last, previous = self.config.max_rate, time.monotonic(), None
         while not self.draining:
             try:
@@ -206,52 +215,67 @@ class PolicyServer:
             started = time.monotonic()
             allowance = min(allowance + (started - last) * self.config.max_rate, self.config.max_rate)
             last, robot.busy = started, True
-            if allowance < 1:
-                text = f"busy: more than {self.config.max_rate:g} requests a second of one connection"
-                self._count_error(hosted, robot, "busy")
-                await connection.send(text)
-            else:
-                allowance -= 1
-                reply = await self._reply(hosted, robot, message, previous)
-                sending = time.monotonic()
+            allowed, allowance = allowance >= 1, allowance - (allowance >= 1)
+            reply = await self._reply(hosted, robot, message, previous, harness, allowed)
+            sending = time.monotonic()
+            if reply is not None:
                 await connection.send(reply)
-                previous = time.monotonic() - started
-                self.metrics.stages.labels(hosted.name, "send").observe(time.monotonic() - sending)
-                self.metrics.stages.labels(hosted.name, "total").observe(previous)
+            previous = time.monotonic() - started
+            self.metrics.stages.labels(hosted.name, "send").observe(time.monotonic() - sending)
+            self.metrics.stages.labels(hosted.name, "total").observe(previous)
             robot.busy = False
         await connection.close(CloseCode.GOING_AWAY, "the server ends")
 
-    async def _reply(self, hosted: Hosted, robot: Robot, message: bytes | str, previous: float | None) -> bytes | str:
-        """The chunk as bytes, or an error as text. previous: seconds that the request before took in all."""
-        started = time.monotonic()
+    async def _reply(
+        self,
+        hosted: Hosted,
+        robot: Robot,
+        message: bytes | str,
+        previous: float | None,
+        harness: vla_eval.Harness | None,
+        allowed: bool,
+    ) -> bytes | str | None:
+        """The chunk as bytes, an error as text; the harness's form of both, None where it expects no answer.
+
+        previous: seconds that the request before took in all. allowed: whether the robot's rate is.
+        """
         try:
+            if not allowed:
+                raise BusyError(f"more than {self.config.max_rate:g} requests a second of one connection")
             if isinstance(message, str):
                 raise ProtocolError("got a text; a request is a dictionary, packed by msgpack")
-            observation = await hosted.read(message, robot.new_prompt, self.pool)
-            prepared = time.monotonic() - started
-            answer = await self.ask(hosted, robot, *observation)
+            if harness is not None:
+                return await harness.reply(message, lambda value: self._chunk(hosted, robot, value))
+            reply = await self._answer(hosted, robot, message)
+            if previous is not None:
+                reply["server_timing"]["prev_total_ms"] = 1000 * previous
+            return pack(reply)
         except (ProtocolError, UserError) as error:
-            return self._error(hosted, robot, "bad request", str(error))
+            kind, text = "bad request", str(error)
         except BusyError as error:
-            return self._error(hosted, robot, "busy", str(error))
+            kind, text = "busy", str(error)
         except Exception as error:
             log("failed", level=logging.ERROR, error=error, robot=robot.number)
-            return self._error(
-                hosted, robot, "failed", f"the policy gave no answer; see robot {robot.number} in the log"
-            )
+            kind, text = "failed", f"the policy gave no answer; see robot {robot.number} in the log"
+        self._count_error(hosted, robot, kind)
+        text = f"{kind}: {text[:500]}"
+        return text if harness is None else harness.error(text)
+
+    async def _chunk(self, hosted: Hosted, robot: Robot, value: dict[str, Any]) -> NDArray[np.float32]:
+        return (await self._answer(hosted, robot, value))["actions"]
+
+    async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
+        """The policy's reply to a robot's dictionary, with "server_timing"."""
+        started = time.monotonic()
+        observation = await hosted.read(message, robot.new_prompt, self.pool)
+        prepared = time.monotonic() - started
+        answer = await self.ask(hosted, robot, *observation)
         self.metrics.stages.labels(hosted.name, "prepare").observe(prepared)
-        timing = {
+        robot.timing = {
             "infer_ms": 1000 * answer.inferred, "prepare_ms": 1000 * prepared, "queue_ms": 1000 * answer.queued,
             "batch": answer.batch,
         }  # fmt: skip
-        if previous is not None:
-            timing["prev_total_ms"] = 1000 * previous
-        robot.timing = timing
-        return pack({**answer.reply, "server_timing": timing})
-
-    def _error(self, hosted: Hosted, robot: Robot, kind: str, text: str) -> str:
-        self._count_error(hosted, robot, kind)
-        return f"{kind}: {text[:500]}"
+        return {**answer.reply, "server_timing": robot.timing}
 
     def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:
         robot.errors += 1

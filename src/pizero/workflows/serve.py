@@ -13,7 +13,7 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint
 
-_RESERVED = {"live", "healthz", "metrics", "page"}
+_RESERVED = {"live", "healthz", "health", "metrics", "page", "vla-eval"}
 
 
 def named(checkpoints: Sequence[str]) -> dict[str, str]:
