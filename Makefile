@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -67,6 +67,11 @@ test-vla-eval: setup .peers/vla-eval/.done
 	$(PYTHON) -m venv .peers/vla-eval
 	SETUPTOOLS_SCM_PRETEND_VERSION=0 .peers/vla-eval/bin/python -m pip install --quiet "$(VLA_EVAL)"
 	touch $@
+
+# make test-replicas   two replicas behind one address; installs the extra ray
+test-replicas: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray tests/serving/test_replicas.py
 
 # make soak   a policy server under load for an hour (SECONDS=600 for less): its memory must not grow
 SECONDS = 3600

@@ -1,4 +1,4 @@
-"""allenai's vla-eval harness, unmodified, plays episodes with a running `pizero serve` of a policy for the built-in simulator.
+"""allenai's vla-eval harness, unmodified, plays episodes with a running `pizero serve`.
 
 benchmarks/client_asks_ours.py starts the server and runs this where vla-eval is, and pizero is not:
 

@@ -72,11 +72,18 @@ def test_killed_started_again_loaded_anew_and_drained(checkpoint: Path, policy: 
         (["{tmp}", "--api-keys", "{tmp}/none"], "cannot be read"),
         (["{tmp}", "--certificate", "x"], "both the certificate and its private key"),
         (["{tmp}", "--max-batch", "0"], "max_batch must be above 0"),
+        (["{tmp}", "--replicas", "0"], "replicas must be at least 1"),
+        (["{tmp}", "--replicas", "2"], "pip install 'pizero[ray]'"),
     ],
 )
 def test_a_mistake_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert run("serve", [argument.format(tmp=tmp_path) for argument in arguments]) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert message in shown[-1]

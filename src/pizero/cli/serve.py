@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from pizero.serving.config import ServeConfig
+    from pizero.serving.hosted import Load
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,7 @@ class Arguments:
 
     Examples: pizero serve runs/tabletop
               pizero serve red=runs/a blue=runs/b --host 0.0.0.0 --api-keys keys.txt
+              pizero serve runs/tabletop --device cuda --replicas 4
     SIGTERM answers what runs, then ends; SIGHUP loads the checkpoints anew without dropping a connection.
     """
 
@@ -45,6 +51,8 @@ class Arguments:
     """Requests a second of one connection."""
     idle_s: float = 3600.0
     """Seconds without a request after which a connection is closed."""
+    replicas: int = 1
+    """Servers behind one address, each with its own models: by Ray Serve, which the extra `ray` installs."""
     drain_s: float = 20.0
     """Seconds that running requests get when the server ends."""
     origins: tuple[str, ...] = ()
@@ -72,26 +80,38 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    import asyncio
+    from functools import partial
 
     from pizero.serving.config import ServeConfig, read_keys
     from pizero.serving.log import logging_to_stderr
-    from pizero.serving.running import run as serve
-    from pizero.serving.server import PolicyServer
+    from pizero.types import UserError
     from pizero.workflows.serve import loaders, named
 
     values = vars(arguments).copy()
-    log = values.pop("log")
+    log, replicas = values.pop("log"), values.pop("replicas")
+    if replicas < 1:
+        raise UserError(f"replicas must be at least 1, got {replicas}")
     names = named(values.pop("checkpoints"))
     policy = {name: values.pop(name) for name in (
         "num_steps", "device", "dtype", "embodiment", "norm_stats", "tokenizer", "arch"
     )}  # fmt: skip
     keys = values.pop("api_keys")
     config = ServeConfig(**values, api_keys=() if keys is None else read_keys(keys))
-
-    async def work() -> None:
-        await serve(PolicyServer(loaders(names, **policy), config))
-
+    loads = partial(loaders, names, **policy)
     with logging_to_stderr(log):
-        asyncio.run(work())
+        if replicas == 1:
+            import asyncio
+
+            asyncio.run(_serve_alone(loads, config))
+        else:
+            from pizero.serving.replicas import run as serve_replicas
+
+            serve_replicas(loads, config, replicas, style=log, gpu=arguments.device.startswith("cuda"))
     return 0
+
+
+async def _serve_alone(loads: Callable[[], Mapping[str, Load]], config: ServeConfig) -> None:
+    from pizero.serving.running import run as serve
+    from pizero.serving.server import PolicyServer
+
+    await serve(PolicyServer(loads(), config))

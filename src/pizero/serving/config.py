@@ -18,7 +18,7 @@ class ServeConfig:
     ping_s: seconds between pings, and for the answer to one; a robot that vanished is noticed after at most two.
     drain_s: seconds that running requests get when the server ends. origins: hosts, besides localhost and addresses,
     under which browsers may show the page. record: folder for what came and went; record_fps: control steps a second
-    of the recording, None measures it.
+    of the recording, None measures it. replica: which of several servers behind one address this is; told to robots.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +38,7 @@ class ServeConfig:
     origins: tuple[str, ...] = ()
     record: Path | None = None
     record_fps: float | None = None
+    replica: str | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
+from pizero.serving.connection import Connection
 from pizero.serving.live import Robot
 from pizero.serving.simulated import Simulation
 
@@ -35,7 +35,7 @@ class Feed:
         self._server, self._started = server, time.monotonic()
         self.simulation = Simulation(server)
 
-    async def serve(self, connection: ServerConnection) -> None:
+    async def serve(self, connection: Connection) -> None:
         """One page: waits for a key where one is needed, then tells the state until the page is closed."""
         with suppress(ConnectionClosed):
             if not await self._let_in(connection):
@@ -48,7 +48,7 @@ class Feed:
             finally:
                 sending.cancel()
 
-    async def _let_in(self, connection: ServerConnection) -> bool:
+    async def _let_in(self, connection: Connection) -> bool:
         refusals = 0
         while refusals < 5:
             command = _command(await connection.recv())
@@ -105,7 +105,7 @@ class Feed:
 class _Page:
     """One open page: the robot that it watches, whose pictures are sent once for each request."""
 
-    def __init__(self, connection: ServerConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection, self.watched = connection, 0
         self._sent: tuple[int, int, int] | None = None
 

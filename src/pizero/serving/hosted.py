@@ -48,6 +48,8 @@ class Hosted:
         )  # fmt: skip
         limits = Limits(max_bytes=config.max_message_mb << 20)
         hosted = cls(name, load, policy, describe(name, policy), batcher, limits)
+        if config.replica is not None:
+            hosted.metadata["replica"] = config.replica
         if config.record is not None:
             hosted.recorder = Recorder(config.record / name, hosted.metadata["embodiment"], config.record_fps)
         return hosted
@@ -58,7 +60,7 @@ class Hosted:
         UserError, and the old one goes on, where robots that are connected would notice another shape.
         """
         policy = await asyncio.to_thread(_ready, self.load, max_batch)
-        metadata = describe(self.name, policy)
+        metadata = {**self.metadata, **describe(self.name, policy)}
         if changed := sorted(key for key in metadata if metadata[key] != self.metadata.get(key)):
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
         self.policy = policy
@@ -68,7 +70,8 @@ class Hosted:
     ) -> tuple[RobotDict, RobotDict]:
         """A request's observation, as it came and prepared for the model, in a thread of `pool`.
 
-        message: as bytes, or unpacked. `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
+        message: as bytes, or unpacked. prompt: in place of the robot's own. ProtocolError or UserError says what is
+        wrong with it.
         """
         return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
@@ -28,6 +28,7 @@ from websockets.http11 import Request, Response
 from pizero.serving import vla_eval
 from pizero.serving.batching import Answer, BusyError
 from pizero.serving.config import ServeConfig
+from pizero.serving.connection import Connection
 from pizero.serving.feed import Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load
@@ -51,7 +52,8 @@ class PolicyServer:
         self.draining = False
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
         self.feed = Feed(self)
-        self._connections: dict[ServerConnection, Robot] = {}
+        self._open: set[Connection] = set()
+        self._connections: dict[Connection, Robot] = {}
         self._server: Server | None = None
         self._reloading = asyncio.Lock()
         for name, hosted in self.hosted.items():
@@ -69,33 +71,31 @@ class PolicyServer:
         config, ping = self.config, self.config.ping_s
         try:
             self._server = await serve(
-                self._connected, config.host, config.port, process_request=self._admit, ssl=_tls(config),
-                compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=ping,
-                ping_timeout=ping, close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
+                self.connected, config.host, config.port, ssl=_tls(config),
+                process_request=lambda _, request: self.admit(request), max_size=config.max_message_mb << 20,
+                compression=None, max_queue=2, ping_interval=ping, ping_timeout=ping,
+                close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot listen on {config.host}:{config.port} ({error})") from error
-        secured = "TLS" if config.certificate else "no TLS"
-        keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
-        log("ready", host=config.host, port=self.port, checkpoints=list(self.hosted), security=f"{secured}, {keys}")
-        if not config.local_only and not config.api_keys:
-            log("anybody who reaches this machine can use the server; give --api-keys", level=logging.WARNING)
+        tell_ready(config, self.port, list(self.hosted))
 
     async def drain(self) -> None:
         """Takes no new connection, answers what runs, closes all connections, ends."""
-        assert self._server is not None
         self.draining = True
         log("draining", robots=len(self._connections))
-        self._server.close(close_connections=False)
+        if self._server is not None:
+            self._server.close(close_connections=False)
         await self.feed.simulation.stop()
         deadline = time.monotonic() + self.config.drain_s
         idle = [connection for connection, robot in self._connections.items() if not robot.busy]
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
         while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        left = self._server.connections  # pages, and robots whose answer did not come in time
+        left = list(self._open)  # pages, and robots whose answer did not come in time
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in left))
-        await self._server.wait_closed()
+        if self._server is not None:
+            await self._server.wait_closed()
         for hosted in self.hosted.values():
             await hosted.batcher.close()
             if hosted.recorder is not None:
@@ -135,14 +135,14 @@ class PolicyServer:
 
     # ---------------------------------------------------------------- connections
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    def admit(self, request: Request) -> Response | None:
         """An HTTP answer, or None: it becomes a connection."""
-        response = self._answer_http(connection, request)
+        response = self._answer_http(request)
         if response is not None and response.status_code >= 400:
             self.metrics.refused.labels(str(response.status_code)).inc()
         return response
 
-    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _answer_http(self, request: Request) -> Response | None:
         path = request.path.split("?")[0]
         if path in ("/healthz", "/health"):
             return respond(HTTPStatus.OK, "OK\n")
@@ -161,6 +161,8 @@ class PolicyServer:
             return not_found(list(self.hosted))
         if not upgrade:
             return respond(HTTPStatus.UPGRADE_REQUIRED, "robots connect by websocket\n")
+        if self.draining:
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, "the server ends\n")
         if len(self._connections) >= self.config.max_connections:
             return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.config.max_connections} robots are connected\n")
         return None
@@ -169,14 +171,22 @@ class PolicyServer:
         name = path.removesuffix(vla_eval.PATH).strip("/")
         return self.hosted.get(name) if name else next(iter(self.hosted.values()))
 
-    async def _connected(self, connection: ServerConnection) -> None:
+    async def connected(self, connection: Connection) -> None:
+        """Serves a connection that was let in, until it ends."""
+        self._open.add(connection)
+        try:
+            await self._serve(connection)
+        finally:
+            self._open.discard(connection)
+
+    async def _serve(self, connection: Connection) -> None:
         assert connection.request is not None
         path, address = connection.request.path.split("?")[0], _address(connection)
         if path == LIVE:
             await self.feed.serve(connection)
             return
         hosted, owner = self._find(path), self.gate.owner(connection.request, address)
-        assert hosted is not None  # as _admit saw
+        assert hosted is not None  # as admit saw
         assert owner is not None
         robot = self.live.join(hosted.name, address, owner)
         self._connections[connection] = robot
@@ -201,7 +211,7 @@ class PolicyServer:
                 code=connection.close_code)  # fmt: skip
 
     async def _serve_robot(
-        self, connection: ServerConnection, hosted: Hosted, robot: Robot, harness: vla_eval.Harness | None
+        self, connection: Connection, hosted: Hosted, robot: Robot, harness: vla_eval.Harness | None
     ) -> None:
         if harness is None:
             await connection.send(pack(hosted.metadata))
@@ -282,7 +292,16 @@ class PolicyServer:
         self.metrics.errors.labels(hosted.name, kind).inc()
 
 
-def _address(connection: ServerConnection) -> str:
+def tell_ready(config: ServeConfig, port: int, checkpoints: list[str], **fields: Any) -> None:
+    """Logs where and how robots connect."""
+    secured = "TLS" if config.certificate else "no TLS"
+    keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
+    log("ready", host=config.host, port=port, checkpoints=checkpoints, security=f"{secured}, {keys}", **fields)
+    if not config.local_only and not config.api_keys:
+        log("anybody who reaches this machine can use the server; give --api-keys", level=logging.WARNING)
+
+
+def _address(connection: Connection) -> str:
     with suppress(Exception):
         return str(connection.remote_address[0])
     return "unknown"

@@ -1,8 +1,8 @@
 """allenai's vla-eval harness, which connects as to its own model servers: at /vla-eval, or /NAME/vla-eval.
 
-Its messages are msgpack maps {"type", "payload", "seq", "timestamp"}. It says "hello" first, and wants one action for each
-observation; "episode_start" and "episode_end" have no reply. Facts: github.com/allenai/vla-evaluation-harness, protocol
-version 1, src/vla_eval/protocol, connection.py, runners/sync_runner.py.
+Its messages are msgpack maps {"type", "payload", "seq", "timestamp"}. It says "hello" first, and wants one action for
+each observation; "episode_start" and "episode_end" have no reply. Facts: github.com/allenai/vla-evaluation-harness,
+protocol version 1, src/vla_eval/protocol, connection.py, runners/sync_runner.py.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
     if not checkpoints:
         raise UserError("name a checkpoint to serve")
     if len(checkpoints) == 1 and "=" not in checkpoints[0]:
-        return {"policy": checkpoints[0]}
+        return {"policy": _absolute(checkpoints[0])}
     found: dict[str, str] = {}
     for text in checkpoints:
         name, equals, path = text.partition("=")
@@ -29,8 +29,13 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
             raise UserError(f"of several checkpoints each is NAME=PATH, NAME of letters, digits, . _ -; got {text!r}")
         if name in found or name in _RESERVED:
             raise UserError(f"the name {name!r} is taken; choose another")
-        found[name] = path
+        found[name] = _absolute(path)
     return found
+
+
+def _absolute(path: str) -> str:
+    """A folder's path for a process that may work elsewhere; anything else as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Callable[[], ModelPolicy]]:
