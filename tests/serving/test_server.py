@@ -80,6 +80,15 @@ def test_openpis_form_gives_the_same(serve: Serve) -> None:
     np.testing.assert_array_equal(ours["actions"], channels_first["actions"])
 
 
+def test_a_chunk_goes_on_over_the_wire(serve: Serve, policy: ModelPolicy) -> None:
+    asked = {**observation(), "noise": noise(), "previous_actions": noise(1)[:4], "inference_delay": 2}
+    with PolicyClient(serve().uri) as client:
+        continued = client.infer(asked)["actions"]
+        alone = client.infer({**observation(), "noise": noise()})["actions"]
+    np.testing.assert_allclose(continued, policy.infer(asked)["actions"], rtol=1e-5, atol=1e-6)
+    assert np.abs(continued[:2] - noise(1)[:2]).mean() < np.abs(alone[:2] - noise(1)[:2]).mean()
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -95,6 +104,9 @@ def test_openpis_form_gives_the_same(serve: Serve) -> None:
         (pack({**observation(), "state": ["a"] * 7}), "bad request: state: got type"),
         (pack({**observation(), "prompt": 3}), "prompt: got int"),
         (pack({**observation(), "noise": "loud"}), "noise: got str"),
+        (pack({**observation(), "previous_actions": "these"}), "cannot be read"),
+        (pack({**observation(), "previous_actions": np.zeros((9, 5))}), r"previous_actions: got shape \(9, 5\)"),
+        (pack({**observation(), "previous_actions": noise(), "inference_delay": -1}), "inference_delay: got -1"),
         (pack({**observation(), "images": 3}), "images: got int"),
         (pack({**observation(), "images": {}}), "no 'top'"),
         (pack({**observation(), "images": {**observation()["images"], "left": 0}}), r"\['left'\].*\['ego', 'top'\]"),

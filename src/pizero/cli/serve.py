@@ -37,6 +37,8 @@ class Arguments:
     """PEM file for TLS, with --private-key."""
     private_key: Path | None = None
     """PEM file."""
+    default_prompt: str | None = None
+    """Instruction of robots that send none."""
     max_batch: int = 16
     """Requests of one model call."""
     max_wait_ms: float = 3.0

@@ -107,6 +107,7 @@ class ModelPolicy:
             raise UserError(f"state: dimensions {far.tolist()} lie further from the training data than any robot's")
         if observation.get("noise") is not None:
             self._noise(observation)
+        sampling_options([observation], self.pipeline, self.model.config, self.real_time, torch.device("cpu"))
         if self.pipeline.convention != "openpi":  # whose small images are grey levels that `infer` takes again
             return observation
         images = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pizero import __version__
-from pizero.data.openpi_robots import from_openpi
+from pizero.data.openpi_robots import UNSEEN, from_openpi
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
@@ -36,6 +36,7 @@ class Hosted:
     metadata: dict[str, Any]
     batcher: Batcher
     limits: Limits
+    default_prompt: str | None = None
     recorder: Recorder | None = None
 
     @classmethod
@@ -47,7 +48,7 @@ class Hosted:
             max_batch=config.max_batch, max_wait=config.max_wait_ms / 1000, max_queue=config.max_queue,
         )  # fmt: skip
         limits = Limits(max_bytes=config.max_message_mb << 20)
-        hosted = cls(name, load, policy, describe(name, policy), batcher, limits)
+        hosted = cls(name, load, policy, describe(name, policy), batcher, limits, config.default_prompt)
         if config.replica is not None:
             hosted.metadata["replica"] = config.replica
         if config.record is not None:
@@ -81,12 +82,14 @@ class Hosted:
             raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:
             observation = robot_dictionary(value, self.policy, prompt)
+            if self.default_prompt is not None:
+                observation.setdefault("prompt", self.default_prompt)
             return observation, self.policy.prepare(observation)
         except UserError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__)
-            raise UserError("the observation cannot be read; expected state, images and prompt") from error
+            raise UserError("the observation cannot be read; expected numbers, images and texts") from error
 
 
 def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str | None) -> RobotDict:
@@ -97,7 +100,7 @@ def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str 
     embodiment = policy.pipeline.embodiment
     if isinstance(images := value.get("images"), Mapping):
         known = set(embodiment.cameras.values())
-        if unknown := sorted(map(str, set(images) - known)):
+        if unknown := sorted(map(str, set(images) - known - UNSEEN)):
             raise UserError(f"images: got cameras {unknown}, this checkpoint has {sorted(known)}")
         value = {**value, "images": {name: image for name, image in images.items() if image is not None}}
     robot = from_openpi(value, embodiment)
