@@ -51,7 +51,7 @@ class Listener:
 
 def with_server(policy: ModelPolicy, work: Callable[[PolicyServer], Awaitable[None]], **settings: Any) -> None:
     async def run() -> None:
-        server = PolicyServer({"policy": lambda: policy}, ServeConfig(**{"drain_s": 1.0, **settings}))
+        server = PolicyServer({"policy": lambda: policy}, ServeConfig(**{"drain_s": 1.0, "max_batch": 1, **settings}))
         try:
             await work(server)
         finally:

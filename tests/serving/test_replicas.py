@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving_helpers import noise, observation
 
-from pizero.policy.policy import ModelPolicy
+from pizero.policy.policy import load_policy
 from pizero.serving.client import PolicyClient, ServerError, UnreachableError
 
 pytestmark = pytest.mark.ray
@@ -57,20 +57,20 @@ def ray_processes() -> set[str]:
     }
 
 
-def test_two_replicas(checkpoint: Path, policy: ModelPolicy, tmp_path: Path) -> None:
+def test_two_replicas(checkpoint: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("sesame\n")
     before = ray_processes()
     server = Process(checkpoint, "--api-keys", str(keys), "--record", str(tmp_path / "record"))
     try:
-        server.wait_for(lambda lines: count(" ready ", lines) == 1)
+        server.wait_for(lambda lines: count(" ready  host=", lines) == 1)
         port = server.lines[-1].split("port=")[1].split()[0]
         uri, asked = f"ws://127.0.0.1:{port}", {**observation(), "noise": noise()}
         with ExitStack() as stack:
             robots = [stack.enter_context(PolicyClient(uri, api_key="sesame")) for _ in range(4)]
             replicas = [robot.metadata["replica"] for robot in robots]
             assert len(set(replicas)) == 2
-            expected = policy.infer(asked)["actions"]
+            expected = load_policy(checkpoint).infer(asked)["actions"]
             for _ in range(5):
                 for robot in robots:
                     np.testing.assert_allclose(robot.infer(asked)["actions"], expected, rtol=1e-5, atol=1e-5)

@@ -67,6 +67,7 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
             graceful_shutdown_timeout_s=config.drain_s, ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
         )  # fmt: skip
         bound = deployment(serve.ingress()(Replica)).bind(loads, config, style)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             handle = serve.run(bound, name=NAME, route_prefix="/", logging_config=QUIET)
         except RuntimeError as error:
