@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,11 @@ def nothing_is_left() -> Iterator[None]:
 
 def _children() -> set[str]:
     """Processes of this one; empty where the system does not tell."""
-    files = Path("/proc/self/task").glob("*/children")
-    return {number for file in files for number in file.read_text().split()}
+    found: set[str] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found.update(file.read_text().split())
+    return found
 
 
 Serve = Callable[..., Background]

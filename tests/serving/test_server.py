@@ -89,6 +89,24 @@ def test_a_chunk_goes_on_over_the_wire(serve: Serve, policy: ModelPolicy) -> Non
     assert np.abs(continued[:2] - noise(1)[:2]).mean() < np.abs(alone[:2] - noise(1)[:2]).mean()
 
 
+def test_a_connection_knows_the_chunk_that_it_goes_on_with(serve: Serve, policy: ModelPolicy) -> None:
+    later = {**observation(1), "noise": noise(1), "inference_delay": 2}
+    server = serve()
+    with PolicyClient(server.uri) as client, PolicyClient(server.uri) as other:
+        first = client.infer({**observation(), "noise": noise(), "played": 3})["actions"]  # it has none yet
+        other.infer(observation(5))
+        continued = client.infer({**later, "played": 2})["actions"]
+        over = client.infer({**observation(2), "noise": noise(2), "played": 6})["actions"]
+        with pytest.raises(ServerError, match=r"played: got -1, expected a whole number"):
+            client.infer({**later, "played": -1})
+        with pytest.raises(ServerError, match=r"played: got 1\.5, expected a whole number"):
+            client.infer({**later, "played": 1.5})
+    expected = policy.infer({**later, "previous_actions": first[2:]})["actions"]
+    np.testing.assert_allclose(continued, expected, rtol=1e-5, atol=1e-6)
+    expected = policy.infer({**observation(2), "noise": noise(2)})["actions"]
+    np.testing.assert_allclose(over, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -262,7 +280,7 @@ def test_tls(serve: Serve, tmp_path: Path) -> None:
     with PolicyClient(server.uri, ssl=trust) as client:
         assert client.infer(observation())["actions"].shape == (6, 5)
     with pytest.raises(UnreachableError, match="certificate verify failed"):
-        PolicyClient(server.uri, patience=0)
+        PolicyClient(server.uri)
     with pytest.raises(UserError, match="cannot be used"):
         serve(certificate=Path(files[0]), private_key=Path(files[0]))
 

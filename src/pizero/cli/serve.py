@@ -20,13 +20,14 @@ class Arguments:
 
     Examples: pizero serve runs/tabletop
               pizero serve red=runs/a blue=runs/b --host 0.0.0.0 --api-keys keys.txt
+              pizero serve base=runs/base lift=runs/base+runs/lift/checkpoints/0002000
               pizero serve runs/tabletop --device cuda --replicas 4
     SIGTERM answers what runs, then ends; SIGHUP loads the checkpoints anew without dropping a connection.
     """
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Checkpoint folder of any format, folder of a run (its newest checkpoint), or hub id; of several, each NAME=PATH.
-    Robots reach the first one at /, each at /NAME."""
+    """Checkpoint folder of any format, folder of a run (its newest checkpoint), or hub id; with LoRA adapters
+    BASE+ADAPTERS; of several, each NAME=PATH. Robots reach the first one at /, each at /NAME."""
     host: str = "127.0.0.1"
     """Address to listen on; only this machine can connect unless told otherwise."""
     port: int = 8000

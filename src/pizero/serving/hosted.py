@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pizero import __version__
 from pizero.data.openpi_robots import UNSEEN, from_openpi
@@ -67,21 +69,25 @@ class Hosted:
         self.policy = policy
 
     async def read(
-        self, message: bytes | dict[str, Any], prompt: str | None, pool: Executor
+        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None, pool: Executor
     ) -> tuple[RobotDict, RobotDict]:
         """A request's observation, as it came and prepared for the model, in a thread of `pool`.
 
-        message: as bytes, or unpacked. prompt: in place of the robot's own. ProtocolError or UserError says what is
-        wrong with it.
+        message: as bytes, or unpacked. prompt: in place of the robot's own. chunk: that it got last. ProtocolError or
+        UserError says what is wrong with it.
         """
-        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
+        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt, chunk)
 
-    def _read(self, message: bytes | dict[str, Any], prompt: str | None) -> tuple[RobotDict, RobotDict]:
+    def _read(
+        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None
+    ) -> tuple[RobotDict, RobotDict]:
         value = unpack(message, self.limits) if isinstance(message, bytes) else message
         if not isinstance(value, dict):
             raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:
             observation = robot_dictionary(value, self.policy, prompt)
+            if "played" in value and chunk is not None:
+                observation |= _rest(chunk, value["played"])
             if self.default_prompt is not None:
                 observation.setdefault("prompt", self.default_prompt)
             return observation, self.policy.prepare(observation)
@@ -106,6 +112,17 @@ def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str 
     robot = from_openpi(value, embodiment)
     robot |= {key: value[key] for key in EXTRA if key in value}
     return robot if prompt is None else {**robot, "prompt": prompt}
+
+
+def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
+    """What is left of a connection's chunk after so many of its actions, to be continued; nothing where it is over."""
+    try:
+        count = operator.index(played)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise UserError(f"played: got {str(played)[:60]}, expected a whole number of actions")
+    return {"previous_actions": chunk[count:]} if count < len(chunk) else {}
 
 
 def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class PolicyServer:
     async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
         started = time.monotonic()
-        observation = await hosted.read(message, robot.new_prompt, self.pool)
+        observation = await hosted.read(message, robot.new_prompt, robot.chunk, self.pool)
         prepared = time.monotonic() - started
         answer = await self.ask(hosted, robot, *observation)
         self.metrics.stages.labels(hosted.name, "prepare").observe(prepared)

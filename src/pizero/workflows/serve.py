@@ -34,21 +34,35 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
 
 
 def _absolute(path: str) -> str:
-    """A folder's path for a process that may work elsewhere; anything else as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    """Paths for a process that may work elsewhere; what is no folder here as it is."""
+    return "+".join(str(Path(part).resolve()) if Path(part).exists() else part for part in _parts(path))
+
+
+def _parts(path: str) -> list[str]:
+    """[checkpoint], or [checkpoint, adapters] of BASE+ADAPTERS."""
+    base, plus, adapters = path.rpartition("+")
+    return [base, adapters] if plus and not Path(path).exists() else [path]
 
 
 def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Callable[[], ModelPolicy]]:
-    """Name -> a function that loads its policy; of a run the checkpoint that is the newest then.
+    """Name -> a function that loads its policy, of BASE+ADAPTERS both; of a run the checkpoint that is the newest then.
 
     options: as for `load_policy`. A checkpoint with a stored example must reproduce it.
     """
 
     def loader(path: str) -> Callable[[], ModelPolicy]:
         def load() -> ModelPolicy:
-            folder = local_folder(find_checkpoint(Path(path) if Path(path).exists() else path))
+            folder, *others = (_newest(part) for part in _parts(path))
+            if others:
+                inner = others[0] / "adapters"  # of a checkpoint of the training
+                return load_policy(folder, adapters=inner if inner.is_dir() else others[0], **options)
             return load_policy(folder, verify=load_example(folder) is not None, **options)
 
         return load
 
     return {name: loader(path) for name, path in checkpoints.items()}
+
+
+def _newest(path: str) -> Path:
+    """A checkpoint's folder, of a run that of its newest."""
+    return local_folder(find_checkpoint(Path(path) if Path(path).exists() else path))
