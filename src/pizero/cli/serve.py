@@ -68,6 +68,8 @@ class Arguments:
     """How events are written to standard error."""
     num_steps: int | None = None
     """Steps of sampling; without it the model's own number."""
+    jacobian: Literal["paper", "identity"] = "paper"
+    """How a model that was not trained for it continues a chunk; identity takes no longer than a chunk by itself."""
     device: str = "cpu"
     """Where the models run."""
     dtype: str = "float32"
@@ -89,6 +91,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     from functools import partial
 
+    from pizero.policy.real_time import RealTime
     from pizero.serving.config import ServeConfig, read_keys
     from pizero.serving.log import logging_to_stderr
     from pizero.types import UserError
@@ -102,6 +105,7 @@ def run(arguments: Arguments) -> int:
     policy = {name: values.pop(name) for name in (
         "num_steps", "device", "dtype", "kernels", "keep", "embodiment", "norm_stats", "tokenizer", "arch"
     )}  # fmt: skip
+    policy["real_time"] = RealTime(jacobian=values.pop("jacobian"))
     keys = values.pop("api_keys")
     config = ServeConfig(**values, api_keys=() if keys is None else read_keys(keys))
     loads = partial(loaders, names, **policy)
