@@ -78,6 +78,7 @@ def test_the_simulated_robot_on_a_phone(serve: Serve, browser: Browser) -> None:
     click(browser, "start")
     browser.wait(f"{ROWS}.some(text => text.includes('simulated'))")
     browser.wait("document.querySelector('figure.scene img')?.naturalWidth > 0")
+    browser.wait("document.getElementById('stages').textContent.includes('infer')")
     before = browser.run("document.querySelector('figure.scene img').src")
     browser.wait(f"document.querySelector('figure.scene img').src !== {json.dumps(before)}")
     assert browser.run("document.documentElement.scrollWidth") == 390

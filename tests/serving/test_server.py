@@ -96,11 +96,13 @@ def test_a_connection_knows_the_chunk_that_it_goes_on_with(serve: Serve, policy:
         first = client.infer({**observation(), "noise": noise(), "played": 3})["actions"]  # it has none yet
         other.infer(observation(5))
         continued = client.infer({**later, "played": 2})["actions"]
+        played = server.server.live.robots[1].played
         over = client.infer({**observation(2), "noise": noise(2), "played": 6})["actions"]
         with pytest.raises(ServerError, match=r"played: got -1, expected a whole number"):
             client.infer({**later, "played": -1})
         with pytest.raises(ServerError, match=r"played: got 1\.5, expected a whole number"):
             client.infer({**later, "played": 1.5})
+    np.testing.assert_array_equal(played, first[:2])
     expected = policy.infer({**later, "previous_actions": first[2:]})["actions"]
     np.testing.assert_allclose(continued, expected, rtol=1e-5, atol=1e-6)
     expected = policy.infer({**observation(2), "noise": noise(2)})["actions"]

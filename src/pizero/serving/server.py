@@ -26,7 +26,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from pizero.serving import vla_eval
-from pizero.serving.batching import Answer, BusyError
+from pizero.serving.batching import BusyError
 from pizero.serving.config import ServeConfig
 from pizero.serving.connection import Connection
 from pizero.serving.feed import Feed
@@ -119,19 +119,25 @@ class PolicyServer:
                     self.metrics.reloads.labels(name, "done").inc()
                     log("reloaded", checkpoint=name, seconds=time.monotonic() - started)
 
-    async def ask(self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict) -> Answer:
-        """The reply to an observation; the robot's figures, the metrics and the recording learn of it."""
+    async def ask(
+        self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict, started: float
+    ) -> dict[str, Any]:
+        """The reply to an observation, with "server_timing"; the robot's figures, the metrics and the recording learn
+        of it. started: when its preparation did.
+        """
         robot.prompt = robot.prompt if robot.new_prompt is not None else observation.get("prompt", "")
-        started = time.monotonic()
+        seconds = {"prepare": time.monotonic() - started}
         answer = await hosted.batcher.ask(prepared, owner=robot.owner, robot=robot)
+        seconds |= {"queue": answer.queued, "infer": answer.inferred}
+        for stage, value in seconds.items():
+            self.metrics.stages.labels(hosted.name, stage).observe(value)
         self.metrics.batches.labels(hosted.name).observe(answer.batch)
-        for stage, seconds in (("queue", answer.queued), ("infer", answer.inferred)):
-            self.metrics.stages.labels(hosted.name, stage).observe(seconds)
         self.metrics.requests.labels(hosted.name).inc()
+        robot.timing = {f"{stage}_ms": 1000 * value for stage, value in seconds.items()} | {"batch": answer.batch}
         robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
         if hosted.recorder is not None:
             await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
-        return answer
+        return {**answer.reply, "server_timing": robot.timing}
 
     # ---------------------------------------------------------------- connections
 
@@ -277,15 +283,8 @@ class PolicyServer:
     async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
         started = time.monotonic()
-        observation = await hosted.read(message, robot.new_prompt, robot.chunk, self.pool)
-        prepared = time.monotonic() - started
-        answer = await self.ask(hosted, robot, *observation)
-        self.metrics.stages.labels(hosted.name, "prepare").observe(prepared)
-        robot.timing = {
-            "infer_ms": 1000 * answer.inferred, "prepare_ms": 1000 * prepared, "queue_ms": 1000 * answer.queued,
-            "batch": answer.batch,
-        }  # fmt: skip
-        return {**answer.reply, "server_timing": robot.timing}
+        observation, prepared = await hosted.read(message, robot.new_prompt, robot.chunk, self.pool)
+        return await self.ask(hosted, robot, observation, prepared, started)
 
     def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:
         robot.errors += 1
