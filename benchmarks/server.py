@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import json
 import logging
 import statistics
 import subprocess
@@ -181,9 +182,10 @@ def load(uri: str, robots: int, seconds: float) -> tuple[float, list[float]]:
     return len(values) / wall, values
 
 
-def compare(kinds: Sequence[str], options: argparse.Namespace) -> None:
-    """Prints what each kind does for each number of robots, in turns: the median of the rounds."""
+def compare(kinds: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints and returns what each kind does for each number of robots, in turns: the median of the rounds."""
     rates: dict[tuple[str, int], float] = {}
+    found: list[dict[str, Any]] = []
     print(f"\n{'server':20} robots  requests/s  p50 ms  p95 ms  p99 ms")
     with servers(kinds, True, options) as uris:
         for uri in uris.values():
@@ -196,9 +198,14 @@ def compare(kinds: Sequence[str], options: argparse.Namespace) -> None:
                 rates[kind, robots] = statistics.median(one[kind][0] for one in rounds)
                 shares = np.percentile([value for one in rounds for value in one[kind][1]], (50, 95, 99))
                 print(f"{kind:20} {robots:6} {rates[kind, robots]:11.1f} " + " ".join(f"{ms:7.1f}" for ms in shares))
+                values = dict(zip(("p50_ms", "p95_ms", "p99_ms"), (round(float(ms), 2) for ms in shares), strict=True))
+                found.append(
+                    {"server": kind, "robots": robots, "requests_per_s": round(rates[kind, robots], 1), **values}
+                )
     for other in kinds[1:]:
         ratios = (f"{robots}: {rates[kinds[0], robots] / rates[other, robots]:.2f}x" for robots in options.robots)
         print(f"requests/s of {kinds[0]} beside {other}, by robots   {'  '.join(ratios)}")
+    return found
 
 
 def main() -> None:
@@ -209,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of all servers, for each number of robots")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--port", type=int, default=18_080, help="and the two after it")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--nothing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -223,8 +231,9 @@ def main() -> None:
         print(
             f"{kind}: round trip {trips[kind]:.2f} ms, {trips[kind] - trips['infer']:.2f} ms more than infer in process"
         )
-    if options.robots:
-        compare(kinds, options)
+    found: dict[str, Any] = {"round_trip_ms": trips, "load": compare(kinds, options) if options.robots else []}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
