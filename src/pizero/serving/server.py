@@ -29,7 +29,7 @@ from pizero.serving import vla_eval
 from pizero.serving.batching import BusyError
 from pizero.serving.config import ServeConfig
 from pizero.serving.connection import Connection
-from pizero.serving.feed import Feed
+from pizero.serving.feed import MOST_PAGES, Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load
 from pizero.serving.live import Live, Robot
@@ -157,8 +157,9 @@ class PolicyServer:
             return found
         if self.gate.foreign(request):
             return respond(HTTPStatus.FORBIDDEN, "this page may not use the server; see --origins\n")
-        if path == LIVE and upgrade:
-            return None  # gives its key in its first message: a browser cannot send it sooner
+        if path == LIVE and upgrade:  # gives its key in its first message: a browser cannot send it sooner
+            many = self.feed.pages >= MOST_PAGES
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_PAGES} pages are open\n") if many else None
         if self.gate.owner(request, "") is None:
             return respond(HTTPStatus.UNAUTHORIZED, "an API key is needed: Authorization: Api-Key ...\n")
         if path == "/metrics":
