@@ -25,11 +25,8 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels
 from pizero.model.pi0 import Pi0
-from pizero.policy.real_time import RealTime, sampling_options
+from pizero.policy.real_time import FAR, RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
-
-FAR = 1e6
-"""Normalised state beyond which the model would compute with infinities."""
 
 
 class ModelPolicy:
@@ -126,8 +123,10 @@ class ModelPolicy:
             noise = np.asarray(given, dtype=np.float32)
         except (TypeError, ValueError):
             raise UserError(f"noise: got {type(given).__name__}, expected an array of numbers") from None
-        if noise.shape != self.noise_shape or not np.isfinite(noise).all():
-            raise UserError(f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), all finite")
+        if noise.shape != self.noise_shape or not (np.abs(noise) <= FAR).all():
+            raise UserError(
+                f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), within {FAR:g}"
+            )
         return noise
 
 
