@@ -9,14 +9,16 @@ from pizero.types import Observation, UserError
 
 if TYPE_CHECKING:
     from pizero.checkpoints.load import load_model, save_model
+    from pizero.engine.fast_sampler import FastSampler
     from pizero.model.config import Pi0Config
     from pizero.model.pi0 import Pi0
     from pizero.policy.policy import load_policy
 
 __version__ = "0.1.0"
-__all__ = ["Observation", "Pi0", "Pi0Config", "UserError", "load_model", "load_policy", "save_model"]
+__all__ = ["FastSampler", "Observation", "Pi0", "Pi0Config", "UserError", "load_model", "load_policy", "save_model"]
 
 _HOMES = {
+    "FastSampler": "pizero.engine.fast_sampler",
     "Pi0": "pizero.model.pi0",
     "Pi0Config": "pizero.model.config",
     "load_model": "pizero.checkpoints.load",

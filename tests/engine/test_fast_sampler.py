@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pizero import load_model, save_model
 from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.products import Kernels
 from pizero.model.flow_matching import Solver
 from pizero.model.pi0 import Pi0
+from pizero.model.precision import cast_weights
 from pizero.types import Observation
 
 
@@ -78,18 +80,22 @@ def test_more_key_heads() -> None:
     assert_same(random_model(prefix=prefix, expert=expert), make_observation(model.config), num_steps=2)
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:4], ids=variant_name)
-def test_bfloat16_is_as_near_to_float32_as_the_plain_path(variant: dict[str, str]) -> None:
-    model = random_model(**variant)
-    observation, noise = make_observation(model.config), noise_for(model, 2)
-    exact = model.sample_actions(observation, noise=noise)
-    model.transformer.bfloat16()
-    model.vision_tower.blocks.bfloat16()
-    model.vision_tower.final_norm.bfloat16()
-    model.vision_tower.projection.bfloat16()
-    plain = model.sample_actions(observation, noise=noise)
-    fast = FastSampler(model).sample_actions(observation, noise=noise)
-    assert (fast - exact).abs().mean() < 1.5 * (plain - exact).abs().mean()
+@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize("variant", VARIANTS[:4:2], ids=variant_name)
+def test_bfloat16_is_as_near_to_float32_as_the_plain_path(variant: dict[str, str], kernels: Kernels) -> None:
+    """Over twenty observations of several models, with the dtypes that a checkpoint is loaded with: so small a model's
+    own rounding says little, so the squared distances of all of them are added up.
+    """
+    fast = plain = 0.0
+    for seed in range(8):
+        model = random_model(seed, **variant)
+        observation, noise = make_observation(model.config, 20, seed), noise_for(model, 20)
+        exact = model.sample_actions(observation, noise=noise)
+        cast_weights(model, torch.bfloat16)
+        plain += float((model.sample_actions(observation, noise=noise) - exact).square().sum())
+        sampler = FastSampler(model, kernels=kernels)
+        fast += float((sampler.sample_actions(observation, noise=noise) - exact).square().sum())
+    assert fast**0.5 < 1.1 * plain**0.5
 
 
 def test_noise_steps_and_repeated_calls() -> None:

@@ -75,6 +75,8 @@ class FastSampler:
         self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
         self._keep, self._without = tuple(keep), frozenset(without)
         self._attend = _attend_repeated if "folded_heads" in without else attend
+        self._join = "joined_weights" not in self._without
+        self._fold = self._join and model.transformer.dtype == torch.float32
         self._action_weight = action_weight(model)
         self._tables: dict[tuple[int, Solver], TimeTables] = {}
         self._final_norm = model.transformer.expert_norm
@@ -122,8 +124,8 @@ class FastSampler:
     def tables(self, num_steps: int, solver: Solver = "euler") -> TimeTables:
         """What depends on the flow time alone, made at the first call for these steps and kept."""
         if (num_steps, solver) not in self._tables:
-            times, folded = integration_times(num_steps, solver), "joined_weights" not in self._without
-            self._tables[num_steps, solver] = make_tables(self.model, times, folded)
+            times = integration_times(num_steps, solver)
+            self._tables[num_steps, solver] = make_tables(self.model, times, self._fold)
         return self._tables[num_steps, solver]
 
     def see(self, images: Tensor) -> Tensor:
@@ -177,15 +179,18 @@ class FastSampler:
         return found
 
     def _packed(self, name: str, kernels: Callable[[str], Kernels]) -> PackedVisionBlock | PackedBlock:
-        source, join = self._source(name), "joined_weights" not in self._without
+        source = self._source(name)
         image_tokens = len(self.model.vision_tower.position_embedding) * len(self.config.cameras)
         if isinstance(source, VisionBlock):
-            return PackedVisionBlock.of(source, name, Packing(image_tokens, kernels, join))
+            return PackedVisionBlock.of(source, name, self._packing(image_tokens, kernels))
         if name.startswith("expert"):
-            return PackedBlock.of(source, name, Packing(self.config.action_horizon, kernels, join))
+            return PackedBlock.of(source, name, self._packing(self.config.action_horizon, kernels))
         last = name == f"prefix.{self.config.prefix.depth - 1}" and "short_last_layer" not in self._without
-        packing = Packing(image_tokens + self.config.prompt_length, kernels, join)
+        packing = self._packing(image_tokens + self.config.prompt_length, kernels)
         return PackedBlock.of(source, name, packing, keys_only=last)
+
+    def _packing(self, tokens: int, kernels: Callable[[str], Kernels]) -> Packing:
+        return Packing(tokens, kernels, self._join, self._fold)
 
     def _kernels_of(self, name: str) -> Kernels:
         kept = self._kernels in ("int8", "float8") and any(fnmatchcase(name, pattern) for pattern in self._keep)
@@ -205,7 +210,7 @@ class FastSampler:
             call = next(calls)
             at, row = tables, call
             if "time_tables" in self._without:
-                at, row = make_tables(self.model, time[:1], "joined_weights" not in self._without), 0
+                at, row = make_tables(self.model, time[:1], self._fold), 0
             own = cache.state[call] if cache.state else None
             return self.velocity(cache, *at.at(row, places), x_t, own)
 

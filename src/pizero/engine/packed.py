@@ -1,8 +1,9 @@
 """The network's weights as the fast path multiplies them.
 
-Products that share an input are one. `1 + scale` of a plain norm and the query's scale are in the weights. The two
+Products that share an input are one. The query's scale is in its weights, and so is `1 + scale` of a plain norm where
+they are float32: rounded weights would be rounded once more, and the scale costs next to nothing beside them. The two
 halves that the rotary embedding turns against each other lie side by side, in every head of queries and keys alike, so
-that a turn is one product of complex numbers; the logits do not change. Folded in float32, then cast.
+that a turn is one product of complex numbers; the logits do not change.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ time; or [B, H, E] where settled actions have another one than the rest.
 
 FOLDED: Modulation = (None, None, None)
 
+_ROWS = 512
+
 
 @dataclass(frozen=True)
 class Packing:
-    """How a block is packed: tokens that it mostly sees, kernels by the product's name, what is folded and joined."""
+    """How a block is packed: tokens that it mostly sees, kernels by the product's name.
+
+    join: products that share an input. fold: scales of plain norms into the weights.
+    """
 
     tokens: int
     kernels: Callable[[str], Kernels]
-    join: bool = True
+    join: bool
+    fold: bool
 
 
 @dataclass(frozen=True)
@@ -58,16 +65,16 @@ class PackedBlock:
             raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
         dim = block.head_dim
         heads, kv_heads = block.query.out_features // dim, block.key.out_features // dim
-        first, second = (_scale(norm) if packing.join else None for norm in (block.attention_norm, block.mlp_norm))
-        layers = [] if keys_only else [_columns(_pairs(block.query, dim), first) * dim**-0.5]
-        layers += [_columns(_pairs(block.key, dim), first), _columns(block.value.weight.float(), first)]
-        projection = _one(layers, block.query.weight.dtype, f"{name}.query", packing)
-        norms = (FOLDED, FOLDED) if packing.join else (plain(block.attention_norm), plain(block.mlp_norm))
+        first, second = (_scale(norm) if packing.fold else None for norm in (block.attention_norm, block.mlp_norm))
+        scaled = dim**-0.5 if first is None else first * dim**-0.5
+        layers = [] if keys_only else [_columns(_pairs(block.query, dim), torch.as_tensor(scaled))]
+        layers += [_columns(_pairs(block.key, dim), first), _columns(block.value.weight, first)]
+        projection = _one(layers, f"{name}.query", packing)
+        norms = (FOLDED, FOLDED) if packing.fold else (plain(block.attention_norm), plain(block.mlp_norm))
         if keys_only:
             return PackedBlock(projection, None, None, None, 0, kv_heads, dim, norms)
         output = make_product(block.output.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.output"))
-        dtype = block.query.weight.dtype
-        gate, up = (_columns(layer.weight.float(), second).to(dtype) for layer in (block.mlp.gate, block.mlp.up))
+        gate, up = (_columns(layer.weight, second) for layer in (block.mlp.gate, block.mlp.up))
         gated = _gated(gate, up, f"{name}.gate", packing)
         down = make_product(block.mlp.down.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.down"))
         return PackedBlock(projection, output, gated, down, heads, kv_heads, dim, norms)
@@ -130,20 +137,26 @@ def plain(norm: nn.Module) -> Modulation:
 def normalized(x: Tensor, norm: Modulation) -> Tensor:
     """x / rms(x) * (1 + scale) + shift, in float32 and cast back."""
     scale, shift, _ = norm
-    if scale is None:
-        return F.rms_norm(x, x.shape[-1:], None, EPSILON)
-    y = F.rms_norm(x.float(), x.shape[-1:], None, EPSILON)
-    return (y * scale if shift is None else torch.addcmul(shift, y, scale)).to(x.dtype)
+    if x.dtype == torch.float32:
+        y = F.rms_norm(x, x.shape[-1:], None, EPSILON)
+    else:  # torch's own is slow in bfloat16 on a CPU
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        y = x * torch.rsqrt(length * length / x.shape[-1] + EPSILON)
+    if scale is not None:
+        y = y.mul_(scale)
+    return (y if shift is None else y.add_(shift)).to(x.dtype)
 
 
-def modulations(norm: nn.Module, conditioning: Tensor, folded: bool) -> list[Modulation]:
-    """Of a norm for each row of the conditioning [T, E], or for one row where it does not depend on the time."""
+def modulations(norm: nn.Module, conditioning: Tensor, folded: bool, dtype: torch.dtype) -> list[Modulation]:
+    """Of a norm for each row of the conditioning [T, E], or for one row where it does not depend on the time.
+
+    dtype: the tokens', and so the gates'; scale and shift are float32.
+    """
     if isinstance(norm, RMSNorm):
         return [FOLDED if folded else plain(norm)]
     assert isinstance(norm, AdaptiveRMSNorm)
-    dtype = norm.modulation.weight.dtype
-    scale, shift, gate = norm.modulation(conditioning.to(dtype)).chunk(3, dim=-1)
-    return list(zip((1 + scale.float()).unbind(), shift.float().unbind(), gate.unbind(), strict=True))
+    scale, shift, gate = norm.modulation(conditioning.to(norm.modulation.weight.dtype)).chunk(3, dim=-1)
+    return list(zip((1 + scale.float()).unbind(), shift.float().unbind(), gate.to(dtype).unbind(), strict=True))
 
 
 class _Apart:
@@ -160,9 +173,9 @@ class _Apart:
         return gelu(self(x))
 
 
-def _one(layers: list[Tensor], dtype: torch.dtype, name: str, packing: Packing) -> Product:
+def _one(layers: list[Tensor], name: str, packing: Packing) -> Product:
     parts = [torch.cat(layers)] if packing.join else layers
-    made = [make_product(part.to(dtype), None, packing.tokens, packing.kernels(name)) for part in parts]
+    made = [make_product(part, None, packing.tokens, packing.kernels(name)) for part in parts]
     return made[0] if packing.join else _Apart(made)
 
 
@@ -185,12 +198,18 @@ def _scale(norm: nn.Module) -> Tensor | None:
 
 
 def _columns(weight: Tensor, scale: Tensor | None) -> Tensor:
-    return weight if scale is None else weight * scale
+    """weight * scale, computed in float32, in the weight's dtype; a few rows at a time, which stay in the cache."""
+    if scale is None:
+        return weight.detach()
+    scaled = torch.empty_like(weight)
+    for part, rows in zip(scaled.split(_ROWS), weight.detach().split(_ROWS), strict=True):
+        part.copy_(rows.float() * scale)
+    return scaled
 
 
 def _pairs(layer: nn.Linear, head_dim: int) -> Tensor:
-    """The rows of each head [head_dim] with place i beside place i + head_dim / 2: [out, in] in float32."""
-    weight = layer.weight.detach().float()
+    """The rows of each head [head_dim] with place i beside place i + head_dim / 2: [out, in]."""
+    weight = layer.weight.detach()
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
 
 

@@ -132,6 +132,8 @@ class Float8Product:
 
 
 _FLOAT8_MAX = 448.0
+_ROWS = 512
+"""Rows of a weight that are computed at a time, so that they stay in the cache."""
 
 
 def make_product(weight: Tensor, bias: Tensor | None, tokens: int, kernels: Kernels) -> Product:
@@ -175,9 +177,13 @@ def check_kernels(kernels: Kernels, device: torch.device) -> None:
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """[out, in] -> int8 codes and the scale [out] of a code, symmetric."""
-    weight = weight.float()
-    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    scale = torch.empty(len(weight))
+    for code, size, rows in zip(*(part.split(_ROWS) for part in (codes, scale, weight)), strict=True):
+        rows = rows.float()
+        torch.amax(rows.abs() / 127, 1, out=size)
+        code.copy_((rows / size.clamp_(min=1e-12)[:, None]).round_())
+    return codes, scale
 
 
 def quantized_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def integration_times(num_steps: int, solver: Solver) -> Tensor:
     return torch.cat(times)
 
 
-def make_tables(model: Pi0, times: Tensor, folded: bool = True) -> TimeTables:
+def make_tables(model: Pi0, times: Tensor, folded: bool) -> TimeTables:
     """For integration times [T]. folded: scales of norms that do not depend on the time are in the weights."""
     width = model.config.expert.width
     times = torch.cat([times, torch.full_like(times[:1], CLEAN)]).to(model.action_in_proj.weight.device)
@@ -69,8 +69,9 @@ def make_tables(model: Pi0, times: Tensor, folded: bool = True) -> TimeTables:
         biases = times @ time.T + (model.time_mlp_in.bias.float() + action @ bias)
     experts = [layer.expert for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
     norms = [norm for block in experts for norm in (block.attention_norm, block.mlp_norm)]
-    rows = [modulations(norm, times, folded) for norm in norms]
-    rows.append(modulations(model.transformer.expert_norm, times, folded=False))
+    dtype = model.transformer.dtype
+    rows = [modulations(norm, times, folded, dtype) for norm in norms]
+    rows.append(modulations(model.transformer.expert_norm, times, False, dtype))
     return TimeTables(biases, [list(row) for row in zip(*rows, strict=True)])
 
 
