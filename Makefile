@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -51,12 +51,27 @@ $(PEER)/.done: benchmarks/peers/openpi_requirements.txt
 # make test-openpi-client   openpi's client from PyPI asks a running server; it needs numpy<2, so an environment of its own
 CLIENT = .peers/openpi-client
 test-openpi-client: setup $(CLIENT)/.done
-	$(BIN)/python benchmarks/openpi_client_asks_ours.py $(CLIENT)/bin/python
+	$(BIN)/python benchmarks/client_asks_ours.py $(CLIENT)/bin/python benchmarks/peers/openpi_client_asks_ours.py a-key
 
 $(CLIENT)/.done: benchmarks/peers/openpi_client_requirements.txt
 	$(PYTHON) -m venv $(CLIENT)
 	$(CLIENT)/bin/python -m pip install --quiet -r benchmarks/peers/openpi_client_requirements.txt
 	touch $@
+
+# make test-vla-eval VLA_EVAL=<a checkout of allenai/vla-evaluation-harness>   its episode runner plays with a running server
+test-vla-eval: setup .peers/vla-eval/.done
+	$(BIN)/python benchmarks/client_asks_ours.py .peers/vla-eval/bin/python benchmarks/peers/vla_eval_asks_ours.py
+
+.peers/vla-eval/.done:
+	@test -d "$(VLA_EVAL)/src/vla_eval" || { echo "give VLA_EVAL=<a checkout of allenai/vla-evaluation-harness>"; exit 2; }
+	$(PYTHON) -m venv .peers/vla-eval
+	SETUPTOOLS_SCM_PRETEND_VERSION=0 .peers/vla-eval/bin/python -m pip install --quiet "$(VLA_EVAL)"
+	touch $@
+
+# make test-replicas   two replicas behind one address; installs the extra ray
+test-replicas: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray tests/serving/test_replicas.py
 
 # make soak   a policy server under load for an hour (SECONDS=600 for less): its memory must not grow
 SECONDS = 3600

@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import json
 import logging
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,11 @@ def serve(kind: str, computes: bool, port: int, threads: int) -> None:
 
 
 @contextmanager
-def server(kind: str, computes: bool, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+def server(
+    kind: str, computes: bool, options: argparse.Namespace, port: int | None = None
+) -> Iterator[tuple[str, int]]:
     """Its address and its process."""
-    port = options.port
+    port = port or options.port
     command = [sys.executable, __file__, "--serve", kind, "--port", str(port), "--threads", str(options.threads)]
     path = [*sys.path, *((f"{options.openpi}/{part}") for part in ("src", "packages/openpi-client/src"))]
     environment = {"PYTHONPATH": ":".join(map(str, filter(None, path))), "PATH": "/usr/bin:/bin"}
@@ -116,24 +119,36 @@ def server(kind: str, computes: bool, options: argparse.Namespace) -> Iterator[t
         process.wait()
 
 
+@contextmanager
+def servers(kinds: Sequence[str], computes: bool, options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """Their addresses, by kind; all run at once, and those that are not asked wait."""
+    with ExitStack() as stack:
+        yield {
+            kind: stack.enter_context(server(kind, computes, options, options.port + number))[0]
+            for number, kind in enumerate(kinds)
+        }
+
+
 # ---------------------------------------------------------------- the robots' process
 
 
-def added(uri: str, seconds: float) -> list[float]:
-    """Milliseconds of round trip and of in-process `infer`, medians, in turns."""
+def added(uris: dict[str, str], seconds: float) -> dict[str, float]:
+    """Milliseconds of each server's round trip and, named "infer", of `infer` in this process: medians, in turns."""
     policy = make_policy(computes=False)
     rng = np.random.default_rng(0)
     observation = blank_observation(policy)
     observation["images"] = {name: rng.integers(0, 256, (224, 224, 3), np.uint8) for name in observation["images"]}
-    found: list[list[float]] = [[], []]
-    with PolicyClient(uri) as client:
+    with ExitStack() as stack:
+        asks = {kind: stack.enter_context(PolicyClient(uri)).infer for kind, uri in uris.items()}
+        asks["infer"] = policy.infer
+        found: dict[str, list[float]] = {kind: [] for kind in asks}
         ended = time.perf_counter() + seconds
         while time.perf_counter() < ended:
-            for index, ask in enumerate((client.infer, policy.infer)):
+            for kind, ask in asks.items():
                 started = time.perf_counter()
                 ask(observation)
-                found[index].append(1000 * (time.perf_counter() - started))
-    return [statistics.median(values[len(values) // 10 :]) for values in found]
+                found[kind].append(1000 * (time.perf_counter() - started))
+    return {kind: statistics.median(values[len(values) // 10 :]) for kind, values in found.items()}
 
 
 def load(uri: str, robots: int, seconds: float) -> tuple[float, list[float]]:
@@ -167,37 +182,58 @@ def load(uri: str, robots: int, seconds: float) -> tuple[float, list[float]]:
     return len(values) / wall, values
 
 
+def compare(kinds: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints and returns what each kind does for each number of robots, in turns: the median of the rounds."""
+    rates: dict[tuple[str, int], float] = {}
+    found: list[dict[str, Any]] = []
+    print(f"\n{'server':20} robots  requests/s  p50 ms  p95 ms  p99 ms")
+    with servers(kinds, True, options) as uris:
+        for uri in uris.values():
+            load(uri, max(options.robots), 0.5)  # what is made once is made
+        for robots in options.robots:
+            rounds = [
+                {kind: load(uri, robots, options.seconds) for kind, uri in uris.items()} for _ in range(options.rounds)
+            ]
+            for kind in kinds:
+                rates[kind, robots] = statistics.median(one[kind][0] for one in rounds)
+                shares = np.percentile([value for one in rounds for value in one[kind][1]], (50, 95, 99))
+                print(f"{kind:20} {robots:6} {rates[kind, robots]:11.1f} " + " ".join(f"{ms:7.1f}" for ms in shares))
+                values = dict(zip(("p50_ms", "p95_ms", "p99_ms"), (round(float(ms), 2) for ms in shares), strict=True))
+                found.append(
+                    {"server": kind, "robots": robots, "requests_per_s": round(rates[kind, robots], 1), **values}
+                )
+    for other in kinds[1:]:
+        ratios = (f"{robots}: {rates[kinds[0], robots] / rates[other, robots]:.2f}x" for robots in options.robots)
+        print(f"requests/s of {kinds[0]} beside {other}, by robots   {'  '.join(ratios)}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--openpi", type=Path, help="a checkout of openpi")
-    parser.add_argument("--robots", type=int, nargs="+", default=(1, 2, 4, 8, 16))
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--threads", type=int, default=1, help="of the servers' torch")
-    parser.add_argument("--port", type=int, default=18_080)
+    parser.add_argument("--robots", type=int, nargs="*", default=(1, 2, 4, 8, 16))
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of all servers, for each number of robots")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--port", type=int, default=18_080, help="and the two after it")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--nothing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, not options.nothing, options.port, options.threads)
         return
+    torch.set_num_threads(options.threads)
     kinds = KINDS if options.openpi else KINDS[:2]
-    for kind in kinds:
-        if kind != "pizero, no batches":
-            with server(kind, False, options) as (uri, _):
-                trip, inside = added(uri, options.seconds)
-            print(f"{kind}: round trip {trip:.2f} ms, infer in process {inside:.2f} ms, added {trip - inside:.2f} ms")
-    rates: dict[tuple[str, int], float] = {}
-    print(f"\n{'server':20} robots  requests/s  p50 ms  p95 ms  p99 ms")
-    for kind in kinds:
-        with server(kind, True, options) as (uri, _):
-            load(uri, 1, 1.0)  # what is made once is made
-            for robots in options.robots:
-                rates[kind, robots], values = load(uri, robots, options.seconds)
-                shares = np.percentile(values, (50, 95, 99))
-                print(f"{kind:20} {robots:6} {rates[kind, robots]:11.1f} " + " ".join(f"{ms:7.1f}" for ms in shares))
-    for other in kinds[1:]:
-        ratios = (f"{robots}: {rates['pizero', robots] / rates[other, robots]:.2f}x" for robots in options.robots)
-        print(f"requests/s of pizero beside {other}, by robots   {'  '.join(ratios)}")
+    with servers([kind for kind in kinds if kind != "pizero, no batches"], False, options) as uris:
+        trips = added(uris, options.rounds * options.seconds)
+    for kind in uris:
+        print(
+            f"{kind}: round trip {trips[kind]:.2f} ms, {trips[kind] - trips['infer']:.2f} ms more than infer in process"
+        )
+    found: dict[str, Any] = {"round_trip_ms": trips, "load": compare(kinds, options) if options.robots else []}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

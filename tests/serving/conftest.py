@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,27 @@ def checkpoint(policy: ModelPolicy, tmp_path_factory: pytest.TempPathFactory) ->
     example = make_example(policy.model, policy.pipeline, observation(), noise)
     save_checkpoint(folder, policy.model, policy.pipeline, example)  # type: ignore[arg-type]
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No thread and no process of a test lives on after it."""
+    threads, processes = set(threading.enumerate()), _children()
+    yield
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (set(threading.enumerate()) - threads or _children() - processes):
+        time.sleep(0.02)
+    assert not set(threading.enumerate()) - threads
+    assert not _children() - processes
+
+
+def _children() -> set[str]:
+    """Processes of this one; empty where the system does not tell."""
+    found: set[str] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found.update(file.read_text().split())
+    return found
 
 
 Serve = Callable[..., Background]

@@ -16,13 +16,15 @@ from serving_helpers import noise, observation
 
 from pizero.cli.main import run
 from pizero.policy.policy import ModelPolicy
+from pizero.policy.real_time import RealTime
 from pizero.serving.client import PolicyClient
 
 
 def start(checkpoint: Path, port: int = 0) -> tuple[subprocess.Popen[str], int]:
     """The process, ready, and its port."""
     code = "from pizero.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(checkpoint), "--log", "json", "--port", str(port)]
+    options = ["--log", "json", "--port", str(port), "--num-steps", "2", "--jacobian", "identity"]
+    command = [sys.executable, "-c", code, "serve", str(checkpoint), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -38,6 +40,9 @@ def test_killed_started_again_loaded_anew_and_drained(checkpoint: Path, policy: 
     with ThreadPoolExecutor(1) as pool, PolicyClient(f"ws://127.0.0.1:{port}") as client:
         try:
             first = client.infer(asked)["actions"]
+            continued = {**asked, "previous_actions": first[1:], "inference_delay": 2}
+            alike = ModelPolicy(policy.model, policy.pipeline, num_steps=2, real_time=RealTime(jacobian="identity"))
+            np.testing.assert_allclose(client.infer(continued)["actions"], alike.infer(continued)["actions"], atol=1e-5)
             process.kill()
             process.wait()
             again = pool.submit(start, checkpoint, port)
@@ -56,6 +61,7 @@ def test_killed_started_again_loaded_anew_and_drained(checkpoint: Path, policy: 
             assert process.wait(20) == 0
         finally:
             process.kill()
+            process.wait()
     names = [event["event"] for event in events]
     assert names[-1] == "ended"
     assert {"connected", "reloaded", "draining", "disconnected"} <= set(names)
@@ -72,11 +78,18 @@ def test_killed_started_again_loaded_anew_and_drained(checkpoint: Path, policy: 
         (["{tmp}", "--api-keys", "{tmp}/none"], "cannot be read"),
         (["{tmp}", "--certificate", "x"], "both the certificate and its private key"),
         (["{tmp}", "--max-batch", "0"], "max_batch must be above 0"),
+        (["{tmp}", "--replicas", "0"], "replicas must be at least 1"),
+        (["{tmp}", "--replicas", "2"], "pip install 'pizero[ray]'"),
     ],
 )
 def test_a_mistake_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert run("serve", [argument.format(tmp=tmp_path) for argument in arguments]) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert message in shown[-1]

@@ -224,8 +224,11 @@ def _wrong_value(rng: np.random.Generator) -> dict[str, Any]:
         {"prompt": b"\xff\xfe"}, {"prompt": ["a"]}, {"prompt": "\x00" * 4000}, {"prompt": "é" * 4000},
         {"noise": np.full((6, 5), np.nan)}, {"noise": [[[[1]]]]}, {"images": [image]}, {"images": {}}, {"images": None},
         {"images": {"top": np.zeros((4000, 1, 3), np.uint8), "ego": image}}, {"state": [[1], [2, 3]]},
-        {"images": {"top": np.zeros((1, 1, 1, 1, 3), np.uint8)}}, {"state": np.zeros(7, bool)},
-    ][int(rng.integers(22))]  # fmt: skip
+        {"images": {"top": np.zeros((1, 1, 1, 1, 3), np.uint8)}}, {"state": np.zeros(7, bool)}, {"played": 1 << 63},
+        {"played": [3]}, {"inference_delay": np.float32(2)}, {"previous_actions": np.full((3, 5), np.nan)},
+        {"previous_actions": np.full((3, 5), 1e39)}, {"previous_actions": np.full((6, 5), 1e30), "inference_delay": 1},
+        {"previous_actions": np.full((6, 5), 4e5)}, {"noise": np.full((6, 5), 1e30)}, {"noise": np.full((6, 5), -9e5)},
+    ][int(rng.integers(31))]  # fmt: skip
 
 
 def bombard(server: Background, count: int) -> dict[str, int]:

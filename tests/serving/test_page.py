@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from chromium import CHROMIUM, Browser
 from serving_helpers import observation
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from pizero.serving import feed
+from pizero.serving import server as server_module
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 
@@ -78,6 +81,7 @@ def test_the_simulated_robot_on_a_phone(serve: Serve, browser: Browser) -> None:
     click(browser, "start")
     browser.wait(f"{ROWS}.some(text => text.includes('simulated'))")
     browser.wait("document.querySelector('figure.scene img')?.naturalWidth > 0")
+    browser.wait("document.getElementById('stages').textContent.includes('infer')")
     before = browser.run("document.querySelector('figure.scene img').src")
     browser.wait(f"document.querySelector('figure.scene img').src !== {json.dumps(before)}")
     assert browser.run("document.documentElement.scrollWidth") == 390
@@ -105,10 +109,24 @@ def test_the_page_asks_for_a_key_and_comes_back_after_the_server(serve: Serve, b
     browser.wait(LIVE)
 
 
+def test_pages_that_give_no_key_take_no_place_for_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(api_keys=("right",))
+    monkeypatch.setattr(feed, "KEY_S", 0.3)
+    monkeypatch.setattr(server_module, "MOST_PAGES", 2)
+    with connect(server.uri + "/live") as one, connect(server.uri + "/live"):
+        with pytest.raises(InvalidStatus, match="503"), connect(server.uri + "/live"):
+            pass
+        with pytest.raises(ConnectionClosed):
+            one.recv(timeout=10)
+    with connect(server.uri + "/live") as late:
+        late.send('{"key": "right"}')
+        assert "robots" in json.loads(late.recv(timeout=10))
+
+
 def test_a_feed_takes_only_what_is_meant(serve: Serve) -> None:
     server = serve()
-    with PolicyClient(server.uri) as client, connect(server.uri + "/live") as feed:
-        feed.send("{}")
+    with PolicyClient(server.uri) as client, connect(server.uri + "/live") as page:
+        page.send("{}")
         for hostile in (
             "",
             "[]",
@@ -118,13 +136,13 @@ def test_a_feed_takes_only_what_is_meant(serve: Serve) -> None:
             '{"do": "simulate"}',
             "9" * 9000,
         ):
-            feed.send(hostile)
-        feed.send(json.dumps({"do": "prompt", "robot": 1, "text": "x" * 900}))
+            page.send(hostile)
+        page.send(json.dumps({"do": "prompt", "robot": 1, "text": "x" * 900}))
         deadline = time.monotonic() + 10
         while server.server.live.robots[1].new_prompt is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert len(server.server.live.robots[1].new_prompt) == 500
-        state = json.loads(feed.recv())
+        state = json.loads(page.recv())
         assert [robot["robot"] for robot in state["robots"]] == [1]
         assert client.infer(observation())["actions"].shape == (6, 5)

@@ -65,6 +65,20 @@ def test_nothing_asked_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
     assert not (tmp_path / "recorded" / "policy").exists()
 
 
+def test_a_full_disk_stops_no_robot(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(record=tmp_path / "recorded")
+    recorder = server.server.hosted["policy"].recorder
+    assert recorder is not None
+    with PolicyClient(server.uri) as client, Path("/dev/full").open("wb") as full:
+        client.infer(observation())
+        next(iter(recorder._episodes.values())).file = full
+        for _ in range(4):
+            assert client.infer(observation())["actions"].shape == (6, 5)
+    server.stop()
+    assert "episode not recorded" in caplog.text
+    assert LeRobotDataset(tmp_path / "recorded" / "policy").num_frames == 3  # those of the next episode
+
+
 def test_a_recording_is_not_written_over(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "x").touch()

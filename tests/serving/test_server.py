@@ -80,6 +80,35 @@ def test_openpis_form_gives_the_same(serve: Serve) -> None:
     np.testing.assert_array_equal(ours["actions"], channels_first["actions"])
 
 
+def test_a_chunk_goes_on_over_the_wire(serve: Serve, policy: ModelPolicy) -> None:
+    asked = {**observation(), "noise": noise(), "previous_actions": noise(1)[:4], "inference_delay": 2}
+    with PolicyClient(serve().uri) as client:
+        continued = client.infer(asked)["actions"]
+        alone = client.infer({**observation(), "noise": noise()})["actions"]
+    np.testing.assert_allclose(continued, policy.infer(asked)["actions"], rtol=1e-5, atol=1e-6)
+    assert np.abs(continued[:2] - noise(1)[:2]).mean() < np.abs(alone[:2] - noise(1)[:2]).mean()
+
+
+def test_a_connection_knows_the_chunk_that_it_goes_on_with(serve: Serve, policy: ModelPolicy) -> None:
+    later = {**observation(1), "noise": noise(1), "inference_delay": 2}
+    server = serve()
+    with PolicyClient(server.uri) as client, PolicyClient(server.uri) as other:
+        first = client.infer({**observation(), "noise": noise(), "played": 3})["actions"]  # it has none yet
+        other.infer(observation(5))
+        continued = client.infer({**later, "played": 2})["actions"]
+        played = server.server.live.robots[1].played
+        over = client.infer({**observation(2), "noise": noise(2), "played": 6})["actions"]
+        with pytest.raises(ServerError, match=r"played: got -1, expected a whole number"):
+            client.infer({**later, "played": -1})
+        with pytest.raises(ServerError, match=r"played: got 1\.5, expected a whole number"):
+            client.infer({**later, "played": 1.5})
+    np.testing.assert_array_equal(played, first[:2])
+    expected = policy.infer({**later, "previous_actions": first[2:]})["actions"]
+    np.testing.assert_allclose(continued, expected, rtol=1e-5, atol=1e-6)
+    expected = policy.infer({**observation(2), "noise": noise(2)})["actions"]
+    np.testing.assert_allclose(over, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -95,6 +124,9 @@ def test_openpis_form_gives_the_same(serve: Serve) -> None:
         (pack({**observation(), "state": ["a"] * 7}), "bad request: state: got type"),
         (pack({**observation(), "prompt": 3}), "prompt: got int"),
         (pack({**observation(), "noise": "loud"}), "noise: got str"),
+        (pack({**observation(), "previous_actions": "these"}), "cannot be read"),
+        (pack({**observation(), "previous_actions": np.zeros((9, 5))}), r"previous_actions: got shape \(9, 5\)"),
+        (pack({**observation(), "previous_actions": noise(), "inference_delay": -1}), "inference_delay: got -1"),
         (pack({**observation(), "images": 3}), "images: got int"),
         (pack({**observation(), "images": {}}), "no 'top'"),
         (pack({**observation(), "images": {**observation()["images"], "left": 0}}), r"\['left'\].*\['ego', 'top'\]"),
@@ -250,7 +282,7 @@ def test_tls(serve: Serve, tmp_path: Path) -> None:
     with PolicyClient(server.uri, ssl=trust) as client:
         assert client.infer(observation())["actions"].shape == (6, 5)
     with pytest.raises(UnreachableError, match="certificate verify failed"):
-        PolicyClient(server.uri, patience=0)
+        PolicyClient(server.uri)
     with pytest.raises(UserError, match="cannot be used"):
         serve(certificate=Path(files[0]), private_key=Path(files[0]))
 

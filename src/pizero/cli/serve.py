@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from pizero.serving.config import ServeConfig
+    from pizero.serving.hosted import Load
 
 
 @dataclass(frozen=True)
@@ -15,12 +20,14 @@ class Arguments:
 
     Examples: pizero serve runs/tabletop
               pizero serve red=runs/a blue=runs/b --host 0.0.0.0 --api-keys keys.txt
+              pizero serve base=runs/base lift=runs/base+runs/lift/checkpoints/0002000
+              pizero serve runs/tabletop --device cuda --replicas 4
     SIGTERM answers what runs, then ends; SIGHUP loads the checkpoints anew without dropping a connection.
     """
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Checkpoint folder of any format, folder of a run (its newest checkpoint), or hub id; of several, each NAME=PATH.
-    Robots reach the first one at /, each at /NAME."""
+    """Checkpoint folder of any format, folder of a run (its newest checkpoint), or hub id; with LoRA adapters
+    BASE+ADAPTERS; of several, each NAME=PATH. Robots reach the first one at /, each at /NAME."""
     host: str = "127.0.0.1"
     """Address to listen on; only this machine can connect unless told otherwise."""
     port: int = 8000
@@ -31,6 +38,8 @@ class Arguments:
     """PEM file for TLS, with --private-key."""
     private_key: Path | None = None
     """PEM file."""
+    default_prompt: str | None = None
+    """Instruction of robots that send none."""
     max_batch: int = 16
     """Requests of one model call."""
     max_wait_ms: float = 3.0
@@ -45,6 +54,8 @@ class Arguments:
     """Requests a second of one connection."""
     idle_s: float = 3600.0
     """Seconds without a request after which a connection is closed."""
+    replicas: int = 1
+    """Servers behind one address, each with its own models: by Ray Serve, which the extra `ray` installs."""
     drain_s: float = 20.0
     """Seconds that running requests get when the server ends."""
     origins: tuple[str, ...] = ()
@@ -57,6 +68,8 @@ class Arguments:
     """How events are written to standard error."""
     num_steps: int | None = None
     """Steps of sampling; without it the model's own number."""
+    jacobian: Literal["paper", "identity"] = "paper"
+    """How a model that was not trained for it continues a chunk; identity takes no longer than a chunk by itself."""
     device: str = "cpu"
     """Where the models run."""
     dtype: str = "float32"
@@ -76,26 +89,40 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    import asyncio
+    from functools import partial
 
+    from pizero.policy.real_time import RealTime
     from pizero.serving.config import ServeConfig, read_keys
     from pizero.serving.log import logging_to_stderr
-    from pizero.serving.running import run as serve
-    from pizero.serving.server import PolicyServer
+    from pizero.types import UserError
     from pizero.workflows.serve import loaders, named
 
     values = vars(arguments).copy()
-    log = values.pop("log")
+    log, replicas = values.pop("log"), values.pop("replicas")
+    if replicas < 1:
+        raise UserError(f"replicas must be at least 1, got {replicas}")
     names = named(values.pop("checkpoints"))
     policy = {name: values.pop(name) for name in (
         "num_steps", "device", "dtype", "kernels", "keep", "embodiment", "norm_stats", "tokenizer", "arch"
     )}  # fmt: skip
+    policy["real_time"] = RealTime(jacobian=values.pop("jacobian"))
     keys = values.pop("api_keys")
     config = ServeConfig(**values, api_keys=() if keys is None else read_keys(keys))
-
-    async def work() -> None:
-        await serve(PolicyServer(loaders(names, **policy), config))
-
+    loads = partial(loaders, names, **policy)
     with logging_to_stderr(log):
-        asyncio.run(work())
+        if replicas == 1:
+            import asyncio
+
+            asyncio.run(_serve_alone(loads, config))
+        else:
+            from pizero.serving.replicas import run as serve_replicas
+
+            serve_replicas(loads, config, replicas, style=log, gpu=arguments.device.startswith("cuda"))
     return 0
+
+
+async def _serve_alone(loads: Callable[[], Mapping[str, Load]], config: ServeConfig) -> None:
+    from pizero.serving.running import run as serve
+    from pizero.serving.server import PolicyServer
+
+    await serve(PolicyServer(loads(), config))

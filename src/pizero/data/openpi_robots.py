@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from pizero.data.embodiments import Embodiment
 from pizero.types import RobotDict, UserError
 
+UNSEEN = frozenset({"cam_low"})
+"""Cameras that openpi's robots send and its policies never look at: ALOHA's low one (aloha_policy.py)."""
+
 
 def from_openpi(observation: Mapping[str, Any], embodiment: Embodiment) -> RobotDict:
     """What such a robot sends, as a `RobotDict` of the embodiment.

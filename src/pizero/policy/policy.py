@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pizero.checkpoints.adapters import merge_adapters
 from pizero.checkpoints.example import sample_chunks
 from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.load import read_source
@@ -24,11 +25,8 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels
 from pizero.model.pi0 import Pi0
-from pizero.policy.real_time import RealTime, sampling_options
+from pizero.policy.real_time import FAR, RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
-
-FAR = 1e6
-"""Normalised state beyond which the model would compute with infinities."""
 
 
 class ModelPolicy:
@@ -108,6 +106,7 @@ class ModelPolicy:
             raise UserError(f"state: dimensions {far.tolist()} lie further from the training data than any robot's")
         if observation.get("noise") is not None:
             self._noise(observation)
+        sampling_options([observation], self.pipeline, self.model.config, self.real_time, torch.device("cpu"))
         if self.pipeline.convention != "openpi":  # whose small images are grey levels that `infer` takes again
             return observation
         images = {
@@ -124,8 +123,10 @@ class ModelPolicy:
             noise = np.asarray(given, dtype=np.float32)
         except (TypeError, ValueError):
             raise UserError(f"noise: got {type(given).__name__}, expected an array of numbers") from None
-        if noise.shape != self.noise_shape or not np.isfinite(noise).all():
-            raise UserError(f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), all finite")
+        if noise.shape != self.noise_shape or not (np.abs(noise) <= FAR).all():
+            raise UserError(
+                f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), within {FAR:g}"
+            )
         return noise
 
 
@@ -140,6 +141,7 @@ def load_policy(
     seed: int = 0,
     verify: bool = False,
     real_time: RealTime | None = None,
+    adapters: str | Path | None = None,
     arch: Arch | str | Path | None = None,
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
@@ -152,10 +154,13 @@ def load_policy(
     a mixture was trained for gives that robot with its statistics; without it the first of them is run.
     kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. num_steps, seed,
     real_time: as for `ModelPolicy`.
-    verify: run the stored example first; UserError if it fails or there is none.
+    verify: run the stored example first; UserError if it fails or there is none, as with adapters.
+    adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and tell the robot.
     """
     folder = local_folder(path)
     source = read_source(folder, arch)
+    if adapters is not None:
+        source = merge_adapters(source, local_folder(adapters))
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     known = source.facts
@@ -167,7 +172,8 @@ def load_policy(
     model = source.build(device, torch_dtype(dtype))
     if verify:
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
-        verify_example(Checkpoint(model, own, load_example(folder)))  # it was stored with the checkpoint's own
+        example = load_example(folder) if adapters is None else None
+        verify_example(Checkpoint(model, own, example))  # it was stored with the checkpoint's own
     sampler: ActionModel = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)

@@ -32,6 +32,8 @@ from pizero.types import ActionModelConfig, RobotDict, UserError
 Schedule: TypeAlias = Literal["exp", "linear", "ones", "zeros"]
 Jacobian: TypeAlias = Literal["paper", "identity"]
 
+FAR = 1e6
+"""Normalised states and actions, and noise, beyond which a model would compute with infinities."""
 MAX_GUIDANCE_WEIGHT = 5.0
 """The paper's beta for ten integration steps or fewer (arXiv 2506.07339, section 4 and appendix)."""
 
@@ -80,6 +82,8 @@ def sampling_options(
             actions = _previous_actions(observation, horizon, width)
             state = np.asarray(observation.get("state"))
             wanted[row, : len(actions)] = pipeline.model_actions(actions[None], state[None])[0]
+            if not (np.abs(wanted[row]) <= FAR).all():
+                raise UserError("previous_actions: they lie further from the training data than any robot's")
             left[row], delay[row] = len(actions), _delay(observation, len(actions))
     old = torch.from_numpy(wanted).to(device)  # pyright: ignore[reportUnknownMemberType]
     if kind == "trained":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import ExitStack
+from ssl import SSLCertVerificationError
 from typing import Any
 
 from websockets import exceptions
@@ -110,7 +111,7 @@ class PolicyClient:
         pause = FIRST_PAUSE
         while True:
             try:
-                left = max(deadline - time.monotonic(), 0.5)
+                left = max(deadline - time.monotonic(), 2.0)
                 with ExitStack() as stack:
                     connection = stack.enter_context(connect(self.uri, open_timeout=min(left, 10.0), **self._options))
                     first = connection.recv(timeout=self.timeout)
@@ -123,7 +124,7 @@ class PolicyClient:
                 if 400 <= refused < 500 and refused != 429:
                     raise UnreachableError(f"{self.uri} refuses this client ({_reason(error)})") from error
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 or isinstance(error, SSLCertVerificationError):
                     raise UnreachableError(f"{self.uri} cannot be reached ({_reason(error)})") from error
                 time.sleep(min(pause * (0.75 + 0.5 * random.random()), left))  # robots do not come back all at once
                 pause = min(2 * pause, LONGEST_PAUSE)

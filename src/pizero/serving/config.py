@@ -13,16 +13,18 @@ from pizero.types import UserError
 class ServeConfig:
     """Where and to whom a server listens, how it joins requests, and what it refuses.
 
-    max_wait_ms: how long the first request of a batch waits for others. max_queue: waiting requests of one checkpoint.
-    max_rate: requests per second of one connection. idle_s: silence after which a connection is closed.
-    ping_s: seconds between pings, and for the answer to one; a robot that vanished is noticed after at most two.
-    drain_s: seconds that running requests get when the server ends. origins: hosts, besides localhost and addresses,
-    under which browsers may show the page. record: folder for what came and went; record_fps: control steps a second
-    of the recording, None measures it.
+    default_prompt: instruction of robots that send none. max_wait_ms: how long the first request of a batch waits for
+    others. max_queue: waiting requests of one checkpoint. max_rate: requests per second of one connection. idle_s:
+    silence after which a connection is closed. ping_s: seconds between pings, and for the answer to one; a robot that
+    vanished is noticed after at most two. drain_s: seconds that running requests get when the server ends. origins:
+    hosts, besides localhost and addresses, under which browsers may show the page. record: folder for what came and
+    went; record_fps: control steps a second of the recording, None measures it. replica: which of several servers
+    behind one address this is; told to robots.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    default_prompt: str | None = None
     max_batch: int = 16
     max_wait_ms: float = 3.0
     max_queue: int = 64
@@ -38,6 +40,7 @@ class ServeConfig:
     origins: tuple[str, ...] = ()
     record: Path | None = None
     record_fps: float | None = None
+    replica: str | None = None
 
     def __post_init__(self) -> None:
         for name in (

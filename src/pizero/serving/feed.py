@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
+from pizero.serving.connection import Connection
 from pizero.serving.live import Robot
 from pizero.serving.simulated import Simulation
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PERIOD = 0.3
 """Seconds between two states."""
 LONGEST_COMMAND, LONGEST_PROMPT, THUMBNAIL = 4096, 500, 192
+MOST_PAGES, KEY_S = 64, 120.0
+"""Pages at once, and seconds that one has to give its key."""
 
 
 class Feed:
@@ -34,11 +36,20 @@ class Feed:
     def __init__(self, server: PolicyServer) -> None:
         self._server, self._started = server, time.monotonic()
         self.simulation = Simulation(server)
+        self.pages = 0
+        """How many are open."""
 
-    async def serve(self, connection: ServerConnection) -> None:
+    async def serve(self, connection: Connection) -> None:
         """One page: waits for a key where one is needed, then tells the state until the page is closed."""
-        with suppress(ConnectionClosed):
-            if not await self._let_in(connection):
+        self.pages += 1
+        try:
+            await self._serve(connection)
+        finally:
+            self.pages -= 1
+
+    async def _serve(self, connection: Connection) -> None:
+        with suppress(ConnectionClosed, TimeoutError):
+            if not await asyncio.wait_for(self._let_in(connection), KEY_S):
                 return
             page = _Page(connection)
             sending = asyncio.create_task(self._tell(page))
@@ -48,7 +59,7 @@ class Feed:
             finally:
                 sending.cancel()
 
-    async def _let_in(self, connection: ServerConnection) -> bool:
+    async def _let_in(self, connection: Connection) -> bool:
         refusals = 0
         while refusals < 5:
             command = _command(await connection.recv())
@@ -105,7 +116,7 @@ class Feed:
 class _Page:
     """One open page: the robot that it watches, whose pictures are sent once for each request."""
 
-    def __init__(self, connection: ServerConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection, self.watched = connection, 0
         self._sent: tuple[int, int, int] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pizero import __version__
-from pizero.data.openpi_robots import from_openpi
+from pizero.data.openpi_robots import UNSEEN, from_openpi
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
@@ -36,6 +38,7 @@ class Hosted:
     metadata: dict[str, Any]
     batcher: Batcher
     limits: Limits
+    default_prompt: str | None = None
     recorder: Recorder | None = None
 
     @classmethod
@@ -47,7 +50,9 @@ class Hosted:
             max_batch=config.max_batch, max_wait=config.max_wait_ms / 1000, max_queue=config.max_queue,
         )  # fmt: skip
         limits = Limits(max_bytes=config.max_message_mb << 20)
-        hosted = cls(name, load, policy, describe(name, policy), batcher, limits)
+        hosted = cls(name, load, policy, describe(name, policy), batcher, limits, config.default_prompt)
+        if config.replica is not None:
+            hosted.metadata["replica"] = config.replica
         if config.record is not None:
             hosted.recorder = Recorder(config.record / name, hosted.metadata["embodiment"], config.record_fps)
         return hosted
@@ -58,30 +63,39 @@ class Hosted:
         UserError, and the old one goes on, where robots that are connected would notice another shape.
         """
         policy = await asyncio.to_thread(_ready, self.load, max_batch)
-        metadata = describe(self.name, policy)
+        metadata = {**self.metadata, **describe(self.name, policy)}
         if changed := sorted(key for key in metadata if metadata[key] != self.metadata.get(key)):
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
         self.policy = policy
 
-    async def read(self, message: bytes, prompt: str | None, pool: Executor) -> tuple[RobotDict, RobotDict]:
+    async def read(
+        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None, pool: Executor
+    ) -> tuple[RobotDict, RobotDict]:
         """A request's observation, as it came and prepared for the model, in a thread of `pool`.
 
-        `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
+        message: as bytes, or unpacked. prompt: in place of the robot's own. chunk: that it got last. ProtocolError or
+        UserError says what is wrong with it.
         """
-        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
+        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt, chunk)
 
-    def _read(self, message: bytes, prompt: str | None) -> tuple[RobotDict, RobotDict]:
-        value = unpack(message, self.limits)
+    def _read(
+        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None
+    ) -> tuple[RobotDict, RobotDict]:
+        value = unpack(message, self.limits) if isinstance(message, bytes) else message
         if not isinstance(value, dict):
             raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:
             observation = robot_dictionary(value, self.policy, prompt)
+            if "played" in value and chunk is not None:
+                observation |= _rest(chunk, value["played"])
+            if self.default_prompt is not None:
+                observation.setdefault("prompt", self.default_prompt)
             return observation, self.policy.prepare(observation)
         except UserError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__)
-            raise UserError("the observation cannot be read; expected state, images and prompt") from error
+            raise UserError("the observation cannot be read; expected numbers, images and texts") from error
 
 
 def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str | None) -> RobotDict:
@@ -92,12 +106,23 @@ def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str 
     embodiment = policy.pipeline.embodiment
     if isinstance(images := value.get("images"), Mapping):
         known = set(embodiment.cameras.values())
-        if unknown := sorted(map(str, set(images) - known)):
+        if unknown := sorted(map(str, set(images) - known - UNSEEN)):
             raise UserError(f"images: got cameras {unknown}, this checkpoint has {sorted(known)}")
         value = {**value, "images": {name: image for name, image in images.items() if image is not None}}
     robot = from_openpi(value, embodiment)
     robot |= {key: value[key] for key in EXTRA if key in value}
     return robot if prompt is None else {**robot, "prompt": prompt}
+
+
+def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
+    """What is left of a connection's chunk after so many of its actions, to be continued; nothing where it is over."""
+    try:
+        count = operator.index(played)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise UserError(f"played: got {str(played)[:60]}, expected a whole number of actions")
+    return {"previous_actions": chunk[count:]} if count < len(chunk) else {}
 
 
 def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:

@@ -22,7 +22,7 @@ REMEMBERED, RECENT = 240, 5.0
 class Robot:
     """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs.
 
-    picture: of the simulated robot's scene, number `pictures`; played: what it played of its last chunk.
+    picture: of the simulated robot's scene, number `pictures`. played: what it played of the chunk before, if it tells.
     """
 
     number: int
@@ -47,6 +47,9 @@ class Robot:
     def remember(self, observation: RobotDict, chunk: NDArray[np.float32], seconds: float) -> None:
         """A request that was answered after `seconds`."""
         self.requests += 1
+        if not self.simulated:  # what an executor did not hand back, it has played
+            left = observation.get("previous_actions", ())
+            self.played = self.chunk[: -len(left)] if self.chunk is not None and len(left) else None
         self.observation, self.chunk = observation, chunk
         self.answered.append((time.monotonic(), seconds))
 

@@ -70,7 +70,7 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
             arrays += 1
             if arrays > limits.max_arrays:
                 raise ProtocolError(f"more than {limits.max_arrays} arrays in one message")
-            return _array(value, limits)
+            return array_of(value.get(b"data"), value.get(b"shape"), value.get(b"dtype"), limits)
         return _scalar(value) if SCALAR in value else value
 
     try:
@@ -152,10 +152,11 @@ def _encode(value: Any) -> Any:
     return {SCALAR: True, b"data": value.item(), b"dtype": dtype}
 
 
-def _array(value: dict[Any, Any], limits: Limits) -> np.ndarray[Any, Any]:
-    data, shape, dtype = value.get(b"data"), value.get(b"shape"), _dtype(value.get(b"dtype"))
+def array_of(data: Any, shape: Any, type_text: Any, limits: Limits = LIMITS) -> np.ndarray[Any, Any]:
+    """An array of its bytes, shape and type. ProtocolError where they do not fit or are beyond the limits."""
+    dtype = _dtype(type_text)
     if dtype is None:
-        raise ProtocolError(f"an array of type {_shown(value.get(b'dtype'))}; only numbers and truth values are taken")
+        raise ProtocolError(f"an array of type {_shown(type_text)}; only numbers and truth values are taken")
     if not isinstance(data, bytes):
         raise ProtocolError(f"an array's data is {type(data).__name__}, expected bytes")
     if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):

@@ -7,10 +7,12 @@ wait on disk until their episode ends, so that robots that work at the same time
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +41,7 @@ class _Episode:
     def write(self, frame: dict[str, Any], now: float) -> None:
         data = pack(frame)
         self.file.write(len(data).to_bytes(8, "big") + data)
+        self.file.flush()
         self.times.append(now)
 
     def frames(self) -> Iterator[dict[str, Any]]:
@@ -69,7 +72,7 @@ class Recorder:
         self._encoding: list[Future[None]] = []
 
     async def add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
-        """One request of a robot; on disk when it returns."""
+        """One request of a robot; on disk when it returns, or where that is full its episode is left out and told."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._frames, self._add, robot, observation, action)
 
@@ -93,7 +96,13 @@ class Recorder:
         images = {camera: np.asarray(image) for camera, image in observation["images"].items() if image is not None}
         if state.ndim == 2:  # a history: its newest
             state, images = state[-1], {camera: image[-1] for camera, image in images.items()}
-        episode.write({"state": state, "action": action, "images": images}, now)
+        try:
+            episode.write({"state": state, "action": action, "images": images}, now)
+        except OSError as error:
+            log("episode not recorded", level=logging.ERROR, reason=str(error))
+            del self._episodes[robot]
+            with suppress(OSError):
+                episode.file.close()
 
     def _end(self, robot: int) -> None:
         episode = self._episodes.pop(robot, None)
@@ -111,10 +120,10 @@ class Recorder:
                     if self._writer is None:
                         self._writer = self._start(frame, episode.fps)
                     self._writer.add_frame(frame["state"], frame["action"], frame["images"])
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if self._writer is not None:
                     self._writer.discard_episode()
-                log("episode not recorded", reason=str(error))
+                log("episode not recorded", level=logging.ERROR, reason=str(error))
                 return
             assert self._writer is not None
             number = self._writer.save_episode(episode.prompt)

@@ -2,6 +2,7 @@
 
 A robot connects to / (the first checkpoint) or /NAME, gets the metadata, and then a reply for each request. A reply is
 the chunk as bytes, or an error as text, "bad request: ...", "busy: ..." or "failed: ..."; the connection goes on.
+At /vla-eval or /NAME/vla-eval it speaks as allenai's evaluation harness expects.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
+from typing import Any
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+import numpy as np
+from numpy.typing import NDArray
+from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from pizero.serving.batching import Answer, BusyError
+from pizero.serving import vla_eval
+from pizero.serving.batching import BusyError
 from pizero.serving.config import ServeConfig
-from pizero.serving.feed import Feed
+from pizero.serving.connection import Connection
+from pizero.serving.feed import MOST_PAGES, Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load
 from pizero.serving.live import Live, Robot
@@ -46,7 +52,8 @@ class PolicyServer:
         self.draining = False
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
         self.feed = Feed(self)
-        self._connections: dict[ServerConnection, Robot] = {}
+        self._open: set[Connection] = set()
+        self._connections: dict[Connection, Robot] = {}
         self._server: Server | None = None
         self._reloading = asyncio.Lock()
         for name, hosted in self.hosted.items():
@@ -64,33 +71,31 @@ class PolicyServer:
         config, ping = self.config, self.config.ping_s
         try:
             self._server = await serve(
-                self._connected, config.host, config.port, process_request=self._admit, ssl=_tls(config),
-                compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=ping,
-                ping_timeout=ping, close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
+                self.connected, config.host, config.port, ssl=_tls(config),
+                process_request=lambda _, request: self.admit(request), max_size=config.max_message_mb << 20,
+                compression=None, max_queue=2, ping_interval=ping, ping_timeout=ping,
+                close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot listen on {config.host}:{config.port} ({error})") from error
-        secured = "TLS" if config.certificate else "no TLS"
-        keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
-        log("ready", host=config.host, port=self.port, checkpoints=list(self.hosted), security=f"{secured}, {keys}")
-        if not config.local_only and not config.api_keys:
-            log("anybody who reaches this machine can use the server; give --api-keys", level=logging.WARNING)
+        tell_ready(config, self.port, list(self.hosted))
 
     async def drain(self) -> None:
         """Takes no new connection, answers what runs, closes all connections, ends."""
-        assert self._server is not None
         self.draining = True
         log("draining", robots=len(self._connections))
-        self._server.close(close_connections=False)
+        if self._server is not None:
+            self._server.close(close_connections=False)
         await self.feed.simulation.stop()
         deadline = time.monotonic() + self.config.drain_s
         idle = [connection for connection, robot in self._connections.items() if not robot.busy]
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
         while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        left = self._server.connections  # pages, and robots whose answer did not come in time
+        left = list(self._open)  # pages, and robots whose answer did not come in time
         await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in left))
-        await self._server.wait_closed()
+        if self._server is not None:
+            await self._server.wait_closed()
         for hosted in self.hosted.values():
             await hosted.batcher.close()
             if hosted.recorder is not None:
@@ -114,40 +119,47 @@ class PolicyServer:
                     self.metrics.reloads.labels(name, "done").inc()
                     log("reloaded", checkpoint=name, seconds=time.monotonic() - started)
 
-    async def ask(self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict) -> Answer:
-        """The reply to an observation; the robot's figures, the metrics and the recording learn of it."""
+    async def ask(
+        self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict, started: float
+    ) -> dict[str, Any]:
+        """The reply to an observation, with "server_timing"; the robot's figures, the metrics and the recording learn
+        of it. started: when its preparation did.
+        """
         robot.prompt = robot.prompt if robot.new_prompt is not None else observation.get("prompt", "")
-        started = time.monotonic()
+        seconds = {"prepare": time.monotonic() - started}
         answer = await hosted.batcher.ask(prepared, owner=robot.owner, robot=robot)
+        seconds |= {"queue": answer.queued, "infer": answer.inferred}
+        for stage, value in seconds.items():
+            self.metrics.stages.labels(hosted.name, stage).observe(value)
         self.metrics.batches.labels(hosted.name).observe(answer.batch)
-        for stage, seconds in (("queue", answer.queued), ("infer", answer.inferred)):
-            self.metrics.stages.labels(hosted.name, stage).observe(seconds)
         self.metrics.requests.labels(hosted.name).inc()
+        robot.timing = {f"{stage}_ms": 1000 * value for stage, value in seconds.items()} | {"batch": answer.batch}
         robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
         if hosted.recorder is not None:
             await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
-        return answer
+        return {**answer.reply, "server_timing": robot.timing}
 
     # ---------------------------------------------------------------- connections
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    def admit(self, request: Request) -> Response | None:
         """An HTTP answer, or None: it becomes a connection."""
-        response = self._answer_http(connection, request)
+        response = self._answer_http(request)
         if response is not None and response.status_code >= 400:
             self.metrics.refused.labels(str(response.status_code)).inc()
         return response
 
-    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _answer_http(self, request: Request) -> Response | None:
         path = request.path.split("?")[0]
-        if path == "/healthz":
+        if path in ("/healthz", "/health"):
             return respond(HTTPStatus.OK, "OK\n")
         upgrade = wants_websocket(request)
         if not upgrade and (found := page_file(path)) is not None:
             return found
         if self.gate.foreign(request):
             return respond(HTTPStatus.FORBIDDEN, "this page may not use the server; see --origins\n")
-        if path == LIVE and upgrade:
-            return None  # gives its key in its first message: a browser cannot send it sooner
+        if path == LIVE and upgrade:  # gives its key in its first message: a browser cannot send it sooner
+            many = self.feed.pages >= MOST_PAGES
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_PAGES} pages are open\n") if many else None
         if self.gate.owner(request, "") is None:
             return respond(HTTPStatus.UNAUTHORIZED, "an API key is needed: Authorization: Api-Key ...\n")
         if path == "/metrics":
@@ -156,30 +168,41 @@ class PolicyServer:
             return not_found(list(self.hosted))
         if not upgrade:
             return respond(HTTPStatus.UPGRADE_REQUIRED, "robots connect by websocket\n")
+        if self.draining:
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, "the server ends\n")
         if len(self._connections) >= self.config.max_connections:
             return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.config.max_connections} robots are connected\n")
         return None
 
     def _find(self, path: str) -> Hosted | None:
-        name = path.strip("/")
+        name = path.removesuffix(vla_eval.PATH).strip("/")
         return self.hosted.get(name) if name else next(iter(self.hosted.values()))
 
-    async def _connected(self, connection: ServerConnection) -> None:
+    async def connected(self, connection: Connection) -> None:
+        """Serves a connection that was let in, until it ends."""
+        self._open.add(connection)
+        try:
+            await self._serve(connection)
+        finally:
+            self._open.discard(connection)
+
+    async def _serve(self, connection: Connection) -> None:
         assert connection.request is not None
         path, address = connection.request.path.split("?")[0], _address(connection)
         if path == LIVE:
             await self.feed.serve(connection)
             return
         hosted, owner = self._find(path), self.gate.owner(connection.request, address)
-        assert hosted is not None  # as _admit saw
+        assert hosted is not None  # as admit saw
         assert owner is not None
         robot = self.live.join(hosted.name, address, owner)
         self._connections[connection] = robot
         self.metrics.connections.labels(hosted.name).inc()
         self.metrics.robots.labels(hosted.name).inc()
         log("connected", robot=robot.number, checkpoint=hosted.name, address=address, owner=owner)
+        harness = vla_eval.Harness(hosted, self.pool) if path.endswith(vla_eval.PATH) else None
         try:
-            await self._serve_robot(connection, hosted, robot)
+            await self._serve_robot(connection, hosted, robot, harness)
         except ConnectionClosed:
             pass
         except Exception as error:
@@ -194,8 +217,11 @@ class PolicyServer:
             log("disconnected", robot=robot.number, requests=robot.requests, errors=robot.errors,
                 code=connection.close_code)  # fmt: skip
 
-    async def _serve_robot(self, connection: ServerConnection, hosted: Hosted, robot: Robot) -> None:
-        await connection.send(pack(hosted.metadata))
+    async def _serve_robot(
+        self, connection: Connection, hosted: Hosted, robot: Robot, harness: vla_eval.Harness | None
+    ) -> None:
+        if harness is None:
+            await connection.send(pack(hosted.metadata))
         allowance, last, previous = self.config.max_rate, time.monotonic(), None
         while not self.draining:
             try:
@@ -206,59 +232,76 @@ class PolicyServer:
             started = time.monotonic()
             allowance = min(allowance + (started - last) * self.config.max_rate, self.config.max_rate)
             last, robot.busy = started, True
-            if allowance < 1:
-                text = f"busy: more than {self.config.max_rate:g} requests a second of one connection"
-                self._count_error(hosted, robot, "busy")
-                await connection.send(text)
-            else:
-                allowance -= 1
-                reply = await self._reply(hosted, robot, message, previous)
-                sending = time.monotonic()
+            allowed, allowance = allowance >= 1, allowance - (allowance >= 1)
+            reply = await self._reply(hosted, robot, message, previous, harness, allowed)
+            sending = time.monotonic()
+            if reply is not None:
                 await connection.send(reply)
-                previous = time.monotonic() - started
-                self.metrics.stages.labels(hosted.name, "send").observe(time.monotonic() - sending)
-                self.metrics.stages.labels(hosted.name, "total").observe(previous)
+            previous = time.monotonic() - started
+            self.metrics.stages.labels(hosted.name, "send").observe(time.monotonic() - sending)
+            self.metrics.stages.labels(hosted.name, "total").observe(previous)
             robot.busy = False
         await connection.close(CloseCode.GOING_AWAY, "the server ends")
 
-    async def _reply(self, hosted: Hosted, robot: Robot, message: bytes | str, previous: float | None) -> bytes | str:
-        """The chunk as bytes, or an error as text. previous: seconds that the request before took in all."""
-        started = time.monotonic()
+    async def _reply(
+        self,
+        hosted: Hosted,
+        robot: Robot,
+        message: bytes | str,
+        previous: float | None,
+        harness: vla_eval.Harness | None,
+        allowed: bool,
+    ) -> bytes | str | None:
+        """The chunk as bytes, an error as text; the harness's form of both, None where it expects no answer.
+
+        previous: seconds that the request before took in all. allowed: whether the robot's rate is.
+        """
         try:
+            if not allowed:
+                raise BusyError(f"more than {self.config.max_rate:g} requests a second of one connection")
             if isinstance(message, str):
                 raise ProtocolError("got a text; a request is a dictionary, packed by msgpack")
-            observation = await hosted.read(message, robot.new_prompt, self.pool)
-            prepared = time.monotonic() - started
-            answer = await self.ask(hosted, robot, *observation)
+            if harness is not None:
+                return await harness.reply(message, lambda value: self._chunk(hosted, robot, value))
+            reply = await self._answer(hosted, robot, message)
+            if previous is not None:
+                reply["server_timing"]["prev_total_ms"] = 1000 * previous
+            return pack(reply)
         except (ProtocolError, UserError) as error:
-            return self._error(hosted, robot, "bad request", str(error))
+            kind, text = "bad request", str(error)
         except BusyError as error:
-            return self._error(hosted, robot, "busy", str(error))
+            kind, text = "busy", str(error)
         except Exception as error:
             log("failed", level=logging.ERROR, error=error, robot=robot.number)
-            return self._error(
-                hosted, robot, "failed", f"the policy gave no answer; see robot {robot.number} in the log"
-            )
-        self.metrics.stages.labels(hosted.name, "prepare").observe(prepared)
-        timing = {
-            "infer_ms": 1000 * answer.inferred, "prepare_ms": 1000 * prepared, "queue_ms": 1000 * answer.queued,
-            "batch": answer.batch,
-        }  # fmt: skip
-        if previous is not None:
-            timing["prev_total_ms"] = 1000 * previous
-        robot.timing = timing
-        return pack({**answer.reply, "server_timing": timing})
-
-    def _error(self, hosted: Hosted, robot: Robot, kind: str, text: str) -> str:
+            kind, text = "failed", f"the policy gave no answer; see robot {robot.number} in the log"
         self._count_error(hosted, robot, kind)
-        return f"{kind}: {text[:500]}"
+        text = f"{kind}: {text[:500]}"
+        return text if harness is None else harness.error(text)
+
+    async def _chunk(self, hosted: Hosted, robot: Robot, value: dict[str, Any]) -> NDArray[np.float32]:
+        return (await self._answer(hosted, robot, value))["actions"]
+
+    async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
+        """The policy's reply to a robot's dictionary, with "server_timing"."""
+        started = time.monotonic()
+        observation, prepared = await hosted.read(message, robot.new_prompt, robot.chunk, self.pool)
+        return await self.ask(hosted, robot, observation, prepared, started)
 
     def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:
         robot.errors += 1
         self.metrics.errors.labels(hosted.name, kind).inc()
 
 
-def _address(connection: ServerConnection) -> str:
+def tell_ready(config: ServeConfig, port: int, checkpoints: list[str], **fields: Any) -> None:
+    """Logs where and how robots connect."""
+    secured = "TLS" if config.certificate else "no TLS"
+    keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
+    log("ready", host=config.host, port=port, checkpoints=checkpoints, security=f"{secured}, {keys}", **fields)
+    if not config.local_only and not config.api_keys:
+        log("anybody who reaches this machine can use the server; give --api-keys", level=logging.WARNING)
+
+
+def _address(connection: Connection) -> str:
     with suppress(Exception):
         return str(connection.remote_address[0])
     return "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +99,13 @@ class Simulation:
             self.episodes, self.successes = self.episodes + 1, self.successes + success
 
     async def _chunk(self, hosted: Hosted, robot: Robot, observation: RobotDict) -> np.ndarray[Any, Any]:
+        started = time.monotonic()
         prepared = await asyncio.get_running_loop().run_in_executor(
             self._server.pool, hosted.policy.prepare, observation
         )
         while True:
             try:
-                return (await self._server.ask(hosted, robot, observation, prepared)).reply["actions"]
+                return (await self._server.ask(hosted, robot, observation, prepared, started))["actions"]
             except BusyError:
                 await asyncio.sleep(0.2)
 

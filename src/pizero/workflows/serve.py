@@ -13,7 +13,7 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint
 
-_RESERVED = {"live", "healthz", "metrics", "page"}
+_RESERVED = {"live", "healthz", "health", "metrics", "page", "vla-eval"}
 
 
 def named(checkpoints: Sequence[str]) -> dict[str, str]:
@@ -21,7 +21,7 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
     if not checkpoints:
         raise UserError("name a checkpoint to serve")
     if len(checkpoints) == 1 and "=" not in checkpoints[0]:
-        return {"policy": checkpoints[0]}
+        return {"policy": _absolute(checkpoints[0])}
     found: dict[str, str] = {}
     for text in checkpoints:
         name, equals, path = text.partition("=")
@@ -29,21 +29,40 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
             raise UserError(f"of several checkpoints each is NAME=PATH, NAME of letters, digits, . _ -; got {text!r}")
         if name in found or name in _RESERVED:
             raise UserError(f"the name {name!r} is taken; choose another")
-        found[name] = path
+        found[name] = _absolute(path)
     return found
 
 
+def _absolute(path: str) -> str:
+    """Paths for a process that may work elsewhere; what is no folder here as it is."""
+    return "+".join(str(Path(part).resolve()) if Path(part).exists() else part for part in _parts(path))
+
+
+def _parts(path: str) -> list[str]:
+    """[checkpoint], or [checkpoint, adapters] of BASE+ADAPTERS."""
+    base, plus, adapters = path.rpartition("+")
+    return [base, adapters] if plus and not Path(path).exists() else [path]
+
+
 def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Callable[[], ModelPolicy]]:
-    """Name -> a function that loads its policy; of a run the checkpoint that is the newest then.
+    """Name -> a function that loads its policy, of BASE+ADAPTERS both; of a run the checkpoint that is the newest then.
 
     options: as for `load_policy`. A checkpoint with a stored example must reproduce it.
     """
 
     def loader(path: str) -> Callable[[], ModelPolicy]:
         def load() -> ModelPolicy:
-            folder = local_folder(find_checkpoint(Path(path) if Path(path).exists() else path))
+            folder, *others = (_newest(part) for part in _parts(path))
+            if others:
+                inner = others[0] / "adapters"  # of a checkpoint of the training
+                return load_policy(folder, adapters=inner if inner.is_dir() else others[0], **options)
             return load_policy(folder, verify=load_example(folder) is not None, **options)
 
         return load
 
     return {name: loader(path) for name, path in checkpoints.items()}
+
+
+def _newest(path: str) -> Path:
+    """A checkpoint's folder, of a run that of its newest."""
+    return local_folder(find_checkpoint(Path(path) if Path(path).exists() else path))

@@ -35,7 +35,8 @@ function show(state) {
   if (state.seconds < uptime) history.time.length = history.latency.length = 0; // the server was started anew
   uptime = state.seconds;
   last = state;
-  const about = state.checkpoints.map((c) => `${c.checkpoint} · ${c.embodiment} · ${c.action_horizon} × ${c.action_dim} actions`);
+  const about = state.checkpoints.map((c) => `${c.checkpoint} · ${c.embodiment} · ${c.action_horizon} × ${c.action_dim} actions` +
+    (c.replica ? ` · replica ${c.replica}` : ""));
   text("about", `${about.join(" | ")} · up ${span(state.seconds)}`);
   text("robots-count", state.robots.length);
   text("rate", state.rate.toFixed(1));

@@ -1,6 +1,9 @@
-"""openpi's own client from PyPI against `pizero serve`, in an environment of its own (make test-openpi-client).
+"""Another project's client against `pizero serve`, in an environment of its own.
 
-python benchmarks/openpi_client_asks_ours.py PYTHON     PYTHON: of an environment with openpi-client
+make test-openpi-client, make test-vla-eval, or
+python benchmarks/client_asks_ours.py PYTHON SCRIPT [KEY]
+
+PYTHON: of an environment with the client. SCRIPT: what it runs there, with the server's address and its API key.
 """
 
 from __future__ import annotations
@@ -29,8 +32,6 @@ from pizero.serving.running import background
 from pizero.serving.server import PolicyServer
 from pizero.workflows.serve import loaders
 
-SCRIPT = Path(__file__).parent / "peers" / "openpi_client_asks_ours.py"
-
 
 def tiny_policy() -> ModelPolicy:
     """The quick start's π0, untrained, with the byte tokenizer."""
@@ -47,16 +48,16 @@ def tiny_policy() -> ModelPolicy:
 
 
 def main() -> None:
-    python = sys.argv[1]
+    python, script, *keys = sys.argv[1:]
     policy = tiny_policy()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "checkpoint"
         noise = np.zeros(policy.noise_shape, np.float32)
         example = make_example(policy.model, policy.pipeline, blank_observation(policy), noise)
         save_checkpoint(folder, policy.model, policy.pipeline, example)  # type: ignore[arg-type]
-        config = ServeConfig(port=0, api_keys=("key-of-the-test",))
+        config = ServeConfig(port=0, api_keys=tuple(keys))
         with background(lambda: PolicyServer(loaders({"policy": str(folder)}), config)) as server:
-            subprocess.run([python, str(SCRIPT), server.uri, "key-of-the-test"], check=True)
+            subprocess.run([python, script, server.uri, *keys], check=True)
 
 
 if __name__ == "__main__":
