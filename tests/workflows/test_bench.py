@@ -69,3 +69,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "rounds must be at least 1" in capsys.readouterr().err
     assert run("bench", ["inference", *arguments, str(tmp_path / "sweep.json"), "--sweep"]) == 0
     assert "of the first row" in capsys.readouterr().out
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

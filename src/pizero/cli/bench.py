@@ -39,7 +39,7 @@ class Inference:
     sweep: bool = False
     """Instead: the fast path's time by cameras, prompt, horizon, steps and batch."""
     json: Path | None = None
-    """Writes the figures there."""
+    """Writes the figures there, and a picture of a sweep beside them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run(arguments: Inference | Int8) -> None:
 
 
 def _inference(arguments: Inference) -> object:
-    from pizero.report.bench import print_bench, print_sweep
+    from pizero.report.bench import print_bench, print_sweep, sweep_picture
     from pizero.workflows.bench_inference import BenchConfig, all_facts, bench, model_config, sweep
 
     if arguments.rounds < 1 or not arguments.paths:
@@ -83,11 +83,13 @@ def _inference(arguments: Inference) -> object:
     settings = BenchConfig(
         arguments.model, arguments.dtype, len(config.cameras) if arguments.cameras is None else arguments.cameras,
         config.prompt_length if arguments.prompt is None else arguments.prompt, arguments.num_steps, arguments.batch,
-        arguments.horizon, arguments.threads, arguments.rounds, arguments.device,
+        config.action_horizon, arguments.threads, arguments.rounds, arguments.device,
     )  # fmt: skip
     if arguments.sweep:
         rows = sweep(settings)
         print_sweep(settings, rows)
+        if arguments.json is not None:
+            sweep_picture(settings, rows, arguments.json.with_suffix(".png"))
         return rows
     result = bench(settings, arguments.paths, all_facts() if arguments.ablation else ())
     print_bench(result)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from pizero.report.pictures import GOOD, INK, MUTED, finish, new_figure, plain, set_title
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
@@ -96,3 +99,28 @@ def print_sweep(settings: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             row["what"], str(row["value"]), seconds(row["best_s"]), f"{row['best_s'] / rows[0]['best_s']:.2f} x"
         )
     console.print(table)
+
+
+def sweep_picture(settings: Any, rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> bytes:
+    """PNG: the fast path's time against each thing that changes, all on one scale; a dot is the first row."""
+    names = list(dict.fromkeys(row["what"] for row in rows[1:]))
+    figure = new_figure(8.0, 2.9)
+    set_title(figure, "What a call costs", f"{settings.model}, {settings.dtype}; one thing changes at a time")
+    unit, factor = ("s", 1.0) if rows[0]["best_s"] >= 1 else ("ms", 1000.0)
+    top = 1.08 * factor * max(row["best_s"] for row in rows)
+    for index, name in enumerate(names):
+        axes = figure.add_axes((0.08 + index * 0.91 / len(names), 0.19, 0.72 / len(names), 0.55))
+        first = (getattr(settings, name), rows[0]["best_s"])
+        points = sorted([(row["value"], row["best_s"]) for row in rows[1:] if row["what"] == name] + [first])
+        axes.plot(*zip(*((value, factor * time) for value, time in points), strict=True), color=GOOD, marker="o", ms=3)
+        axes.plot(first[0], factor * first[1], color=INK, marker="o", ms=5)
+        axes.set_ylim(0, top)
+        axes.set_xlim(0, 1.1 * points[-1][0])
+        axes.set_xticks([value for value, _ in points])
+        axes.set_xlabel(name.replace("num_steps", "steps"), color=INK, fontsize=8)
+        if index:
+            axes.set_yticklabels([])
+        else:
+            axes.set_ylabel(unit, color=MUTED, fontsize=8)
+        plain(axes)
+    return finish(figure, path)
