@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -91,6 +91,17 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	$(LEROBOT_PYTHON) -m venv .peers/lerobot
 	.peers/lerobot/bin/python -m pip install --quiet -r benchmarks/peers/lerobot_requirements.txt
 	touch $@
+
+# make bench-inference   full-size π0 and π0.5 on the CPU: paths, floor, ablation, sweep, and beside LeRobot
+# Needs 24 GiB of memory and about half an hour on 2 cores; LeRobot as for test-lerobot-peer.
+BENCH_INFERENCE = $(BIN)/pizero bench inference --threads 2
+bench-inference: setup $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
+	$(BENCH_INFERENCE) --paths plain fast int8 --rounds 3
+	$(BENCH_INFERENCE) --dtype float32 --rounds 2
+	$(BENCH_INFERENCE) --paths fast --ablation --rounds 2
+	$(BENCH_INFERENCE) --sweep --rounds 1 --json runs/bench-sweep.json
+	$(BIN)/python benchmarks/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi0 --int8 --rounds 3
+	$(BIN)/python benchmarks/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi05 --int8 --rounds 2
 
 # make record-lerobot-diffusion LEROBOT_ENV=<a virtual environment with lerobot==0.6.1 and diffusers>   records the golden files of its policy
 record-lerobot-diffusion:
