@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -48,6 +48,21 @@ $(PEER)/.done: benchmarks/peers/openpi_requirements.txt
 	cp -r $(OPENPI)/src/openpi/models_pytorch/transformers_replace/* $(PEER)/lib/python3.11/site-packages/transformers/
 	touch $@
 
+# make test-openpi-client   openpi's client from PyPI asks a running server; it needs numpy<2, so an environment of its own
+CLIENT = .peers/openpi-client
+test-openpi-client: setup $(CLIENT)/.done
+	$(BIN)/python benchmarks/openpi_client_asks_ours.py $(CLIENT)/bin/python
+
+$(CLIENT)/.done: benchmarks/peers/openpi_client_requirements.txt
+	$(PYTHON) -m venv $(CLIENT)
+	$(CLIENT)/bin/python -m pip install --quiet -r benchmarks/peers/openpi_client_requirements.txt
+	touch $@
+
+# make soak   a policy server under load for an hour (SECONDS=600 for less): its memory must not grow
+SECONDS = 3600
+soak: setup
+	$(BIN)/python benchmarks/server_soak.py --seconds $(SECONDS)
+
 # make test-lerobot-peer   LeRobot itself opens what pizero writes, and the reverse
 # Needs Python 3.12 (LEROBOT_PYTHON=python3.12); makes .peers/lerobot, or takes LEROBOT_ENV=<an environment with LeRobot>.
 LEROBOT_PYTHON ?= python3.12
@@ -89,6 +104,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/server.py
 
 clean:
 	rm -rf .venv runs

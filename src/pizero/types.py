@@ -184,11 +184,11 @@ class ActionModel(Protocol):
 class Policy(Protocol):
     """Raw robot dictionaries in, action chunks in robot units out."""
 
-    def infer(self, observation: RobotDict) -> dict[str, NDArray[np.float32]]:
-        """{"actions": [H, robot_action_dim]} for one observation."""
+    def infer(self, observation: RobotDict) -> dict[str, Any]:
+        """{"actions": float32 [H, robot_action_dim]} for one observation; maybe more beside it."""
         ...
 
-    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, NDArray[np.float32]]]:
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, Any]]:
         """The same for several observations at once."""
         ...
 

@@ -17,7 +17,6 @@ from pizero.checkpoints.example import Example, make_example
 from pizero.checkpoints.native import (
     detect,
     load_checkpoint,
-    load_model_weights,
     save_checkpoint,
     verify_example,
 )
@@ -242,16 +241,6 @@ def test_clear_errors(saved: Path, tmp_path: Path) -> None:
     expect("has no model.safetensors")
     with pytest.raises(UserError, match="unknown dtype 'half'"):
         load_checkpoint(saved, dtype="half")
-
-
-def test_weights_are_copied_into_a_model_in_place(saved: Path) -> None:
-    model = make_model(1)
-    parameter = model.action_in_proj.weight
-    load_model_weights(model, saved)
-    assert model.action_in_proj.weight is parameter
-    assert torch.equal(parameter, make_model().action_in_proj.weight)
-    with pytest.raises(UserError, match="other sizes or switches"):
-        load_model_weights(Pi0(dataclasses.replace(CONFIG, action_horizon=3)), saved)
 
 
 # -------------------------------------------------------------------- the diffusion policy

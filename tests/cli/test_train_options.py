@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pizero.cli.main import main
+from pizero.cli.main import run
 from pizero.configs.presets import Preset
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, SelectionConfig
 from pizero.workflows import train
@@ -23,13 +23,13 @@ def settings(arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Preset, d
         return train.TrainResult(Path("c"), 1, 0.5, 1.0)
 
     monkeypatch.setattr(train, "train_policy", train_policy)
-    assert main(["train", "data", "--output", "run", *arguments.split()]) == 0
+    assert run("train", ["data", "--output", "run", *arguments.split()]) == 0
     return called[0]
 
 
 def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     preset, options = settings(
-        "--preset libero --model pi05 --lora --freeze vision heads --accumulate 8 --no-padded-actions "
+        "--preset libero --model pi05 --lora --freeze vision heads --accumulate 8 --ignore-padding "
         "--non-finite skip --precision bfloat16 --optimizer adamw8bit --ema-decay 0.5 --metric open_loop_error "
         "--keep-best --patience 3 --open-loop-chunks 16 --evaluate-env tabletop --evaluate-every 7 "
         "--evaluate-episodes 2 --track tensorboard wandb --validate-every 11 --validation-fraction 0.2 --steps 12",
@@ -55,7 +55,10 @@ def test_without_options_the_preset_stays(monkeypatch: pytest.MonkeyPatch) -> No
     assert options["track"] == ()
 
 
-def test_a_setting_that_contradicts_another_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["train", "data", "--output", "run", "--preset", "tabletop", "--lora"])  # its optimizer is muon
-    assert status == 2
+def test_a_setting_that_contradicts_another_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["data", "--output", "run", "--preset", "tabletop", "--lora"]  # whose optimizer is muon
+    assert run("train", wrong) == 2
     assert "not for LoRA's factors; use adamw" in " ".join(capsys.readouterr().err.split())
+    assert settings("--preset tabletop --lora --optimizer adamw", monkeypatch)[0].train.parts.lora == LoraConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,15 @@ def test_video_round_trip(tmp_path: Path, codec: str, fps: float) -> None:
     starts = [row["videos/observation.images.top/from_timestamp"] for row in rows]
     np.testing.assert_allclose(starts, np.array([0, 21, 30]) / fps)
     np.testing.assert_allclose(rows[2]["videos/observation.images.top/to_timestamp"], 44 / fps)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="only Linux tells a thread's scheduling")
+def test_the_encoder_does_not_keep_real_time_priority(tmp_path: Path) -> None:
+    """The AV1 encoder takes it where it may, as root; a thread that waits busily would then stop the machine."""
+    with make(tmp_path / "d", image_format="av1") as writer:
+        write(writer, [5])
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize("image_format", ["png", "h264"])

@@ -51,6 +51,42 @@ def test_draws_are_separate_passes_averaged(model: Pi0, draws: int, batch: int) 
             assert float((gradient - other).norm()) <= 1e-4 * float(other.norm()) + 1e-6, name
 
 
+def test_without_a_delay_the_loss_is_the_ordinary_one(model: Pi0) -> None:
+    """Value and gradients."""
+    observation = make_observation(model.config)
+    actions, noise, time = make_actions(model.config)
+    ordinary = model.loss(observation, actions, noise=noise, time=time)
+    delayed = model.loss(observation, actions, noise=noise, time=time, delay=torch.tensor([0, 0]))
+    assert torch.allclose(ordinary, delayed, atol=1e-5)
+    expected = gradients(model, ordinary.mean())
+    for name, gradient in gradients(model, delayed.mean()).items():
+        if gradient is not None:
+            assert float((gradient - expected[name]).norm()) <= 1e-4 * float(expected[name].norm()) + 1e-6, name
+
+
+@pytest.mark.parametrize("time_conditioning", ["concat_mlp", "adarms"])
+def test_settled_actions_are_given_clean_and_not_learnt(time_conditioning: str) -> None:
+    """Two draws with delays of their own, against passes with the times written out; a mean is over the rest."""
+    model = random_model(time_conditioning=time_conditioning)
+    observation, actions = make_observation(model.config), make_actions(model.config)[0]
+    noise, time = torch.randn(2, *actions.shape, generator=seeded(3)), torch.rand(2, 2, generator=seeded(4))
+    delay = torch.tensor([[2, 0], [5, 1]])
+    loss = model.loss(observation, actions, noise=noise, time=time, draws=2, delay=delay)
+    learnt = torch.arange(6) >= delay[..., None]
+    times = time[..., None] * learnt
+    errors = []
+    for draw in range(2):
+        x_t = times[draw, :, :, None] * noise[draw] + (1 - times[draw, :, :, None]) * actions
+        assert torch.equal(x_t[0, : delay[draw, 0]], actions[0, : delay[draw, 0]])
+        error = model.velocity(observation, x_t, times[draw]) - (noise[draw] - actions)
+        errors.append(error.square().mean(dim=-1))
+    left = learnt.float()
+    expected = ((torch.stack(errors) * left).sum(dim=-1) / left.sum(dim=-1)).mean()
+    assert torch.allclose(loss.mean(), expected, rtol=1e-5)
+    assert not loss[0, :2].any()  # sample 0 has delays of 2 and 5
+    assert loss[0, 2:].all()
+
+
 def test_a_velocity_of_several_draws(model: Pi0) -> None:
     """The draws are on the outer axis of x_t and of the result."""
     observation = make_observation(model.config)

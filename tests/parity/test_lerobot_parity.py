@@ -21,12 +21,14 @@ from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi_torch import key_table
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.engine.fast_sampler import FastSampler
 from pizero.model.attention import token_positions
 from pizero.model.flow_matching import interpolate, velocity_target
 from pizero.model.kv_cache import KVCache
 from pizero.model.layers import embed_time
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.real_time import Guidance, Schedule, soft_mask
 from pizero.types import Observation
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot" / "checkpoints"
@@ -208,7 +210,7 @@ def write_style(name: str, style: str, folder: Path) -> Path:
     """A copy of the golden checkpoint: "model." names, bare names, or the base style (bare, no embed_tokens)."""
     source = GOLDEN / f"{name}_tiny"
     for path in source.iterdir():
-        if path.name not in ("model.safetensors", "golden.npz"):
+        if path.name not in ("model.safetensors", "golden.npz", "golden_rtc.npz"):
             (folder / path.name).symlink_to(path)
     tensors = load_file(source / "model.safetensors")
     if style != "model.":
@@ -271,6 +273,29 @@ def test_base_style(name: str, root: Path) -> None:
     this = recorded(name, "base", root)
     torch.testing.assert_close(this.sample(10), this["alt_base_style.sampled_actions_10"], atol=FLOW, rtol=FLOW)
     assert (this["alt_base_style.sampled_actions_10"] - this["out.sampled_actions_10"]).abs().max() > 100 * FLOW
+
+
+@pytest.mark.filterwarnings("ignore:model.paligemma_with_expert.paligemma.lm_head:UserWarning")
+@pytest.mark.parametrize("schedule", ["zeros", "ones", "linear", "exp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_real_time_chunking(name: str, schedule: Schedule, root: Path) -> None:
+    """LeRobot's guidance is ours without the Jacobian, on the plain and the fast path; with it the chunk is another."""
+    this = recorded(name, "model.", root)
+    with np.load(GOLDEN / f"{name}_tiny" / "golden_rtc.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    old, delay, left = (arrays[f"in.{key}"] for key in ("prev_chunk_left_over", "inference_delay", "execution_horizon"))
+    weights = soft_mask(delay.expand(3), left.expand(3), 10, schedule)
+    recorded_weights = arrays[f"out.prefix_weights_{schedule.upper()}"].expand(3, -1)
+    torch.testing.assert_close(weights, recorded_weights, atol=ROUNDING, rtol=0)
+    old = torch.nn.functional.pad(old, (0, 0, 0, 10 - old.shape[1]))
+    expected, chunks = arrays[f"out.actions_{schedule.upper()}"], {}
+    for jacobian in ("identity", "paper"):
+        guide = Guidance(old, weights, max_weight=10.0, jacobian=jacobian)
+        for path in (this.model, FastSampler(this.model)):
+            chunks[jacobian] = path.sample_actions(this.observation, num_steps=10, noise=this["in.noise"], guide=guide)
+            if jacobian == "identity":
+                torch.testing.assert_close(chunks[jacobian], expected, atol=FLOW, rtol=FLOW)
+    assert (chunks["paper"] - expected).abs().max() > 100 * FLOW
 
 
 @pytest.mark.filterwarnings("ignore:model.paligemma_with_expert.paligemma.lm_head:UserWarning")

@@ -14,6 +14,7 @@ import reference_float64 as reference
 import torch
 
 from pizero.model.pi0 import Pi0
+from pizero.train import trainer as training
 from pizero.train.config import TrainConfig
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
@@ -54,7 +55,8 @@ def test_ten_adamw_steps(golden: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     model, seen = smaller(golden)
     actions, noise, time = golden["in/actions"], golden["in/noise"], golden["in/time"]
     monkeypatch.setattr(Trainer, "_to_device", lambda self, batch, generator: (seen, actions))
-    monkeypatch.setattr(Trainer, "_draw", lambda self, actions, generator: (noise[None], time[None]))
+    drawn = {"noise": noise[None], "time": time[None]}
+    monkeypatch.setattr(training, "draw", lambda config, actions, generator, part: drawn)
     monkeypatch.setattr(Trainer, "_action_mask", lambda self, batch: None)
     config = TrainConfig(
         steps=STEPS, warmup_steps=WARMUP, learning_rate=PEAK, final_learning_rate=FINAL, weight_decay=0.1,

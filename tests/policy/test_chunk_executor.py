@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pizero.policy.chunk_executor import ChunkExecutor
-from pizero.types import UserError
+from pizero.policy.chunk_executor import ActionLimits, ChunkExecutor, PolicyLateError, RobotLoop
+from pizero.types import RobotDict, UserError
 
 
 def chunk(start: int, length: int) -> np.ndarray:
@@ -47,3 +51,163 @@ def test_what_cannot_be_played_is_refused() -> None:
         ChunkExecutor(0)
     with pytest.raises(UserError, match="shape"):
         ChunkExecutor(1).load(np.zeros(4, np.float32))
+
+
+def play(executor: ChunkExecutor, delay: int, steps: int, horizon: int = 12) -> tuple[list[float], list[RobotDict]]:
+    """A policy whose chunk asked for at control step k is k * 100, k * 100 + 1, ... and arrives `delay` steps later."""
+    played, questions, due = [], [], None
+    for step in range(steps):
+        for _ in range(2):  # an answer may come before a question, or with it
+            if due == step:
+                executor.load(chunk(100 * questions[-1]["step"], horizon))
+                due = None
+            if executor.needs_chunk:
+                questions.append(executor.question({"step": step}))
+                due = step if not played else step + delay
+        played.append(float(executor.next_action()[0]))
+    return played, questions
+
+
+@pytest.mark.parametrize("delay", range(5))
+def test_asynchronous_chunks_start_where_they_arrive(delay: int) -> None:
+    played, questions = play(ChunkExecutor(4, asynchronous=True), delay, 20)
+    assert [question["step"] for question in questions] == [0, 4, 8, 12, 16]
+    assert played == [100.0 * (4 * ((step - delay) // 4)) + (step - 4 * ((step - delay) // 4)) if step >= 4 + delay
+                      else float(step) for step in range(20)]  # fmt: skip
+
+
+def test_a_delay_longer_than_the_execution_horizon_sets_the_pace() -> None:
+    executor = ChunkExecutor(2, asynchronous=True)
+    played, questions = play(executor, 5, 20)
+    assert [question["step"] for question in questions] == [0, 2, 7, 12, 17]
+    assert played[:13] == [0, 1, 2, 3, 4, 5, 6, 205, 206, 207, 208, 209, 705]
+    assert list(executor.delays) == [5, 5, 5]
+    assert executor.expected_delay == 5
+
+
+def test_a_synchronous_robot_is_held_while_it_waits() -> None:
+    played, _ = play(ChunkExecutor(3), 2, 12)
+    assert played == [0, 1, 2, 2, 2, 300, 301, 302, 302, 302, 800, 801]
+    held = ChunkExecutor(3, hold=[0.0, np.nan])
+    held.load(chunk(7, 4))
+    for _ in range(3):
+        held.next_action()
+    held.question({})
+    assert held.next_action().tolist() == [0, 9]
+
+
+def test_a_policy_that_is_too_late() -> None:
+    executor = ChunkExecutor(2, asynchronous=True, max_hold=3)
+    executor.load(chunk(0, 4))
+    executor.next_action()
+    executor.next_action()
+    executor.question({})
+    assert [executor.next_action()[0] for _ in range(5)] == [2, 3, 3, 3, 3]
+    with pytest.raises(PolicyLateError, match="held for 3 control steps"):
+        executor.next_action()
+    executor.load(chunk(100, 10))  # it comes after all
+    assert executor.next_action()[0] == 105
+
+
+def test_a_chunk_that_arrives_when_all_of_it_is_stale_is_asked_for_anew() -> None:
+    executor = ChunkExecutor(2, asynchronous=True)
+    executor.load(chunk(0, 4))
+    for _ in range(2):
+        executor.next_action()
+    executor.question({})
+    for _ in range(4):
+        executor.next_action()
+    executor.load(chunk(200, 4))
+    assert executor.needs_chunk
+    assert "previous_actions" not in executor.question({})
+    assert executor.next_action()[0] == 3  # held
+
+
+def test_ensembling_averages_what_speaks_of_a_control_step() -> None:
+    played, _ = play(ChunkExecutor(2, asynchronous=True, ensemble=0.5), 0, 6, horizon=5)
+    weights = np.exp(-0.5 * np.arange(3))
+    expected = [0, 1, np.dot([2, 200], weights[:2]) / weights[:2].sum()]
+    np.testing.assert_allclose(played[:3], expected, rtol=1e-6)
+    np.testing.assert_allclose(played[4], np.dot([4, 202, 400], weights) / weights.sum(), rtol=1e-6)
+
+
+def test_real_time_questions_bring_what_is_left() -> None:
+    executor = ChunkExecutor(4, asynchronous=True, real_time=True, first_delay=1)
+    _, questions = play(executor, 3, 13)
+    assert "previous_actions" not in questions[0]
+    assert questions[1]["previous_actions"][:, 0].tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert [question["inference_delay"] for question in questions[1:]] == [1, 3, 3]
+    assert questions[2]["previous_actions"][:, 0].tolist() == [404 + i for i in range(8)]
+
+
+def test_limits_of_range_and_rate() -> None:
+    limits = ActionLimits(low=[-1.0, -9.0], high=[1.0, 9.0], max_change=[0.5, 2.0])
+    executor = ChunkExecutor(4, limits=limits)
+    executor.load(np.array([[0, 0], [5, 1], [5, 8], [-5, 8]], np.float32))
+    actions = [executor.next_action().tolist() for _ in range(4)]
+    assert actions == [[0, 0], [0.5, 1], [1, 3], [0.5, 5]]
+    one_sided = ActionLimits(high=[1.0, 9.0]).apply(np.array([5, -50], np.float32), None)
+    assert one_sided.tolist() == [1, -50]
+
+
+def test_settings_that_cannot_work() -> None:
+    for settings in ({"real_time": True}, {"ensemble": 0.01}):
+        with pytest.raises(UserError, match="need an asynchronous executor"):
+            ChunkExecutor(2, **settings)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="must not be negative, got -1"):
+        ChunkExecutor(2, first_delay=-1)
+    executor = ChunkExecutor(2)
+    executor.question({})
+    with pytest.raises(RuntimeError, match="no answer yet"):
+        executor.question({})
+
+
+class SlowPolicy:
+    """Answers when it is let to; its k-th chunk is 100 * k, 100 * k + 1, ..."""
+
+    def __init__(self) -> None:
+        self.go, self.asked, self.broken = threading.Event(), 0, False
+
+    def infer(self, observation: RobotDict) -> dict[str, Any]:
+        self.asked += 1
+        assert self.go.wait(10)
+        if self.broken:
+            raise ConnectionError("the server is gone")
+        return {"actions": chunk(100 * (self.asked - 1), 12)}
+
+
+def wait_for(loop: RobotLoop) -> None:
+    deadline = time.monotonic() + 10
+    while loop._answer is not None and not loop._answer.done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_loop_never_waits_but_for_the_first_chunk() -> None:
+    policy = SlowPolicy()
+    policy.go.set()
+    with RobotLoop(policy, ChunkExecutor(3, asynchronous=True)) as loop:
+        assert loop.needs_observation
+        played = [loop.act({})[0]]
+        policy.go.clear()
+        assert not loop.needs_observation
+        played += [loop.act(None)[0] for _ in range(2)]
+        with pytest.raises(UserError, match="look at needs_observation"):
+            loop.act(None)
+        played += [loop.act({})[0] for _ in range(4)]  # asked at step 3; the old chunk plays on
+        policy.go.set()
+        wait_for(loop)
+        played += [loop.act({})[0]]
+        assert played == [0, 1, 2, 3, 4, 5, 6, 104]
+        wait_for(loop)
+        policy.broken = True
+        loop.reset()
+        with pytest.raises(ConnectionError, match="gone"):
+            loop.act({})
+
+
+def test_a_synchronous_loop_asks_and_plays() -> None:
+    policy = SlowPolicy()
+    policy.go.set()
+    with RobotLoop(policy, ChunkExecutor(3)) as loop:
+        assert [loop.act({})[0] for _ in range(7)] == [0, 1, 2, 100, 101, 102, 200]

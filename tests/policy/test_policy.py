@@ -21,6 +21,7 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.real_time import RealTime
 from pizero.types import Observation, Policy, RobotDict, UserError
 
 CONFIG = small_config("nano", vocab_size=259, prompt_length=14, cameras=("base_0_rgb", "left_wrist_0_rgb"))
@@ -222,3 +223,60 @@ def test_load_policy(model: Pi0, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "run", model)
     with pytest.raises(UserError, match="does not tell embodiment"):
         load_policy(tmp_path / "run")
+
+
+def left_over(length: int, seed: int = 9) -> np.ndarray:
+    """Robot actions that the pipeline's statistics take to about -1 to 1."""
+    return (noise(seed)[:length, :2] * ACTION_STD + ACTION_MEAN).astype(np.float32)
+
+
+def test_what_is_left_of_a_chunk_is_continued(model: Pi0) -> None:
+    """In robot units, relative to the present state; beside an observation that starts afresh."""
+    raws = [{**observation(0), "noise": noise(1)}, {**observation(1), "noise": noise(2)}]
+    old = np.add(left_over(4), [0, raws[0]["state"][1]])
+    asking = [{**raws[0], "previous_actions": old, "inference_delay": 2}, raws[1]]
+    trained = Pi0(dataclasses.replace(CONFIG, max_delay=3)).eval()
+    trained.load_state_dict(model.state_dict())
+    plain = ModelPolicy(model, make_pipeline()).infer_batch(raws)
+    for policy in (
+        ModelPolicy(model, make_pipeline()),
+        ModelPolicy(model, make_pipeline(), real_time=RealTime(jacobian="identity")),
+        ModelPolicy(trained, make_pipeline()),
+    ):
+        chunks = [reply["actions"] for reply in policy.infer_batch(asking)]
+        np.testing.assert_allclose(chunks[1], plain[1]["actions"], rtol=1e-4, atol=1e-4)
+        before, after = (np.abs(chunk[:2] - old[:2]).mean() for chunk in (plain[0]["actions"], chunks[0]))
+        assert after < 0.7 * before
+    np.testing.assert_allclose(chunks[0][:2], old[:2], rtol=1e-5, atol=1e-5)  # a trained model takes them as given
+    asking[0]["inference_delay"] = 4  # settles what it was trained to
+    chunk = policy.infer(asking[0])["actions"]
+    np.testing.assert_allclose(chunk[:3], old[:3], rtol=1e-5, atol=1e-5)
+    assert np.abs(chunk[3] - old[3]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"previous_actions": np.zeros((7, 2))}, r"previous_actions: got shape \(7, 2\), expected \(1 to 6, 2\)"),
+        ({"previous_actions": np.zeros((0, 2))}, "previous_actions: got shape"),
+        ({"previous_actions": np.zeros((3, 4))}, "previous_actions: got shape"),
+        ({"previous_actions": np.full((3, 2), np.nan)}, "previous_actions: NaN"),
+        ({"previous_actions": np.zeros((3, 2)), "inference_delay": -1}, "inference_delay: got -1"),
+        ({"previous_actions": np.zeros((3, 2)), "inference_delay": 1.5}, "inference_delay: got 1.5"),
+        ({"previous_actions": np.zeros((3, 2)), "state": np.zeros(4)}, r"state: got shape"),
+    ],
+)
+def test_bad_real_time_input_is_named(model: Pi0, change: RobotDict, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        ModelPolicy(model, make_pipeline()).infer({**observation(), **change})
+
+
+def test_a_model_that_cannot_continue_a_chunk_says_so(model: Pi0) -> None:
+    asking = {**observation(), "previous_actions": np.zeros((3, 2))}
+    with pytest.raises(UserError, match="not trained with delays"):
+        ModelPolicy(model, make_pipeline(), real_time=RealTime("trained")).infer(asking)
+    baseline = EchoModel()
+    baseline.config = small_baseline("nano", num_history=1)  # type: ignore[assignment]
+    pipeline = dataclasses.replace(make_pipeline(), action_dim=baseline.config.action_dim)
+    with pytest.raises(UserError, match=r"only π0 and π0\.5 can continue a chunk"):
+        ModelPolicy(baseline, pipeline).infer(asking)

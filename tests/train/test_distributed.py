@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.data.augment import Augmentation, Part
+from pizero.train.config import TrainConfig
 from pizero.train.distributed import make_mesh
 from pizero.train.inputs import draw
 from pizero.train.metrics import read_metrics
@@ -60,9 +61,13 @@ def launch(machines: int, runs: list[dict[str, Any]], dataset: Path, folder: Pat
         )
         for _ in range(machines)
     ]  # fmt: skip
-    for agent in agents:
-        output, _ = agent.communicate(timeout=240)
-        assert agent.returncode == 0, output
+    try:
+        for agent in agents:
+            output, _ = agent.communicate(timeout=240)
+            assert agent.returncode == 0, output
+    finally:
+        for agent in agents:
+            agent.kill()
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +184,15 @@ def test_parts_draw_the_numbers_of_the_whole_batch(kind: Any) -> None:
         return torch.Generator().manual_seed(5)
 
     together = augment("base_0_rgb", images, generator())
-    noise, flow_time = draw(2, actions, generator())
+    config = TrainConfig(draws=2, max_delay=3)
+    drawn = draw(config, actions, generator())
+    assert drawn.keys() == {"noise", "time", "delay"}
     for index in range(3):
         rows, part = slice(2 * index, 2 * index + 2), Part(index, 3)
         torch.testing.assert_close(augment("base_0_rgb", images[rows], generator(), part), together[rows])
-        own = draw(2, actions[rows], generator(), part)
-        assert torch.equal(own[0], noise[:, rows])
-        assert torch.equal(own[1], flow_time[:, rows])
+        own = draw(config, actions[rows], generator(), part)
+        for name, value in drawn.items():
+            assert torch.equal(own[name], value[:, rows])
 
 
 def test_unlike_machines_are_refused() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,14 @@ def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
             TRACKERS[name](tmp_path)
 
 
-def test_eight_bit_adamw_follows_adamw(dataset: Path, tmp_path: Path) -> None:
-    """Within the coarseness of its averages, and through a resume to the bit; two small tensors stay in float32."""
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_eight_bit_adamw_follows_adamw(dataset: Path, tmp_path: Path, compiled: bool) -> None:
+    """Within the coarseness of its averages, and through a resume to the bit. It compiles its step for every shape."""
+    with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
+        check_eight_bit_adamw(dataset, tmp_path)
+
+
+def check_eight_bit_adamw(dataset: Path, tmp_path: Path) -> None:
     whole, parted, plain = (tmp_path / name for name in ("whole", "parted", "plain"))
     options: dict[str, Any] = {"steps": 4, "save_every": 2, "validate_every": 4, "precision": "float32"}
     result = train_policy(dataset, whole, nano_preset(optimizer="adamw8bit", **options))

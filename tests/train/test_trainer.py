@@ -44,7 +44,7 @@ from pizero.workflows.training_data import build_pipelines, open_sources
 
 RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
     (nano_model(), {}),
-    (nano_model(), {"optimizer": "muon", "early_frames": 1.5}),
+    (nano_model(), {"optimizer": "muon", "early_frames": 1.5, "max_delay": 3}),
     (nano_baseline(), {"ema_power": 0.75, "ema_decay": 0.9999, "threads": 1}),
     (nano_baseline(num_history=3, state_input=True, objective="flow"), {"augmentation": "shift", "threads": 1}),
 ]
@@ -302,3 +302,27 @@ def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path:
     preset = dataclasses.replace(nano_preset(optimizer="muon"), model=nano_baseline())
     with pytest.raises(UserError, match="DiffusionPolicy has none; use adamw"):
         train_policy(dataset, tmp_path / "run", preset)
+
+
+def test_delays_are_drawn_and_the_checkpoint_tells_their_limit(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    loss = Pi0.loss
+
+    def watched(model: Pi0, *inputs: Any, **options: Any) -> torch.Tensor:
+        seen.append(options["delay"])
+        return loss(model, *inputs, **options)
+
+    monkeypatch.setattr(Pi0, "loss", watched)
+    result = train_policy(dataset, tmp_path / "run", nano_preset(max_delay=3))
+    assert all(delay.shape == (2, 8) for delay in seen[:4])
+    assert set(torch.cat([delay.flatten() for delay in seen]).tolist()) == {0, 1, 2, 3}
+    config = load_checkpoint(result.checkpoint).model.config
+    assert isinstance(config, Pi0Config)
+    assert config.max_delay == 3
+    with pytest.raises(UserError, match="max_delay 6 leaves nothing of a chunk of 6 actions"):
+        train_policy(dataset, tmp_path / "long", nano_preset(max_delay=6))
+    baseline = dataclasses.replace(nano_preset(max_delay=3), model=nano_baseline())
+    with pytest.raises(UserError, match=r"max_delay is for π0 and π0\.5"):
+        train_policy(dataset, tmp_path / "baseline", baseline)

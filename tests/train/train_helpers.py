@@ -29,7 +29,7 @@ def nano_preset(**changes: Any) -> Preset:
     """8 steps; `changes` are fields of TrainConfig."""
     settings: dict[str, Any] = {
         "steps": 8, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2, "draws": 2, "augmentation": "openpi",
-        "log_every": 1, "validate_every": 4, "save_every": 4, "validation_fraction": 0.2, "seed": 3, "threads": 2,
+        "log_every": 1, "validate_every": 4, "save_every": 4, "validation_fraction": 0.2, "seed": 3, "threads": 1,
     }  # fmt: skip
     return Preset("tabletop", nano_model(), TrainConfig(**{**settings, **changes}), "zscore", 384, execution_horizon=4)
 

@@ -34,16 +34,16 @@ _FACTORS = (".lora_a", ".lora_b")
 
 
 class PlainState(Mapping[str, Tensor]):
-    """A model's state without adapters and of one dtype: what a checkpoint holds, made when it is asked for.
+    """A model's state without adapters: what a checkpoint holds, made when it is asked for.
 
-    Adapted weights are merged in float32; beside float32 matrices bfloat16 ones, which a training keeps of what it
-    freezes, become float32.
+    Adapted weights are merged in float32. widen: beside float32 matrices bfloat16 ones, which a training keeps of what
+    it freezes, become float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, widen: bool = False) -> None:
         self._model, self._state = model, model.state_dict()
         self._names = [name for name in self._state if not name.endswith(_FACTORS)]
-        self._widen = len(matrix_dtypes(model)) > 1
+        self._widen = widen and len(matrix_dtypes(model)) > 1
 
     def __getitem__(self, name: str) -> Tensor:
         tensor, layer = self._state[name], name.removesuffix(".weight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,20 +112,32 @@ def sample_chunks(
     noise: NDArray[np.float32],
     num_steps: int,
     device: str | torch.device | None = None,
+    timing: dict[str, float] | None = None,
+    **options: Any,
 ) -> NDArray[np.float32]:
     """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
 
     The one way from raw observations through the model and back: values are checked, and the batch is one model call.
     Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
-    device: where the model is; None asks its parameters.
+    device: where the model is; None asks its parameters. timing: gets the milliseconds of each stage. options: of
+    `sample_actions`.
     """
+    marks = [time.perf_counter()]
     if device is None:
         device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
-    actions = model.sample_actions(observation, num_steps=num_steps, noise=torch.from_numpy(noise).to(device))
+    marks.append(time.perf_counter())
+    noises = torch.from_numpy(noise).to(device)
+    actions = model.sample_actions(observation, num_steps=num_steps, noise=noises, **options)
     states = np.stack([np.asarray(raw["state"]) for raw in observations])
     chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
-    return pipeline.robot_actions(chunk, states)
+    marks.append(time.perf_counter())
+    in_units = pipeline.robot_actions(chunk, states)
+    marks.append(time.perf_counter())
+    if timing is not None:
+        for stage, start, end in zip(("inputs_ms", "model_ms", "outputs_ms"), marks, marks[1:], strict=False):
+            timing[stage] = 1000 * (end - start)
+    return in_units
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

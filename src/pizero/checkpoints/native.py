@@ -82,10 +82,12 @@ def save_checkpoint(
     example: Example | None = None,
     extra: Callable[[Path], None] | None = None,
     robots: Sequence[Pipeline] = (),
+    widen: bool = False,
 ) -> None:
     """Writes the folder as a whole; an older checkpoint at its name is replaced. `extra(folder)` may add files.
 
     robots: pipelines of other robots than `pipeline`'s, for `load_policy(embodiment=...)`. LoRA adapters are merged.
+    widen: bfloat16 matrices beside float32 ones become float32.
 
     The folder is written beside its place and renamed. A crash leaves either checkpoint at `folder`, or the older one
     beside it as `.<name>.old`, which the next save puts back first. UserError when `folder` holds anything else than a
@@ -99,7 +101,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        _write(new, model, pipeline, example)
+        _write(new, model, pipeline, example, widen)
         for other in robots:
             (new / ROBOTS / quote(other.embodiment.name, safe="")).mkdir(parents=True)
             other.save(new / ROBOTS / quote(other.embodiment.name, safe=""))
@@ -135,14 +137,6 @@ def load_robots(folder: Path) -> dict[str, Pipeline]:
     """Pipelines of the other robots, by the embodiment's name."""
     pipelines = [Pipeline.load(path) for path in sorted((folder / ROBOTS).glob("*")) if path.is_dir()]
     return {pipeline.embodiment.name: pipeline for pipeline in pipelines}
-
-
-def load_model_weights(model: Network, folder: Path) -> None:
-    """Copies the weights of the checkpoint in `folder` into a model of the same sizes."""
-    stored = load_checkpoint(folder).model
-    if stored.config != model.config:
-        raise UserError(f"{folder} holds a model of other sizes or switches; build the model from its {CONFIG}")
-    model.load_state_dict(stored.state_dict())
 
 
 def verify_example(checkpoint: Checkpoint) -> float:
@@ -192,11 +186,13 @@ def _weights(folder: Path, arch: Arch | None = None) -> Source:
     return Source(NAME, config, lambda: iter(weights.items()))
 
 
-def _write(folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None) -> None:
+def _write(
+    folder: Path, model: Network, pipeline: Pipeline | None, example: Example | None, widen: bool = False
+) -> None:
     config = model.config
     values = {"format": FORMAT, "version": VERSION, "model": model_name(config), "config": config.to_json()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    write_safetensors(folder / WEIGHTS, PlainState(model))
+    write_safetensors(folder / WEIGHTS, PlainState(model, widen))
     if pipeline is not None:
         pipeline.save(folder)
     if example is not None:

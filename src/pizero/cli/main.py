@@ -14,9 +14,11 @@ COMMANDS = {
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
+    "serve": "policy server for robots, with the wire protocol of openpi and a page to watch",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
+    "bench": "inference speed: plain and fast path in turns, stages, and the machine's limit",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

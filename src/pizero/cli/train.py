@@ -53,6 +53,8 @@ class Arguments:
     batch_size: int | None = None
     learning_rate: float | None = None
     draws: int | None = None
+    max_delay: int | None = None
+    """Trains for real-time chunking: the first 0 to max_delay actions of each chunk are given (docs/real_time.md)."""
     augmentation: Literal["openpi", "shift", "none"] | None = None
     precision: Literal["auto", "float32", "mixed", "bfloat16"] | None = None
     optimizer: Literal["adamw", "adamw8bit", "muon"] | None = None
@@ -64,13 +66,13 @@ class Arguments:
     threads: int | None = None
     accumulate: int | None = None
     """Equal parts of a batch that are computed one after the other, for less memory."""
-    padded_actions: bool | None = None
-    """Whether action dimensions that the robot does not have count in the loss, as in openpi."""
+    ignore_padding: bool = False
+    """Leave action dimensions that the robot does not have out of the loss; in openpi they count."""
     non_finite: Literal["stop", "skip"] | None = None
     """At a loss or gradient that is not finite: stop, or leave the step out and count it."""
     lora: bool = False
     """Train adapters of openpi's ranks on both experts, vision tower and heads (see --freeze), no average."""
-    freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] = ()
+    freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] | None = None
     """Parts that keep their weights."""
     embedding_steps: Literal["optimizer", "stateless"] | None = None
     """stateless: the embedding table is trained without optimizer state."""
@@ -83,7 +85,7 @@ class Arguments:
     """Of each task."""
     metric: Literal["validation_loss", "open_loop_error", "success_rate"] | None = None
     """What checkpoints are compared by."""
-    keep_best: bool | None = None
+    keep_best: bool = False
     """Keeps the best checkpoint beside the newest ones; best.json names it."""
     patience: int | None = None
     """Ends the run when that many measurements in a row bring nothing better."""
@@ -98,13 +100,13 @@ class Arguments:
 
 
 SETTINGS = (
-    "steps", "batch_size", "learning_rate", "draws", "augmentation", "precision", "optimizer", "ema_decay",
+    "steps", "batch_size", "learning_rate", "draws", "max_delay", "augmentation", "precision", "optimizer", "ema_decay",
     "validation_fraction", "validate_every", "save_every", "seed", "threads",
 )  # fmt: skip
 PARTS = {
-    "gradient": ("accumulate", "padded_actions", "non_finite"),
-    "parts": ("embedding_steps",),
-    "selection": ("metric", "keep_best", "patience"),
+    "gradient": ("accumulate", "non_finite"),
+    "parts": ("freeze", "embedding_steps"),
+    "selection": ("metric", "patience"),
 }
 
 
@@ -116,14 +118,17 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.train import train_policy
 
     preset = get_preset(arguments.preset, arguments.model)
-    if arguments.lora:
-        preset = with_lora(preset)
-    train = preset.train
-    if arguments.freeze:
-        train = dataclasses.replace(train, parts=dataclasses.replace(train.parts, freeze=arguments.freeze))
+    changes = _given(arguments, SETTINGS)
     for part, names in PARTS.items():
-        train = dataclasses.replace(train, **{part: _changed(getattr(train, part), arguments, names)})
-    preset = dataclasses.replace(preset, train=_changed(train, arguments, SETTINGS))
+        changes[part] = dataclasses.replace(getattr(preset.train, part), **_given(arguments, names))
+    if arguments.ignore_padding:
+        changes["gradient"] = dataclasses.replace(changes["gradient"], padded_actions=False)
+    if arguments.keep_best:
+        changes["selection"] = dataclasses.replace(changes["selection"], keep_best=True)
+    if arguments.lora:
+        preset = with_lora(preset, **changes)
+    else:
+        preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     measure = MeasureConfig(
@@ -139,7 +144,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _changed(config: Any, arguments: Arguments, names: Sequence[str]) -> Any:
-    """With the options that were given."""
-    given = {name: getattr(arguments, name) for name in names}
-    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+def _given(arguments: Arguments, names: Sequence[str]) -> dict[str, Any]:
+    """The options that were given."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

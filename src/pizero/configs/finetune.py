@@ -85,10 +85,14 @@ def tabletop_full(model: ModelName = "pi0") -> Preset:
     return _full("tabletop", model, replace(_DEFAULTS, steps=5_000), execution_horizon=2, action_horizon=4)
 
 
-def with_lora(preset: Preset) -> Preset:
-    """Adapters on both experts, of openpi's ranks, and no average, as in its pi0_libero_low_mem_finetune."""
-    parts = replace(preset.train.parts, lora=LoraConfig())
-    return replace(preset, train=replace(preset.train, parts=parts, ema_decay=0.0))
+def with_lora(preset: Preset, **changes: Any) -> Preset:
+    """Adapters on both experts, of openpi's ranks, and no average, as in its pi0_libero_low_mem_finetune.
+
+    changes: of the training settings, made at once.
+    """
+    parts = replace(changes.get("parts", preset.train.parts), lora=LoraConfig())
+    train = replace(preset.train, **{"ema_decay": 0.0, **changes, "parts": parts})
+    return replace(preset, train=train)
 
 
 def _full(embodiment: str, model: ModelName, train: TrainConfig, execution_horizon: int, **changes: Any) -> Preset:

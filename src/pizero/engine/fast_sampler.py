@@ -2,62 +2,90 @@
 
 Left out: absent cameras and unused prompt slots; the last prefix layer but its keys and values; the state token in
 every step; what depends on the flow time alone; masks where everything is seen; copies of the cache. Products that
-share an input are one (`packed.py`).
+share an input are one (`packed.py`), each by the kernel that is fastest here (`products.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pizero.engine.packed import Modulation, PackedBlock, PackedVisionBlock, gated, normalized
-from pizero.engine.time_tables import TimeTables, action_weight, make_tables
+from pizero.engine.capture import CudaGraphs
+from pizero.engine.inputs import Inputs, make_inputs
+from pizero.engine.packed import Modulation, PackedBlock, PackedVisionBlock, Packing, normalized, turned
+from pizero.engine.products import Kernels, check_kernels
+from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables
 from pizero.model.attention import attend, block_mask, token_positions
-from pizero.model.flow_matching import Solver, integrate
-from pizero.model.layers import apply_rotary, gelu, rotary_table
-from pizero.model.pi0 import Pi0, check_observation, embed_images
+from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
+from pizero.model.layers import rotary_table
+from pizero.model.pi0 import Pi0, check_observation
 from pizero.model.siglip import VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
-from pizero.types import Observation
+from pizero.types import Observation, UserError
 
-Rotary = tuple[Tensor, Tensor]
-KeyValue = tuple[Tensor, Tensor]
+Fact: TypeAlias = Literal[
+    "drop_absent", "short_last_layer", "cached_state", "time_tables", "joined_weights", "folded_heads", "vision_batch"
+]
+"""What makes the fast path fast and changes no number; `FastSampler(without=...)` shows what each is worth."""
+
+KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class _Cache:
-    """Per layer keys and values [B, P + S, kv_heads, head_dim]; the last `action_horizon` places are written each step.
+class Cache(NamedTuple):
+    """Per layer keys and values [B, P + S, kv_heads, head_dim]; the last places are written in each step.
 
-    With a state token under adaptive norms its keys and values differ by time: state[time][layer] are copied in first.
+    turns [B, T, 1, head_dim / 2, 2], and mask [B, T, P + S] or None: of the T tokens that a step runs. token: the
+    state's [B, 1, E], where it is one of them. state[time][layer]: its keys and values, where they depend on the time.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    rotary: Rotary  # of the actions
-    mask: Tensor | None  # [B, H, P + S]
+    turns: Tensor
+    mask: Tensor | None
+    token: Tensor | None
     state: list[list[KeyValue]]
 
 
 class FastSampler:
     """Stands in for a π0 or π0.5 in inference: the same config, the same call.
 
-    The model keeps its numbers, but its parameters become views of larger ones. Made anew after the weights changed.
+    It keeps weights of its own, and is made anew after the model's changed. consume: the model gives up its large
+    matrices while they are packed, so that memory never holds both; it computes nothing any more.
+    kernels: "auto" measures once which of torch's kernels are fastest here. "int8" (CPU) and "float8" (NVIDIA) change
+    the numbers; keep: patterns of products that stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells
+    which ones matter). compile: with torch.compile, which needs a C++ compiler and a while at the first call.
+    graphs: one CUDA graph for a call, on a GPU. without: facts left out, for tests and ablations.
     """
 
     @torch.no_grad()
-    def __init__(self, model: Pi0) -> None:
-        self.model, self.config = model, model.config
-        layers = [layer for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
-        self._prefix = [PackedBlock.of(layer.prefix) for layer in layers]
-        self._expert = [PackedBlock.of(layer.expert) for layer in layers]
-        blocks = model.vision_tower.blocks
-        self._vision = [PackedVisionBlock.of(block) for block in blocks if isinstance(block, VisionBlock)]
+    def __init__(
+        self, model: Pi0, *, kernels: Kernels = "auto", keep: Collection[str] = (), compile: bool = False,
+        graphs: bool = True, consume: bool = False, without: Collection[Fact] = (),
+    ) -> None:  # fmt: skip
+        unknown = sorted(set(without) - set(get_args(Fact)))
+        if unknown:
+            raise UserError(f"unknown fact {unknown[0]!r}; expected one of {', '.join(get_args(Fact))}")
+        self.model, self.config, self.device = model, model.config, model.action_in_proj.weight.device
+        check_kernels(kernels, self.device)
+        self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
+        self._keep, self._without = tuple(keep), frozenset(without)
+        self._attend = _attend_repeated if "folded_heads" in without else attend
         self._action_weight = action_weight(model)
         self._tables: dict[tuple[int, Solver], TimeTables] = {}
+        self._final_norm = model.transformer.expert_norm
+        self._pack(consume)
+        self.static = compile or (graphs and self.device.type == "cuda")
+        """Prompts are padded to a few lengths, so that few shapes are compiled or captured."""
+        self.prefill, self.velocity = self._prefill, self._velocity
+        if compile:
+            self.prefill = torch.compile(self._prefill, dynamic=False)
+            self.velocity = torch.compile(self._velocity, dynamic=False)
+        self._graphs = CudaGraphs() if graphs and self.device.type == "cuda" else None
 
     @torch.no_grad()
     def sample_actions(
@@ -68,137 +96,235 @@ class FastSampler:
         noise: Tensor | None = None,
         generator: Generator | None = None,
         solver: Solver = "euler",
+        settled: ActionPrefix | None = None,
+        guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:
         """As `Pi0.sample_actions`: [B, H, D] float32, normalised."""
-        check_observation(self.config, observation)
         noise = self.model.initial_noise(observation, noise, generator)
-        if (num_steps, solver) not in self._tables:
-            self._tables[num_steps, solver] = make_tables(self.model, num_steps, solver)
-        tables = self._tables[num_steps, solver]
-        cache = self._prefill(observation, tables)
-        calls = iter(range(len(tables.biases)))
-        return integrate(lambda x, _: self._velocity(cache, tables, x, next(calls)), noise, num_steps, solver)
+        inputs, tables = self.inputs(observation), self.tables(num_steps, solver)
+        if self._graphs is None or settled is not None or guide is not None:
+            return self._sample(inputs, noise, tables, num_steps, solver, settled, guide)
+
+        def sample(inputs: Inputs, noise: Tensor) -> Tensor:
+            return self._sample(inputs, noise, tables, num_steps, solver)
+
+        return self._graphs(sample, (num_steps, solver), inputs, noise)
 
     def loss(self, observation: Observation, actions: Tensor, **settings: Any) -> Tensor:
         """The model's."""
         return self.model.loss(observation, actions, **settings)
 
-    # ---------------------------------------------------------------- prefix
+    def inputs(self, observation: Observation) -> Inputs:
+        """What of an observation is computed. Reads masks on the host; nothing after it does."""
+        check_observation(self.config, observation)
+        return make_inputs(observation, self.config, self.device, "drop_absent" not in self._without, self.static)
 
-    def _prefill(self, observation: Observation, tables: TimeTables) -> _Cache:
-        tokens, padding_mask = self._embed_prefix(observation)
-        batch, length, _ = tokens.shape
-        whole = bool(padding_mask.all())
-        mask = None if whole else block_mask(padding_mask, torch.zeros_like(padding_mask))
-        rotary = rotary_table(token_positions(padding_mask), self.config.prefix.head_dim)
-        suffix = self.config.suffix_length
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for index, block in enumerate(self._prefix):
-            key = tokens.new_empty(batch, length + suffix, block.kv_heads, block.head_dim)
-            value = torch.empty_like(key)
-            keys.append(key)
-            values.append(value)
-            assert block.norms is not None  # the prefix never has adaptive norms
-            y = normalized(tokens, block.norms[0])
-            if index + 1 == len(self._prefix):
-                own = F.linear(y, block.key_value).unflatten(-1, (2, block.kv_heads, block.head_dim))
-                key[:, :length], value[:, :length] = apply_rotary(own[:, :, 0], rotary), own[:, :, 1]
-                break
-            query = _project(block, y, rotary, key[:, :length], value[:, :length])
-            tokens = tokens + F.linear(attend(query, key[:, :length], value[:, :length], mask), block.output)
-            tokens = tokens + block.mlp(normalized(tokens, block.norms[1]))
-        return self._suffix_cache(observation, padding_mask, keys, values, tables, whole)
+    def tables(self, num_steps: int, solver: Solver = "euler") -> TimeTables:
+        """What depends on the flow time alone, made at the first call for these steps and kept."""
+        if (num_steps, solver) not in self._tables:
+            times, folded = integration_times(num_steps, solver), "joined_weights" not in self._without
+            self._tables[num_steps, solver] = make_tables(self.model, times, folded)
+        return self._tables[num_steps, solver]
 
-    def _embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Tokens [B, P, W] and padding mask [B, P] of what at least one sample has."""
-        present = [name for name in self.config.cameras if bool(observation.image_masks[name].any())]
-        used = torch.nonzero(observation.prompt_mask.any(dim=0)).flatten()
-        images, masks = embed_images(observation, present, self._see)
-        prompt = F.embedding(observation.prompt_tokens[:, used], self.model.token_embedding.weight)
-        prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)
-        device = prompt.device
-        mask = torch.cat([*masks, observation.prompt_mask[:, used].to(device)], dim=1)
-        return torch.cat([*images, prompt], dim=1), mask
-
-    def _see(self, images: Tensor) -> Tensor:
+    def see(self, images: Tensor) -> Tensor:
         """The vision tower: [n, h, w, 3] -> [n, S_img, W]."""
         tower = self.model.vision_tower
         x = tower.embed_patches(images).to(tower.projection.weight.dtype)
-        for packed in self._vision:
-            block = packed.block
-            qkv = F.linear(block.attention_norm(x), packed.weight, packed.bias)
-            query, key, value = qkv.unflatten(-1, (3, block.num_heads, block.head_dim)).unbind(2)
-            x = x + block.output(attend(query * block.head_dim**-0.5, key, value))
-            x = x + block.mlp_out(gelu(block.mlp_in(block.mlp_norm(x))))
+        for block in self.vision_blocks:
+            x = block(x, self._attend)
         return tower.projection(tower.final_norm(x))
+
+    # ---------------------------------------------------------------- packing
+
+    def _pack(self, consume: bool) -> None:
+        model, join = self.model, "joined_weights" not in self._without
+        image_tokens = len(model.vision_tower.position_embedding)
+        prefix_tokens = image_tokens * len(self.config.cameras) + self.config.prompt_length
+        layers = [layer for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
+        self.vision_blocks: list[PackedVisionBlock] = []
+        for index, block in enumerate(model.vision_tower.blocks):
+            assert isinstance(block, VisionBlock)
+            packing = Packing(image_tokens * len(self.config.cameras), self._kernels_of, join)
+            self.vision_blocks.append(PackedVisionBlock.of(block, f"vision.{index}", packing))
+            if consume:
+                _give_up(block.query, block.key, block.value, block.output, block.mlp_in, block.mlp_out)
+        self.prefix_blocks: list[PackedBlock] = []
+        self.expert_blocks: list[PackedBlock] = []
+        for index, layer in enumerate(layers):
+            last = index + 1 == len(layers) and "short_last_layer" not in self._without
+            packing = Packing(prefix_tokens, self._kernels_of, join)
+            self.prefix_blocks.append(PackedBlock.of(layer.prefix, f"prefix.{index}", packing, keys_only=last))
+            packing = Packing(self.config.action_horizon, self._kernels_of, join)
+            self.expert_blocks.append(PackedBlock.of(layer.expert, f"expert.{index}", packing))
+            if consume:
+                for block in (layer.prefix, layer.expert):
+                    _give_up(block.query, block.key, block.value, block.output, block.mlp)
+
+    def _kernels_of(self, name: str) -> Kernels:
+        kept = self._kernels in ("int8", "float8") and any(fnmatchcase(name, pattern) for pattern in self._keep)
+        return "auto" if kept else self._kernels
+
+    # ---------------------------------------------------------------- prefix
+
+    def _sample(
+        self, inputs: Inputs, noise: Tensor, tables: TimeTables, num_steps: int, solver: Solver,
+        settled: ActionPrefix | None = None, guide: Callable[[Velocity], Velocity] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tensors in, tensors out: no host work that depends on a value."""
+        cache = self.prefill(inputs, tables)
+        calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
+
+        def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+            call = next(calls)
+            at, row = tables, call
+            if "time_tables" in self._without:
+                at, row = make_tables(self.model, time[:1], "joined_weights" not in self._without), 0
+            own = cache.state[call] if cache.state else None
+            return self.velocity(cache, *at.at(row, places), x_t, own)
+
+        return follow(velocity, noise, num_steps, solver, settled, guide)
+
+    def _prefill(self, inputs: Inputs, tables: TimeTables) -> Cache:
+        tokens = self._embed_prefix(inputs)
+        batch, length, _ = tokens.shape
+        padding = inputs.padding
+        mask = None if padding is None else block_mask(padding, torch.zeros_like(padding))
+        turns = self._turns(inputs, length, batch)
+        room = length + self.config.suffix_length
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for block in self.prefix_blocks:
+            keys.append(tokens.new_empty(batch, room, block.kv_heads, block.head_dim))
+            values.append(torch.empty_like(keys[-1]))
+            key, value = keys[-1][:, :length], values[-1][:, :length]
+            query = _project(block, normalized(tokens, block.norms[0]), turns[:, :length], key, value)
+            if query is not None:
+                tokens = block.finish(tokens, self._attend(query, key, value, mask), *block.norms)
+        return self._suffix_cache(inputs, keys, values, turns, tables)
+
+    def _embed_prefix(self, inputs: Inputs) -> Tensor:
+        """[B, P, W]: the cameras in order, then the prompt. Images of one size go through the tower as one batch."""
+        found: dict[int, Tensor] = {}
+        apart = "vision_batch" in self._without
+        sizes = [(index if apart else 0, *image.shape[1:3]) for index, image in enumerate(inputs.images)]
+        for size in dict.fromkeys(sizes):
+            group = [index for index, other in enumerate(sizes) if other == size]
+            images = torch.cat([inputs.images[index] for index in group])
+            if inputs.present is None:
+                seen = self.see(images)
+            else:  # only on a CPU, where looking costs nothing
+                rows = inputs.present[group].flatten().nonzero().squeeze(1)
+                some = self.see(images[rows])
+                seen = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, rows, some)
+            found.update(zip(group, seen.chunk(len(group)), strict=True))
+        prompt = F.embedding(inputs.prompt, self.model.token_embedding.weight)
+        prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)
+        return torch.cat([*(found[index] for index in range(len(sizes))), prompt], dim=1)
+
+    def _turns(self, inputs: Inputs, length: int, batch: int) -> Tensor:
+        """Cosine and sine of every token's rotary angles: [B, P + S, 1, head_dim / 2, 2]."""
+        suffix = self.config.suffix_length
+        if inputs.padding is None:
+            positions = torch.arange(length + suffix, device=self.device).expand(batch, -1)
+        else:
+            positions = token_positions(F.pad(inputs.padding, (0, suffix), value=True))
+        return torch.stack(rotary_table(positions, self.config.prefix.head_dim), dim=-1)
 
     # ---------------------------------------------------------------- suffix
 
     def _suffix_cache(
-        self, observation: Observation, padding_mask: Tensor, keys: list[Tensor], values: list[Tensor],
-        tables: TimeTables, whole: bool,
-    ) -> _Cache:  # fmt: skip
-        """Positions and mask of the actions; the state token's keys and values, at each time if they depend on it."""
-        batch, length = padding_mask.shape
+        self, inputs: Inputs, keys: list[Tensor], values: list[Tensor], turns: Tensor, tables: TimeTables
+    ) -> Cache:
+        """Angles and mask of what a step runs; the state token's keys and values, at each time if they depend on it."""
         horizon, suffix = self.config.action_horizon, self.config.suffix_length
-        valid = torch.cat([padding_mask, padding_mask.new_ones(batch, suffix)], dim=1)
-        cos, sin = rotary_table(token_positions(valid)[:, length:], self.config.expert.head_dim)
-        mask = None
-        if not whole or self.config.action_attention == "causal":
-            starts = torch.cat([torch.zeros_like(padding_mask[0]), self.model.suffix_block_starts(valid.device)])
-            mask = block_mask(valid, starts)[:, -horizon:]
-        state: list[list[KeyValue]] = []
-        if self.model.state_proj is not None:
-            assert observation.state is not None  # check_observation saw to it
-            first = (cos[:, :1], sin[:, :1])
-            seen = None if whole else block_mask(valid, torch.zeros_like(valid))[:, length : length + 1, : length + 1]
-            token = self.model.state_proj(observation.state)[:, None].to(self.model.transformer.dtype)
-            state = [self._state(token, first, seen, keys, values, length, norms) for norms in tables.norms]
-        rotary = cos[:, -horizon:], sin[:, -horizon:]
-        return _Cache(keys, values, rotary, mask, state if len(state) > 1 else [])
+        room = turns.shape[1]
+        length = room - suffix
+        mask = seen = None
+        starts = self.model.suffix_block_starts(self.device)
+        in_steps = self.config.has_state_token and "cached_state" in self._without
+        ran = suffix if in_steps else horizon
+        if inputs.padding is not None or self.config.action_attention == "causal" or in_steps:
+            padding = inputs.padding
+            if padding is None:
+                padding = torch.ones(turns.shape[0], length, dtype=torch.bool, device=self.device)
+            valid = F.pad(padding, (0, suffix), value=True)
+            whole = block_mask(valid, torch.cat([starts.new_zeros(length), starts]))
+            mask, seen = whole[:, -ran:], whole[:, length : length + 1, : length + 1]
+        cache = Cache(keys, values, turns[:, -ran:], mask, None, [])
+        if self.model.state_proj is None:
+            return cache
+        assert inputs.state is not None  # check_observation saw to it
+        token = self.model.state_proj(inputs.state)[:, None].to(self.model.transformer.dtype)
+        if in_steps:
+            return cache._replace(token=token)
+        times = tables.norms[:-1] or tables.norms  # without a clean action's
+        first = turns[:, length : length + 1]
+        seen = None if inputs.padding is None else seen
+        state = [self._state(token, first, seen, keys, values, norms) for norms in times]
+        return cache._replace(state=state if len(state) > 1 else [])
 
     def _state(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, keys: list[Tensor], values: list[Tensor], at: int,
+        self, x: Tensor, turns: Tensor, mask: Tensor | None, keys: list[Tensor], values: list[Tensor],
         norms: list[Modulation],
     ) -> list[KeyValue]:  # fmt: skip
-        """Runs the state token [B, 1, E] through the layers; returns its keys and values, also found at place `at`."""
+        """Runs the state token [B, 1, E] through the layers; returns its keys and values, also found in their place."""
         found: list[KeyValue] = []
-        for index, (block, key, value) in enumerate(zip(self._expert, keys, values, strict=True)):
+        at = keys[0].shape[1] - self.config.suffix_length
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, keys, values, strict=True)):
+            first, second = norms[2 * index], norms[2 * index + 1]
             own = key[:, at : at + 1], value[:, at : at + 1]
-            query = _project(block, normalized(x, norms[2 * index]), rotary, *own)
+            query = _project(block, normalized(x, first), turns, *own)
+            assert query is not None
             found.append((own[0].clone(), own[1].clone()))
-            if index + 1 < len(self._expert):
-                x = self._finish(block, x, attend(query, key[:, : at + 1], value[:, : at + 1], mask), norms, index)
+            if index + 1 < len(self.expert_blocks):
+                x = block.finish(x, self._attend(query, key[:, : at + 1], value[:, : at + 1], mask), first, second)
         return found
 
-    def _velocity(self, cache: _Cache, tables: TimeTables, x_t: Tensor, call: int) -> Tensor:
-        """[B, H, D] for the velocity that is asked for as number `call`."""
-        horizon, norms = self.config.action_horizon, tables.at(call)
-        tokens = F.linear(x_t, self._action_weight, tables.biases[call])
+    def _velocity(
+        self, cache: Cache, bias: Tensor, norms: list[Modulation], x_t: Tensor, state: list[KeyValue] | None
+    ) -> Tensor:
+        """[B, H, D] at the time of bias and norms; it can be differentiated in x_t."""
+        horizon = self.config.action_horizon
+        tokens = F.linear(x_t, self._action_weight, bias if bias.ndim == 1 else None)
+        tokens = tokens if bias.ndim == 1 else tokens + bias
         if not self.config.adaptive:
             tokens = self.model.time_mlp_out(F.silu(tokens))
         x = tokens.to(self.model.transformer.dtype)
-        for index, (block, key, value) in enumerate(zip(self._expert, cache.keys, cache.values, strict=True)):
-            if cache.state:
+        if cache.token is not None:
+            x = torch.cat([cache.token, x], dim=1)
+        ran = x.shape[1]
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
+            first, second = norms[2 * index], norms[2 * index + 1]
+            if state is not None:
                 place = slice(-horizon - 1, -horizon)
-                key[:, place], value[:, place] = cache.state[call][index]
-            own = key[:, -horizon:], value[:, -horizon:]
-            query = _project(block, normalized(x, norms[2 * index]), cache.rotary, *own)
-            x = self._finish(block, x, attend(query, key, value, cache.mask), norms, index)
-        return self.model.action_out_proj(normalized(x, norms[-1]))
-
-    def _finish(self, block: PackedBlock, x: Tensor, attended: Tensor, norms: list[Modulation], index: int) -> Tensor:
-        """Output projection, residual, MLP, residual: [B, T, E]."""
-        x = gated(x, F.linear(attended, block.output), norms[2 * index])
-        return gated(x, block.mlp(normalized(x, norms[2 * index + 1])), norms[2 * index + 1])
+                key[:, place], value[:, place] = state[index]
+            if x.requires_grad:  # autograd follows no writes into what the next step overwrites
+                key, value = key.clone(), value.clone()
+            query = _project(block, normalized(x, first), cache.turns, key[:, -ran:], value[:, -ran:])
+            assert query is not None
+            x = block.finish(x, self._attend(query, key, value, cache.mask), first, second)
+        return self.model.action_out_proj(normalized(x[:, -horizon:], norms[-1]))
 
 
-def _project(block: PackedBlock, y: Tensor, rotary: Rotary, key: Tensor, value: Tensor) -> Tensor:
-    """Normalised tokens [B, T, W] -> scaled query [B, T, heads, head_dim]; writes key and value to their places."""
-    qkv = F.linear(y, block.qkv).unflatten(-1, (-1, block.head_dim))
+def _project(block: PackedBlock, y: Tensor, turns: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+    """Normalised tokens [B, T, W] -> scaled query [B, T, heads, head_dim], if any; writes key and value."""
+    qkv = block.projection(y).unflatten(-1, (-1, block.head_dim))
     split = block.heads + block.kv_heads
-    rotated = apply_rotary(qkv[:, :, :split], rotary)
+    rotated = turned(qkv[:, :, :split], turns)
     key.copy_(rotated[:, :, block.heads :])
     value.copy_(qkv[:, :, split:])
-    return rotated[:, :, : block.heads] * block.head_dim**-0.5
+    return rotated[:, :, : block.heads].to(qkv.dtype) if block.heads else None
+
+
+def _attend_repeated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `attend`, with keys and values repeated for each query head."""
+    group = query.shape[2] // key.shape[2]
+    return attend(query, key.repeat_interleave(group, dim=2), value.repeat_interleave(group, dim=2), mask)
+
+
+def _give_up(*modules: nn.Module) -> None:
+    """Frees the modules' parameters; their shapes stay."""
+    for module in modules:
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                part.register_parameter(name, nn.Parameter(parameter.to("meta"), requires_grad=False))

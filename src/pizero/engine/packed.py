@@ -1,65 +1,84 @@
-"""The network's weights as the fast path reads them: products that share an input are one matrix.
+"""The network's weights as the fast path multiplies them.
 
-Nothing is copied for good: the modules' own parameters become views of the joined matrices, and the model stays what it
-is.
+Products that share an input are one. `1 + scale` of a plain norm and the query's scale are in the weights. The two
+halves that the rotary embedding turns against each other lie side by side, in every head of queries and keys alike, so
+that a turn is one product of complex numbers; the logits do not change. Folded in float32, then cast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pizero.engine.products import Gated, Kernels, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
 from pizero.model.siglip import VisionBlock
 
-Modulation = tuple[Tensor, Tensor | None, Tensor | None]
-"""Of a norm: 1 + scale [E], and of an adaptive one shift and gate, all for one flow time."""
+Modulation = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of a norm: 1 + scale [E], None where it is in the weights, and of an adaptive one shift and gate, all for one flow
+time; or [B, H, E] where settled actions have another one than the rest.
+"""
+
+FOLDED: Modulation = (None, None, None)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a block is packed: tokens that it mostly sees, kernels by the product's name, what is folded and joined."""
+
+    tokens: int
+    kernels: Callable[[str], Kernels]
+    join: bool = True
 
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """One Gemma block.
+    """One Gemma block. The last one of the prefix has keys and values only: `projection` makes no queries."""
 
-    qkv [(heads + 2 * kv_heads) * head_dim, W], output [W, heads * head_dim], gate_up [2 * mlp_dim, W], down [W,
-    mlp_dim].
-    norms: of attention and MLP, where they are not adaptive.
-    """
-
-    qkv: Tensor
-    output: Tensor
-    gate_up: Tensor
-    down: Tensor
+    projection: Product
+    """[B, T, W] -> queries (scaled), keys, values, head by head; halves of queries and keys side by side."""
+    output: Product | None
+    gated: Gated | None
+    down: Product | None
     heads: int
     kv_heads: int
     head_dim: int
-    norms: tuple[Modulation, Modulation] | None
+    norms: tuple[Modulation, Modulation]
+    """Of attention and MLP, where they are not adaptive."""
 
     @staticmethod
-    def of(block: GemmaBlock) -> PackedBlock:
-        dim, mlp = block.head_dim, block.mlp
-        if any(name.endswith("lora_a") for name, _ in block.named_parameters()):
+    def of(block: GemmaBlock, name: str, packing: Packing, keys_only: bool = False) -> PackedBlock:
+        """name: of the block, such as "prefix.17"; its products are "prefix.17.query", ".output", ".gate", ".down"."""
+        if any(part.endswith("lora_a") for part, _ in block.named_parameters()):
             raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
-        norms = None
-        if isinstance(block.attention_norm, RMSNorm) and isinstance(block.mlp_norm, RMSNorm):
-            norms = plain(block.attention_norm), plain(block.mlp_norm)
-        return PackedBlock(
-            _joined("weight", block.query, block.key, block.value), block.output.weight.detach(),
-            _joined("weight", mlp.gate, mlp.up), mlp.down.weight.detach(),
-            block.query.out_features // dim, block.key.out_features // dim, dim, norms,
-        )  # fmt: skip
+        dim = block.head_dim
+        heads, kv_heads = block.query.out_features // dim, block.key.out_features // dim
+        first, second = (_scale(norm) if packing.join else None for norm in (block.attention_norm, block.mlp_norm))
+        layers = [] if keys_only else [_columns(_pairs(block.query, dim), first) * dim**-0.5]
+        layers += [_columns(_pairs(block.key, dim), first), _columns(block.value.weight.float(), first)]
+        projection = _one(layers, block.query.weight.dtype, f"{name}.query", packing)
+        norms = (FOLDED, FOLDED) if packing.join else (plain(block.attention_norm), plain(block.mlp_norm))
+        if keys_only:
+            return PackedBlock(projection, None, None, None, 0, kv_heads, dim, norms)
+        output = make_product(block.output.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.output"))
+        dtype = block.query.weight.dtype
+        gate, up = (_columns(layer.weight.float(), second).to(dtype) for layer in (block.mlp.gate, block.mlp.up))
+        gated = _gated(gate, up, f"{name}.gate", packing)
+        down = make_product(block.mlp.down.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.down"))
+        return PackedBlock(projection, output, gated, down, heads, kv_heads, dim, norms)
 
-    @property
-    def key_value(self) -> Tensor:
-        """The rows of `qkv` that make keys and values."""
-        return self.qkv[self.heads * self.head_dim :]
-
-    def mlp(self, y: Tensor) -> Tensor:
-        gate, up = F.linear(y, self.gate_up).chunk(2, dim=-1)
-        return F.linear(gelu(gate) * up, self.down)
+    def finish(self, x: Tensor, attended: Tensor, first: Modulation, second: Modulation) -> Tensor:
+        """Output projection, residual, MLP, residual: [B, T, W]. first, second: the norms of attention and MLP."""
+        assert self.output is not None
+        assert self.gated is not None
+        assert self.down is not None
+        x = _residual(self.output, attended, x, first[2])
+        return _residual(self.down, self.gated(normalized(x, second)), x, second[2])
 
 
 @dataclass(frozen=True)
@@ -67,43 +86,121 @@ class PackedVisionBlock:
     """One vision block with query, key and value joined."""
 
     block: VisionBlock
-    weight: Tensor
-    bias: Tensor
+    projection: Product
+    output: Product
+    mlp_in: Product
+    mlp_out: Product
 
     @staticmethod
-    def of(block: VisionBlock) -> PackedVisionBlock:
-        layers = block.query, block.key, block.value
-        return PackedVisionBlock(block, _joined("weight", *layers), _joined("bias", *layers))
+    def of(block: VisionBlock, name: str, packing: Packing) -> PackedVisionBlock:
+        def make(layer: nn.Linear, part: str) -> Product:
+            kernels = packing.kernels(f"{name}.{part}")
+            return make_product(layer.weight.detach(), layer.bias.detach(), packing.tokens, kernels)
+
+        if packing.join:
+            layers, scales = (block.query, block.key, block.value), (block.head_dim**-0.5, 1.0, 1.0)
+            weight, bias = (
+                torch.cat([getattr(layer, which).float() * scale for layer, scale in zip(layers, scales, strict=True)])
+                for which in ("weight", "bias")
+            )
+            dtype, kernels = block.query.weight.dtype, packing.kernels(f"{name}.query")
+            projection = make_product(weight.to(dtype), bias.to(dtype), packing.tokens, kernels)
+        else:
+            query = make_product(
+                (block.query.weight.float() * block.head_dim**-0.5).to(block.query.weight.dtype),
+                block.query.bias.detach() * block.head_dim**-0.5, packing.tokens, packing.kernels(f"{name}.query"),
+            )  # fmt: skip
+            projection = _Apart([query, make(block.key, "key"), make(block.value, "value")])
+        parts = (make(getattr(block, part), part) for part in ("output", "mlp_in", "mlp_out"))
+        return PackedVisionBlock(block, projection, *parts)
+
+    def __call__(self, x: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        block = self.block
+        qkv = self.projection(block.attention_norm(x))
+        query, key, value = qkv.unflatten(-1, (3, block.num_heads, block.head_dim)).unbind(2)
+        x = self.output(attention(query, key, value), x)
+        return self.mlp_out(self.mlp_in.gelu(block.mlp_norm(x)), x)
 
 
-def plain(norm: RMSNorm) -> Modulation:
-    return 1 + norm.scale.detach().float(), None, None
+def plain(norm: nn.Module) -> Modulation:
+    """Of a norm that does not depend on the time; nothing for one that does."""
+    return (1 + norm.scale.detach().float(), None, None) if isinstance(norm, RMSNorm) else FOLDED
 
 
 def normalized(x: Tensor, norm: Modulation) -> Tensor:
     """x / rms(x) * (1 + scale) + shift, in float32 and cast back."""
-    y = F.rms_norm(x.float(), x.shape[-1:], norm[0], EPSILON)
-    return (y if norm[1] is None else y + norm[1]).to(x.dtype)
+    scale, shift, _ = norm
+    if scale is None:
+        return F.rms_norm(x, x.shape[-1:], None, EPSILON)
+    y = F.rms_norm(x.float(), x.shape[-1:], None, EPSILON)
+    return (y * scale if shift is None else torch.addcmul(shift, y, scale)).to(x.dtype)
 
 
-def gated(x: Tensor, y: Tensor, norm: Modulation) -> Tensor:
-    """x + y * gate; the gate of the norm that y came through."""
-    return x + y if norm[2] is None else torch.addcmul(x, y, norm[2])
-
-
-def modulations(norm: nn.Module, conditioning: Tensor) -> list[Modulation]:
+def modulations(norm: nn.Module, conditioning: Tensor, folded: bool) -> list[Modulation]:
     """Of a norm for each row of the conditioning [T, E], or for one row where it does not depend on the time."""
     if isinstance(norm, RMSNorm):
-        return [plain(norm)]
+        return [FOLDED if folded else plain(norm)]
     assert isinstance(norm, AdaptiveRMSNorm)
     dtype = norm.modulation.weight.dtype
     scale, shift, gate = norm.modulation(conditioning.to(dtype)).chunk(3, dim=-1)
     return list(zip((1 + scale.float()).unbind(), shift.float().unbind(), gate.unbind(), strict=True))
 
 
-def _joined(name: str, *layers: nn.Linear) -> Tensor:
-    """The layers' weights or biases one after the other; each layer's own is a view of them from now on."""
-    whole = torch.cat([layer.get_parameter(name).detach() for layer in layers])
-    for layer, part in zip(layers, whole.split([layer.out_features for layer in layers]), strict=True):
-        layer.get_parameter(name).data = part
-    return whole
+class _Apart:
+    """Several products of the same input, one after the other."""
+
+    def __init__(self, products: list[Product]) -> None:
+        self.products = products
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        y = torch.cat([product(x) for product in self.products], dim=-1)
+        return y if plus is None else plus + y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(self(x))
+
+
+def _one(layers: list[Tensor], dtype: torch.dtype, name: str, packing: Packing) -> Product:
+    parts = [torch.cat(layers)] if packing.join else layers
+    made = [make_product(part.to(dtype), None, packing.tokens, packing.kernels(name)) for part in parts]
+    return made[0] if packing.join else _Apart(made)
+
+
+def _gated(gate: Tensor, up: Tensor, name: str, packing: Packing) -> Gated:
+    kernels = packing.kernels(name)
+    if packing.join:
+        return make_gated(gate, up, packing.tokens, kernels)
+    first, second = (make_product(weight, None, packing.tokens, kernels) for weight in (gate, up))
+    return lambda x: first.gelu(x) * second(x)
+
+
+def _residual(product: Product, y: Tensor, x: Tensor, gate: Tensor | None) -> Tensor:
+    """x + product(y), or x + product(y) * gate after an adaptive norm."""
+    return product(y, x) if gate is None else torch.addcmul(x, product(y), gate)
+
+
+def _scale(norm: nn.Module) -> Tensor | None:
+    """1 + scale [W] of a plain norm, for the columns of what reads it."""
+    return 1 + norm.scale.detach().float() if isinstance(norm, RMSNorm) else None
+
+
+def _columns(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight if scale is None else weight * scale
+
+
+def _pairs(layer: nn.Linear, head_dim: int) -> Tensor:
+    """The rows of each head [head_dim] with place i beside place i + head_dim / 2: [out, in] in float32."""
+    weight = layer.weight.detach().float()
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """The rotary embedding of heads [B, T, heads, head_dim] whose pairs lie side by side; float32.
+
+    turns: [B, T, 1, head_dim / 2, 2], cosine and sine. Eagerly on a CPU as complex numbers, the fastest by far there.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
+    (first, second), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)

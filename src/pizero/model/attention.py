@@ -68,7 +68,9 @@ def _attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     # [B, K, G * S, head_dim]: heads that share a key head become rows of one product
     rows = query.view(batch, length, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv_heads, group * length, head_dim)
-    logits = torch.matmul(rows, key.permute(0, 2, 3, 1)).float()  # [B, K, G * S, T]
+    logits = torch.matmul(rows, key.permute(0, 2, 3, 1))  # [B, K, G * S, T]
+    if torch.is_grad_enabled():  # the softmax computes in float32 anyway; its derivative is kept exact too
+        logits = logits.float()
     if mask is not None:
         by_query = logits.view(batch, kv_heads, group, length, key.shape[1])
         logits = by_query.masked_fill(~mask[:, None, None], MASKED).view_as(logits)

@@ -22,7 +22,7 @@ _LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": 
 
 def _check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
-        if field.type == "int":
+        if field.type == "int" and (field.name, getattr(config, field.name)) != ("max_delay", 0):
             check_whole(
                 f"{type(config).__name__}.{field.name}", getattr(config, field.name), _LIMITS.get(field.name, LARGEST)
             )
@@ -76,6 +76,7 @@ class Pi0Config:
     time_conditioning: "concat_mlp" (π0: concatenated with the actions) or "adarms" (π0.5: adaptive RMSNorm).
     action_attention: "bidirectional" (the released weights) or "causal" (action i sees actions up to i).
     image_size: side in pixels at which the position table was made; images of other sizes interpolate it.
+    max_delay: most settled actions at a chunk's start that the model was trained to continue; 0 if it was not.
     """
 
     vision: SiglipConfig = SO400M
@@ -91,9 +92,12 @@ class Pi0Config:
     state_input: StateInput = "token"
     time_conditioning: TimeConditioning = "concat_mlp"
     action_attention: ActionAttention = "bidirectional"
+    max_delay: int = 0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if self.max_delay >= self.action_horizon:
+            raise UserError(f"max_delay {self.max_delay} leaves nothing of a chunk of {self.action_horizon} actions")
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             if getattr(self.prefix, name) != getattr(self.expert, name):
                 raise UserError(

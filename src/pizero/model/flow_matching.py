@@ -6,12 +6,19 @@ The released weights use it; the π0 paper (arXiv 2410.24164, section IV) prints
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 Solver = Literal["euler", "heun", "midpoint"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""x_t [B, H, D] and flow time [B] -> velocity [B, H, D]; with a clean prefix the time is [B, H]."""
+
+CLEAN = 0.0
+"""Flow time of an action without noise."""
 
 
 def sample_time(
@@ -44,8 +51,8 @@ def fill_draws(
 
 
 def interpolate(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """x_t on the straight path: actions and noise [..., H, D], time [...] -> [..., H, D]."""
-    time = time[..., None, None]
+    """x_t on the straight path: actions and noise [..., H, D], time [...] or one per action [..., H] -> [..., H, D]."""
+    time = time[..., None] if time.ndim + 1 == noise.ndim else time[..., None, None]
     return time * noise + (1 - time) * actions
 
 
@@ -54,9 +61,59 @@ def velocity_target(actions: Tensor, noise: Tensor) -> Tensor:
     return noise - actions
 
 
-def integrate(
-    velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int, solver: Solver = "euler"
-) -> Tensor:
+@dataclass(frozen=True)
+class ActionPrefix:
+    """Actions that are settled before the chunk is made: the first length [B] of each chunk in actions [B, H, D]."""
+
+    actions: Tensor
+    length: Tensor
+
+    @property
+    def settled(self) -> Tensor:
+        """[B, H] bool."""
+        return first_actions(self.length, self.actions.shape[1])
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The noise [B, H, D] with the settled actions in their places."""
+        return torch.where(self.settled[..., None], self.actions.to(noise), noise)
+
+    def keep(self, velocity: Velocity) -> Velocity:
+        """The velocity at which settled actions are clean and stay what they are."""
+        settled = self.settled
+
+        def kept(x_t: Tensor, time: Tensor) -> Tensor:
+            return velocity(x_t, time_per_action(time, settled)).masked_fill(settled[..., None], 0.0)
+
+        return kept
+
+
+def first_actions(length: Tensor, horizon: int) -> Tensor:
+    """[...] numbers of actions -> [..., H] bool, true for the first so many."""
+    return torch.arange(horizon, device=length.device) < length[..., None]
+
+
+def time_per_action(time: Tensor, settled: Tensor) -> Tensor:
+    """time [...] -> [..., H]: settled actions [..., H] are clean, the others at their chunk's time."""
+    return time[..., None].masked_fill(settled, CLEAN)
+
+
+def estimate_actions(x_t: Tensor, v_t: Tensor, time: Tensor) -> Tensor:
+    """Where the straight path through x_t with velocity v_t [B, H, D] ends, time [B]: the estimated action sample."""
+    return x_t - time[:, None, None] * v_t
+
+
+def pulled_velocity(v_t: Tensor, pull: Tensor, time: Tensor, max_weight: float) -> Tensor:
+    """The velocity whose path bends along `pull` [B, H, D], a direction in the space of x.
+
+    Weight of the pull: (t^2 + (1 - t)^2) / (t (1 - t)), at most `max_weight` (arXiv 2506.07339, equations 2 and 4,
+    where tau = 1 - t); without the maximum it is infinite at both ends.
+    """
+    rest = 1 - time
+    weight = ((time.square() + rest.square()) / (time * rest).clamp(min=1e-12)).clamp(max=max_weight)
+    return v_t - weight[:, None, None] * pull
+
+
+def integrate(velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver = "euler") -> Tensor:
     """Follows dx/dt = velocity(x, t) from the noise at t = 1 to the action sample at t = 0.
 
     noise [B, H, D] in float32; velocity takes x [B, H, D] and t [B]. Exactly `num_steps` equal steps. "euler" calls
@@ -77,6 +134,16 @@ def integrate(
             raise ValueError(f"unknown solver {solver!r}; expected euler, heun or midpoint")
         x = x + dt * v
     return x
+
+
+def follow(
+    velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver,
+    settled: ActionPrefix | None, guide: Callable[[Velocity], Velocity] | None,
+) -> Tensor:  # fmt: skip
+    """`integrate` from noise with some actions settled, along a velocity that `guide` may change."""
+    if settled is not None:
+        noise, velocity = settled.start(noise), settled.keep(velocity)
+    return integrate(velocity if guide is None else guide(velocity), noise, num_steps, solver)
 
 
 def _at(time: float, x: Tensor) -> Tensor:

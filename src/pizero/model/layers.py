@@ -37,7 +37,8 @@ class RMSNorm(nn.Module):
 class AdaptiveRMSNorm(nn.Module):
     """RMSNorm whose scale, shift and gate come from the flow time (π0.5; DiT's adaLN with RMSNorm).
 
-    `conditioning` is [B, width]. Returns x / rms(x) * (1 + scale) + shift, and the gate [B, 1, width] of the residual.
+    `conditioning` is [B, width], or [B, T, width] with a time for each token. Returns x / rms(x) * (1 + scale) + shift,
+    and the gate [B, 1 or T, width] of the residual.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,7 +49,7 @@ class AdaptiveRMSNorm(nn.Module):
         if conditioning is None:
             raise ValueError("an adaptive norm needs the conditioning that embed_suffix returns")
         modulation = self.modulation(conditioning.to(self.modulation.weight.dtype)).to(x.dtype)
-        scale, shift, gate = modulation[:, None].chunk(3, dim=-1)
+        scale, shift, gate = (modulation[:, None] if modulation.ndim == 2 else modulation).chunk(3, dim=-1)
         return (rms_normalize(x) * (1 + scale.float()) + shift.float()).to(x.dtype), gate
 
 

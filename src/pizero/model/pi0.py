@@ -17,7 +17,17 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pizero.model.config import Pi0Config
-from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
+from pizero.model.flow_matching import (
+    ActionPrefix,
+    Solver,
+    Velocity,
+    fill_draws,
+    first_actions,
+    follow,
+    interpolate,
+    time_per_action,
+    velocity_target,
+)  # fmt: skip
 from pizero.model.gemma import GemmaBlock
 from pizero.model.kv_cache import KVCache
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
@@ -61,19 +71,23 @@ class Pi0(nn.Module):
     def embed_suffix(self, state: Tensor | None, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """state [B, state_dim], x_t [B, H, D], time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
 
-        The conditioning is None where the time is concatenated with the actions.
+        The conditioning is None where the time is concatenated with the actions. A time for each action, [B, H], makes
+        it [B, S, E]; the state token then has the last action's, which is never a settled one.
         """
         tokens = self.action_in_proj(x_t)  # [B, H, E]
-        time_embedding = embed_time(time, tokens.shape[-1])  # [B, E]
+        time_embedding = embed_time(time, tokens.shape[-1])  # [B, E] or [B, H, E]
         conditioning = None
         if self.config.adaptive:
             conditioning = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time_embedding))))
         else:
-            both = torch.cat([tokens, time_embedding[:, None].expand_as(tokens)], dim=-1)
+            per_action = time_embedding if time.ndim == 2 else time_embedding[:, None].expand_as(tokens)
+            both = torch.cat([tokens, per_action], dim=-1)
             tokens = self.time_mlp_out(F.silu(self.time_mlp_in(both)))
         if self.state_proj is not None:
             assert state is not None  # _check saw to it
             tokens = torch.cat([self.state_proj(state)[:, None], tokens], dim=1)
+            if conditioning is not None and time.ndim == 2:
+                conditioning = torch.cat([conditioning[:, -1:], conditioning], dim=1)
         return tokens, self.suffix_block_starts(tokens.device), conditioning
 
     def suffix_block_starts(self, device: torch.device | None = None) -> Tensor:
@@ -89,7 +103,8 @@ class Pi0(nn.Module):
     def velocity(self, observation: Observation, x_t: Tensor, time: Tensor) -> Tensor:
         """One joint pass over prefix and suffix: x_t [N * B, H, D], time [N * B] -> velocity [N * B, H, D].
 
-        N suffixes per observation share the pass over the prefix, the draws on the outer axis.
+        time may be [N * B, H], one for each action. N suffixes per observation share the pass over the prefix, with the
+        draws on the outer axis.
         """
         prefix, padding_mask = self.embed_prefix(observation)
         state = observation.state
@@ -107,6 +122,7 @@ class Pi0(nn.Module):
         noise: Tensor | None = None,
         time: Tensor | None = None,
         draws: int = 1,
+        delay: Tensor | None = None,
         generator: Generator | None = None,
         action_mask: Tensor | None = None,
     ) -> Tensor:
@@ -115,15 +131,23 @@ class Pi0(nn.Module):
         With `draws=N`, N draws of (noise, time) per sample share one pass over the prefix, most of the cost; the result
         is their average. Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do.
         action_mask: [B, D] bool, true for the dimensions that count; None counts padded ones too, as openpi does.
+        delay [N, B] (or [B]), below H: so many first actions are given clean (arXiv 2512.05964); their error is 0, and
+        the others' is weighed up, so that a chunk's mean is that of the others.
         """
         self._check_actions(actions, observation.batch_size)
         noise, time = fill_draws(actions, noise, time, draws, generator)
+        weights = None
+        if delay is not None:
+            settled = first_actions(delay.view_as(time), actions.shape[1])  # [N, B, H]
+            time, weights = time_per_action(time, settled), (~settled) / (~settled).float().mean(dim=-1, keepdim=True)
         x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
-        v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten()).view_as(target)
+        v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten(0, 1)).view_as(target)
         error = (v_t - target).square()  # [N, B, H, D]
         if action_mask is None:
-            return error.mean(dim=-1).mean(dim=0)
-        return (error * action_mask[:, None]).sum(dim=-1).mean(dim=0) / action_mask.sum(dim=-1, keepdim=True)
+            error = error.mean(dim=-1)
+        else:
+            error = (error * action_mask[:, None]).sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True)
+        return (error if weights is None else error * weights).mean(dim=0)
 
     # ---------------------------------------------------------------- inference
 
@@ -136,14 +160,19 @@ class Pi0(nn.Module):
         noise: Tensor | None = None,
         generator: Generator | None = None,
         solver: Solver = "euler",
+        settled: ActionPrefix | None = None,
+        guide: Callable[[Velocity], Velocity] | None = None,
     ) -> Tensor:
         """Noise becomes an action chunk [B, H, D] (float32, normalised) in `num_steps` integration steps.
 
         noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once.
+        settled: first actions of the chunk, given; for a model trained with delays. guide: changes the velocity.
         """
         noise = self.initial_noise(observation, noise, generator)
         cache = self.prefill(observation)
-        return integrate(lambda x, t: self.decode(cache, observation.state, x, t), noise, num_steps, solver)
+        return follow(
+            lambda x, t: self.decode(cache, observation.state, x, t), noise, num_steps, solver, settled, guide
+        )
 
     def initial_noise(self, observation: Observation, noise: Tensor | None, generator: Generator | None) -> Tensor:
         """The noise [B, H, D] that is given, checked, or some that is drawn."""
@@ -158,7 +187,7 @@ class Pi0(nn.Module):
         return self.transformer.prefill(*self.embed_prefix(observation))[1]
 
     def decode(self, cache: KVCache, state: Tensor | None, x_t: Tensor, time: Tensor) -> Tensor:
-        """Velocity [B, H, D] of x_t [B, H, D] at flow time [B], against the cached prefix."""
+        """Velocity [B, H, D] of x_t [B, H, D] at flow time [B] or [B, H], against the cached prefix."""
         suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
         hidden = self.transformer.decode(cache, suffix, block_starts, conditioning)
         return self.action_out_proj(hidden[:, -self.config.action_horizon :])

@@ -22,7 +22,8 @@ from pizero.model.layers import rotary_table
 class Stream:
     """What the layers need beside one expert's tokens: rotary table, attention mask, flow-time conditioning.
 
-    mask: [B, P, P] for the prefix, [B, S, P + S] for the suffix. conditioning: [B, W] or None.
+    mask: [B, P, P] for the prefix, [B, S, P + S] for the suffix. conditioning: [B, W], [B, S, W] or
+    None.
     """
 
     rotary: Rotary

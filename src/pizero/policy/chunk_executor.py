@@ -1,38 +1,138 @@
-"""Plays an action chunk, one action per control step, and says when the next chunk is needed."""
+"""Plays action chunks, one action per control step, and says when the next chunk is needed.
+
+synchronous    the robot holds still until the chunk is there, then plays it from its first action
+asynchronous   the next chunk is asked for while this one plays; the actions for the time that has passed are dropped
+
+         asked          arrives
+steps    0  1  2  3  4  5  6  7
+old      .  .  .  .  .  |                  played until the new one is there
+new      x  x  x  x  x  n  n  n  n         x: stale, dropped; the delay is 5
+"""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.types import UserError
+from pizero.types import RobotDict, UserError
+
+Action = NDArray[np.float32]
+Chunk = NDArray[np.float32]
+
+
+class PolicyLateError(RuntimeError):
+    """The robot has held still for as long as it was allowed to; stop it safely."""
+
+
+@dataclass(frozen=True)
+class ActionLimits:
+    """Per dimension, in robot units: range of an action, and most change from one control step to the next."""
+
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    max_change: Sequence[float] | None = None
+
+    def apply(self, action: Action, last: Action | None) -> Action:
+        """action and last [robot_action_dim] -> the nearest allowed action."""
+        if self.max_change is not None and last is not None:
+            change = np.asarray(self.max_change, np.float32)
+            action = (last + np.clip(action - last, -change, change)).astype(np.float32)
+        if self.low is not None or self.high is not None:
+            low = -np.inf if self.low is None else np.asarray(self.low, np.float32)
+            high = np.inf if self.high is None else np.asarray(self.high, np.float32)
+            action = np.clip(action, low, high)
+        return action.astype(np.float32)
 
 
 class ChunkExecutor:
-    """The queue of one robot, kept outside the network so that many robots can share a model.
+    """The queue of one robot, kept outside the network so that many robots can share a model. It never waits.
 
-    execution_horizon: how many actions of each chunk are played before the next is needed; at most the chunk's length.
+    execution_horizon: control steps from one chunk's to the next one's request (asynchronous), or played of each chunk
+    (synchronous); at most the chunk's length.
+    ensemble: None plays the newest chunk. A number m averages all chunks that speak of a control step with weights
+        exp(-m * i), the oldest first (ACT, arXiv 2304.13705, m = 0.01); a mean of angles across +-pi is none.
+    real_time: requests bring what is left of the present chunk, for real-time chunking (`policy/real_time.py`).
+    first_delay: the delay in control steps that the first such request expects; later the longest of the last ten.
+    hold: the action that keeps the robot still when the policy is late, [robot_action_dim], with NaN where the last
+        action's value stays; None: the last action, right for positions, wrong for velocities.
+    max_hold: control steps that the robot may be held for before `PolicyLateError`; None: for ever.
     """
 
-    def __init__(self, execution_horizon: int) -> None:
+    def __init__(
+        self,
+        execution_horizon: int,
+        *,
+        asynchronous: bool = False,
+        ensemble: float | None = None,
+        real_time: bool = False,
+        first_delay: int = 0,
+        hold: Sequence[float] | None = None,
+        max_hold: int | None = None,
+        limits: ActionLimits | None = None,
+    ) -> None:
         if execution_horizon < 1:
             raise UserError(f"execution_horizon must be at least 1, got {execution_horizon}")
-        self.execution_horizon = execution_horizon
-        self._chunk: NDArray[np.float32] | None = None
-        self._played = 0
+        if (real_time or ensemble is not None) and not asynchronous:
+            raise UserError("real-time chunking and ensembling need an asynchronous executor")
+        if first_delay < 0 or (max_hold is not None and max_hold < 0):
+            raise UserError(f"first_delay and max_hold must not be negative, got {first_delay} and {max_hold}")
+        self.execution_horizon, self.asynchronous, self.ensemble = execution_horizon, asynchronous, ensemble
+        self.real_time, self.max_hold, self.limits = real_time, max_hold, limits or ActionLimits()
+        self._first_delay = first_delay
+        self._hold = None if hold is None else np.asarray(hold, np.float32)
+        self.delays: deque[int] = deque(maxlen=10)
+        """The last delays, in control steps."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets chunks and requests; call it between episodes. The measured delays stay."""
+        self._step = 0
+        self._plans: list[tuple[int, Chunk]] = []  # control step of the first action, and the chunk; oldest first
+        self._asked: int | None = None
+        self._last_asked = 0
+        self._last: Action | None = None
+        self.held = 0
+        """Control steps in a row for which the robot is held."""
 
     @property
     def needs_chunk(self) -> bool:
-        """Whether `load` must be called before `next_action`."""
-        return self.remaining == 0
+        """Whether the next chunk shall be asked for now."""
+        return self._asked is None and self.remaining == 0
 
     @property
     def remaining(self) -> int:
-        """Actions that are played before the next chunk is needed."""
-        return 0 if self._chunk is None else self.execution_horizon - self._played
+        """Control steps until the next chunk is asked for."""
+        if not self._plans:
+            return 0
+        since = self._last_asked if self.asynchronous else self._plans[-1][0]
+        return max(since + self.execution_horizon - self._step, 0)
 
-    def load(self, chunk: NDArray[np.float32]) -> None:
-        """Takes a new chunk [H, robot_action_dim]; what is left of the old one is dropped."""
+    @property
+    def expected_delay(self) -> int:
+        """Control steps that the next answer will take: the longest of the last ten."""
+        return max(self.delays, default=self._first_delay)
+
+    def question(self, observation: RobotDict) -> RobotDict:
+        """What the policy is asked now; the answer goes to `load`. Only one question at a time."""
+        if self._asked is not None:
+            raise RuntimeError("the last question has no answer yet: call load first")
+        self._asked = self._last_asked = self._step
+        if not self.real_time or not self._plans:
+            return observation
+        start, chunk = self._plans[-1]
+        left = chunk[self._step - start :]
+        if not len(left):
+            return observation
+        return {**observation, "previous_actions": left, "inference_delay": min(self.expected_delay, len(left))}
+
+    def load(self, chunk: Chunk) -> None:
+        """Takes a new chunk [H, robot_action_dim]: the answer to the last question, or without one an unasked chunk."""
         if chunk.ndim != 2:
             raise UserError(f"an action chunk has the shape [H, robot_action_dim], got {chunk.shape}")
         if len(chunk) < self.execution_horizon:
@@ -40,15 +140,104 @@ class ChunkExecutor:
                 f"execution_horizon {self.execution_horizon} is longer than the policy's action chunk of {len(chunk)}; "
                 f"choose at most {len(chunk)}"
             )
-        self._chunk, self._played = chunk, 0
+        if self._asked is None:
+            self._last_asked = self._step
+        elif self._plans:  # the first chunk is waited for
+            self.delays.append(self._step - self._asked)
+        self._asked = None
+        start = self._last_asked if self.asynchronous else self._step
+        kept = self._plans if self.ensemble is not None else []
+        self._plans = [plan for plan in kept if self._speaks(plan)] + [(start, chunk)]
 
-    def next_action(self) -> NDArray[np.float32]:
-        """The action [robot_action_dim] of this control step."""
-        if self._chunk is None or self.needs_chunk:
+    def next_action(self) -> Action:
+        """The action [robot_action_dim] of this control step; RuntimeError if there is none and none was asked for."""
+        planned = [chunk[self._step - start] for start, chunk in self._plans if self._speaks((start, chunk))]
+        waiting = not self.asynchronous and self.remaining == 0
+        if not planned or waiting:
+            action = self._held_action()
+        else:
+            self.held = 0
+            action = planned[-1] if self.ensemble is None else self._average(planned)
+        self._last = self.limits.apply(action, self._last)
+        self._step += 1
+        return self._last
+
+    def _speaks(self, plan: tuple[int, Chunk]) -> bool:
+        return plan[0] <= self._step < plan[0] + len(plan[1])
+
+    def _average(self, planned: list[Action]) -> Action:
+        assert self.ensemble is not None
+        weights = np.exp(-self.ensemble * np.arange(len(planned)))
+        return np.average(planned, axis=0, weights=weights).astype(np.float32)
+
+    def _held_action(self) -> Action:
+        if self._last is None or self._asked is None:
             raise RuntimeError("the chunk is used up: call load before next_action")
-        self._played += 1
-        return self._chunk[self._played - 1]
+        self.held += 1
+        if self.max_hold is not None and self.held > self.max_hold:
+            raise PolicyLateError(f"the policy is late: the robot was held for {self.max_hold} control steps")
+        return self._last if self._hold is None else np.where(np.isnan(self._hold), self._last, self._hold)
+
+
+class Infers(Protocol):
+    """A local policy, or a client of one that is served."""
+
+    def infer(self, observation: RobotDict, /) -> dict[str, Any]: ...
+
+
+class RobotLoop:
+    """A policy and an executor for a robot's control loop: `act` in every control step.
+
+    Asynchronous: the policy runs in a thread, and `act` waits for the first chunk alone. What the policy raises, `act`
+    raises. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, policy: Infers, executor: ChunkExecutor) -> None:
+        self.policy, self.executor = policy, executor
+        self._pool = ThreadPoolExecutor(1, "policy") if executor.asynchronous else None
+        self._answer: Future[dict[str, Any]] | None = None
+        self._started = False
+
+    @property
+    def needs_observation(self) -> bool:
+        """Whether `act` will look at its observation; images need not be taken otherwise."""
+        return self.executor.needs_chunk
+
+    def act(self, observation: RobotDict | None) -> Action:
+        """The action of this control step."""
+        if self._answer is not None and (self._answer.done() or not self._started):
+            self._take(self._answer)
+        if self.executor.needs_chunk:
+            if observation is None:
+                raise UserError("this control step needs an observation: look at needs_observation first")
+            question = self.executor.question(observation)
+            if self._pool is None:
+                self.executor.load(self.policy.infer(question)["actions"])
+            else:
+                self._answer = self._pool.submit(self.policy.infer, question)
+                if not self._started:
+                    self._take(self._answer)
+        self._started = True
+        return self.executor.next_action()
 
     def reset(self) -> None:
-        """Forgets the chunk; call it between episodes."""
-        self._chunk, self._played = None, 0
+        """Call it between episodes. An answer that is still to come is not played."""
+        if self._answer is not None:
+            self._answer.cancel()
+        self._answer, self._started = None, False
+        self.executor.reset()
+
+    def close(self) -> None:
+        self.reset()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def __enter__(self) -> RobotLoop:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _take(self, answer: Future[dict[str, Any]]) -> None:
+        self._answer = None
+        self.executor.load(answer.result()["actions"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.pi0 import Pi0
+from pizero.policy.real_time import RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
+
+FAR = 1e6
+"""Normalised state beyond which the model would compute with infinities."""
 
 
 class ModelPolicy:
@@ -31,6 +36,7 @@ class ModelPolicy:
 
     device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
     the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
+    real_time: how "previous_actions" of an observation are continued (`policy/real_time.py`).
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class ModelPolicy:
         num_steps: int | None = None,
         seed: int = 0,
         fast: bool = True,
+        real_time: RealTime | None = None,
     ) -> None:
         config = model.config
         num_steps = config.default_num_steps if num_steps is None else num_steps
@@ -54,6 +61,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
+        self.real_time = real_time or RealTime()
         self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else model
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
@@ -62,32 +70,59 @@ class ModelPolicy:
         self._device = torch.device(device)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def infer(self, observation: RobotDict) -> dict[str, NDArray[np.float32]]:
+    def infer(self, observation: RobotDict) -> dict[str, Any]:
         """{"actions": float32 [H, robot_action_dim]}; the observation may bring its own "noise" [H, action_dim].
+
+        Beside it "policy_timing": milliseconds {"inputs_ms", "model_ms", "outputs_ms"} of the call.
 
         UserError names the key whose value is missing, of the wrong shape or type, or not finite.
         """
         return self.infer_batch([observation])[0]
 
-    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, NDArray[np.float32]]]:
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, Any]]:
         """The same for several observations in one model call."""
         if not observations:
             return []
         noise = np.stack([self._noise(observation) for observation in observations])
-        actions = sample_chunks(self._sampler, self.pipeline, observations, noise, self.num_steps, self._device)
+        timing: dict[str, float] = {}
+        options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, self._device)
+        actions = sample_chunks(
+            self._sampler, self.pipeline, observations, noise, self.num_steps, self._device, timing, **options
+        )
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(
                 f"the model gave NaN or Inf actions for observations {bad.tolist()} of a batch of {len(actions)}; "
                 "check the weights, or use float32"
             )
-        return [{"actions": chunk} for chunk in actions]
+        return [{"actions": chunk, "policy_timing": dict(timing)} for chunk in actions]
+
+    def prepare(self, observation: RobotDict) -> RobotDict:
+        """The observation checked by itself, with images of the model's size: it needs less work in a batch.
+
+        UserError as for `infer`. Does not use the model, so that it may run while another thread does.
+        """
+        inputs = self.pipeline.robot_inputs([observation])
+        if "state" in inputs and (far := np.flatnonzero(~(np.abs(inputs["state"][0]) <= FAR).reshape(-1))).size:
+            raise UserError(f"state: dimensions {far.tolist()} lie further from the training data than any robot's")
+        if observation.get("noise") is not None:
+            self._noise(observation)
+        if self.pipeline.convention != "openpi":  # whose small images are grey levels that `infer` takes again
+            return observation
+        images = {
+            robot: inputs["images"][camera][0] if inputs["image_masks"][camera][0] else None
+            for camera, robot in self.pipeline.embodiment.cameras.items()
+        }
+        return {**observation, "images": images}
 
     def _noise(self, observation: RobotDict) -> NDArray[np.float32]:
         given = observation.get("noise")
         if given is None:
             return torch.randn(self.noise_shape, generator=self._generator).numpy()
-        noise = np.asarray(given, dtype=np.float32)
+        try:
+            noise = np.asarray(given, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise UserError(f"noise: got {type(given).__name__}, expected an array of numbers") from None
         if noise.shape != self.noise_shape or not np.isfinite(noise).all():
             raise UserError(f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), all finite")
         return noise
@@ -101,6 +136,7 @@ def load_policy(
     num_steps: int | None = None,
     seed: int = 0,
     verify: bool = False,
+    real_time: RealTime | None = None,
     arch: Arch | str | Path | None = None,
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
@@ -111,7 +147,8 @@ def load_policy(
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
     what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
     a mixture was trained for gives that robot with its statistics; without it the first of them is run.
-    num_steps, seed: as for `ModelPolicy`. verify: run the stored example first; UserError if it fails or there is none.
+    num_steps, seed, real_time: as for `ModelPolicy`.
+    verify: run the stored example first; UserError if it fails or there is none.
     """
     folder = local_folder(path)
     source = read_source(folder, arch)
@@ -127,4 +164,4 @@ def load_policy(
     if verify:
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
         verify_example(Checkpoint(model, own, load_example(folder)))  # it was stored with the checkpoint's own
-    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed)
+    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)

@@ -117,6 +117,10 @@ class TrainConfig:
     """
     draws: int = 1
     """(noise, time) draws per sample that share one pass over the prefix."""
+    max_delay: int = 0
+    """Above 0 a chunk's first actions, 0 to max_delay of them, are given clean, and the rest is learnt: training-time
+    real-time chunking (arXiv 2512.05964). π0 and π0.5 alone.
+    """
     augmentation: AugmentationKind = "openpi"
     early_frames: float = 0.0
     """Frame i of an episode is drawn in proportion to (1 + i) ** -early_frames; 0 draws each frame once per epoch.
@@ -151,7 +155,7 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        for name in ("early_frames", "ema_power"):
+        for name in ("early_frames", "ema_power", "max_delay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         _check_choice("precision", self.precision, Precision)

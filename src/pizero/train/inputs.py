@@ -1,4 +1,4 @@
-"""What a loss gets beside the data: noise and times; and prompts without slots that nobody uses."""
+"""What a loss gets beside the data: noise, times and delays; and prompts without slots that nobody uses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from torch import Tensor
 from pizero.data.augment import WHOLE, Part
 from pizero.data.pipeline import ModelInputs
 from pizero.model.flow_matching import sample_time
+from pizero.train.config import TrainConfig
 
 
-def draw(draws: int, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
-    """Noise [draws, B, H, D] and times [draws, B] for `part` of a batch; drawn on the host, alike on every device."""
-    noise = part.of(torch.randn(part.whole((draws, *actions.shape), 1), generator=generator), 1)
-    time = part.of(sample_time(part.whole((draws, len(actions)), 1), generator), 1)
-    return noise.to(actions.device), time.to(actions.device)
+def draw(config: TrainConfig, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> dict[str, Tensor]:
+    """What `loss` takes for `part` of a batch, drawn on the host, alike on every device; the batch is axis 1.
+
+    noise [draws, B, H, D], time [draws, B], and with `max_delay` delay [draws, B].
+    """
+    shape = part.whole((config.draws, *actions.shape), 1)
+    drawn = {"noise": torch.randn(shape, generator=generator), "time": sample_time(shape[:2], generator)}
+    if config.max_delay:
+        drawn["delay"] = torch.randint(config.max_delay + 1, shape[:2], generator=generator)
+    return {name: part.of(value, 1).to(actions.device) for name, value in drawn.items()}
 
 
 def trimmed(inputs: ModelInputs) -> ModelInputs:

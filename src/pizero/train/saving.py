@@ -145,11 +145,11 @@ class Checkpoints:
             example = self.make_example(model) if self.make_example is not None else None
         try:
             target.parent.mkdir(exist_ok=True)
-            save_checkpoint(target, model, self.pipeline, example, write_more, self.robots)
+            save_checkpoint(target, model, self.pipeline, example, write_more, self.robots, widen=True)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
             raise UserError(
-                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before are "
-                "intact: make room, then go on with --resume"
+                f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before "
+                "are intact: make room, then go on with --resume"
             ) from error
         kept, best = self.config.selection, progress["selection"]
         if kept.keep_best and best["best_step"] == progress["step"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ class Trainer:
             )
         if not config.gradient.padded_actions and not isinstance(model, Pi0):
             raise UserError(f"padded_actions=False is for a π0, not for a {type(model).__name__}")
+        if config.max_delay and not isinstance(model, Pi0):
+            raise UserError(f"max_delay is for π0 and π0.5, not for {type(model).__name__}")
         share = self.loader.batch_size // self.ranks.count
         if share % config.gradient.accumulate:
             raise UserError(f"a batch of {share} cannot be divided into {config.gradient.accumulate} equal parts")
@@ -134,6 +137,8 @@ class Trainer:
 
     def _prepare_model(self, start_adapters: Mapping[str, Tensor] | None) -> None:
         config = self.config
+        if isinstance(self.model, Pi0):  # the checkpoint tells what the model was trained to continue
+            self.model.config = dataclasses.replace(self.model.config, max_delay=config.max_delay)
         choose_parts(self.model, config.parts, config.seed)
         if start_adapters is not None and isinstance(self.model, Pi0):
             load_adapters(self.model, start_adapters)
@@ -204,8 +209,8 @@ class Trainer:
         config = self.config
         generator = self._generator(config.seed, self.step)
         observation, actions = self._to_device(batch, generator)
-        noise, flow_time = draw(config.draws, actions, generator, self._part)
-        losses = self._backward(observation, actions, noise, flow_time, self._action_mask(batch))
+        drawn = draw(config, actions, generator, self._part)
+        losses = self._backward(observation, actions, drawn, self._action_mask(batch))
         loss, gradients = self.ranks.mean(losses.mean()), [p.grad for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(whole(norm)) & torch.isfinite(loss)):
@@ -220,20 +225,21 @@ class Trainer:
         return loss
 
     def _backward(
-        self, observation: Observation, actions: Tensor, noise: Tensor, flow_time: Tensor, mask: Tensor | None
+        self, observation: Observation, actions: Tensor, drawn: Mapping[str, Tensor], mask: Tensor | None
     ) -> Tensor:
         """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
         self.model.zero_grad(set_to_none=True)
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
         size = len(actions) // parts
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
-            options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
+            options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
+            options |= {} if mask is None else {"action_mask": mask[rows]}
             last = rows.stop == len(actions)
             with nullcontext() if last else without_exchange(self._loss):
                 with product_context(self.config.precision, self.device):
                     loss = self._loss(
                         observation if parts == 1 else observation[rows], actions[rows],
-                        noise=noise[:, rows], time=flow_time[:, rows], draws=self.config.draws, **options,
+                        draws=self.config.draws, **options,
                     )  # fmt: skip
                 (loss.mean() / parts).backward()
             losses.append(loss.detach())
@@ -270,13 +276,11 @@ class Trainer:
             for step in range(count):
                 batch = self.validation.batch(step)
                 observation, actions = self._to_device(batch, None)
-                noise, flow_time = draw(self.config.draws, actions, generator)
+                drawn = draw(self.config, actions, generator)
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
-                options: dict[str, Any] = {} if mask is None else {"action_mask": mask[rows]}
-                loss = self.model.loss(
-                    observation[rows], actions[rows], noise=noise[:, rows], time=flow_time[:, rows],
-                    draws=self.config.draws, **options,
-                )  # fmt: skip
+                options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
+                options |= {} if mask is None else {"action_mask": mask[rows]}
+                loss = self.model.loss(observation[rows], actions[rows], draws=self.config.draws, **options)
                 total += float(loss.mean()) * share
         self.model.train()
         return float(self.ranks.sum(total)) / count

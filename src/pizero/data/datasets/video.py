@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -134,6 +135,8 @@ class EpisodeEncoder:
         context.framerate, context.time_base = _rate(fps), self._time_base
         context.options, context.thread_count = dict(options), 1
         context.flags |= _GLOBAL_HEADER
+        with _own_priority():
+            context.open()
         self._context = context
         self._reformatter = VideoReformatter()
         self._packets: list[Any] = []
@@ -162,6 +165,8 @@ class VideoFileWriter:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = 1 / _rate(fps)
         stream.codec_context.thread_count = 1
+        with _own_priority():
+            self._container.start_encoding()
         self._stream = stream
         self.num_frames = 0
         self.num_bytes = 0
@@ -194,6 +199,23 @@ def check_encoding(codec: VideoCodec, camera: str, height: int, width: int) -> N
         raise UserError(
             f'camera {camera!r} is {height}x{width}, but av1 needs 64 pixels a side; choose "h264" or "png"'
         )
+
+
+@contextmanager
+def _own_priority() -> Generator[None]:
+    """The AV1 encoder gives the thread that opens it real-time priority where it may (as root): it is taken back.
+
+    Such a thread, when it waits busily, keeps every other process from running.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux alone has it
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def _convert(reformatter: VideoReformatter, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:

@@ -1,0 +1,97 @@
+"""pizero serve: a policy server for robots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Serves a checkpoint to robots, by the wire protocol of openpi; a page at / shows what happens.
+
+    Examples: pizero serve runs/tabletop
+              pizero serve red=runs/a blue=runs/b --host 0.0.0.0 --api-keys keys.txt
+    SIGTERM answers what runs, then ends; SIGHUP loads the checkpoints anew without dropping a connection.
+    """
+
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Checkpoint folder of any format, folder of a run (its newest checkpoint), or hub id; of several, each NAME=PATH.
+    Robots reach the first one at /, each at /NAME."""
+    host: str = "127.0.0.1"
+    """Address to listen on; only this machine can connect unless told otherwise."""
+    port: int = 8000
+    """Port to listen on."""
+    api_keys: Path | None = None
+    """File of keys, one a line; a robot must then send one: Authorization: Api-Key KEY."""
+    certificate: Path | None = None
+    """PEM file for TLS, with --private-key."""
+    private_key: Path | None = None
+    """PEM file."""
+    max_batch: int = 16
+    """Requests of one model call."""
+    max_wait_ms: float = 3.0
+    """How long the first request of a batch waits for those of other robots."""
+    max_queue: int = 64
+    """Requests that may wait for one checkpoint; beyond, the answer is "busy"."""
+    max_message_mb: int = 32
+    """Size of one request."""
+    max_connections: int = 256
+    """Robots at once."""
+    max_rate: float = 500.0
+    """Requests a second of one connection."""
+    idle_s: float = 3600.0
+    """Seconds without a request after which a connection is closed."""
+    drain_s: float = 20.0
+    """Seconds that running requests get when the server ends."""
+    origins: tuple[str, ...] = ()
+    """Names, besides localhost and addresses, under which browsers may open the page."""
+    record: Path | None = None
+    """Folder for what comes and goes, as a LeRobot dataset for each checkpoint, complete when the server ends."""
+    record_fps: float | None = None
+    """Requests a second of the recording; measured unless given."""
+    log: Literal["text", "json"] = "text"
+    """How events are written to standard error."""
+    num_steps: int | None = None
+    """Steps of sampling; without it the model's own number."""
+    device: str = "cpu"
+    """Where the models run."""
+    dtype: str = "float32"
+    """Of the weights."""
+    embodiment: str | None = None
+    """Robot, where the checkpoint does not tell it; so the following."""
+    norm_stats: Path | None = None
+    """norm_stats.json of the robot's data."""
+    tokenizer: Path | None = None
+    """SentencePiece model."""
+    arch: Path | None = None
+    """JSON with the model's sizes."""
+
+
+def run(arguments: Arguments) -> int:
+    import asyncio
+
+    from pizero.serving.config import ServeConfig, read_keys
+    from pizero.serving.log import logging_to_stderr
+    from pizero.serving.running import run as serve
+    from pizero.serving.server import PolicyServer
+    from pizero.workflows.serve import loaders, named
+
+    values = vars(arguments).copy()
+    log = values.pop("log")
+    names = named(values.pop("checkpoints"))
+    policy = {name: values.pop(name) for name in (
+        "num_steps", "device", "dtype", "embodiment", "norm_stats", "tokenizer", "arch"
+    )}  # fmt: skip
+    keys = values.pop("api_keys")
+    config = ServeConfig(**values, api_keys=() if keys is None else read_keys(keys))
+
+    async def work() -> None:
+        await serve(PolicyServer(loaders(names, **policy), config))
+
+    with logging_to_stderr(log):
+        asyncio.run(work())
+    return 0

@@ -1,0 +1,230 @@
+"""A product with one weight matrix, by the kernel that is fastest here: torch's, oneDNN's with packed weights, int8.
+
+All of them are torch's. On a CPU the choice between the first two is measured once for each shape and kept in
+`kernels.json` of the cache folder; int8 and float8 are taken where they are asked for, never silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pizero.engine.tuning import fastest
+from pizero.model.layers import gelu
+from pizero.types import UserError
+
+Kernels: TypeAlias = Literal["auto", "torch", "onednn", "int8", "float8"]
+
+
+class Product(Protocol):
+    """x [..., in] -> x W^T + bias, [..., out]; `plus` [..., out] is added, `gelu` applied (its tanh form)."""
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor: ...
+
+    def gelu(self, x: Tensor) -> Tensor: ...
+
+
+Gated: TypeAlias = Callable[[Tensor], Tensor]
+"""x [..., in] -> gelu(x G^T) * (x U^T), [..., mlp_dim]."""
+
+
+class TorchProduct:
+    """On any device; can be differentiated."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if plus is None else plus + y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(self(x))
+
+
+class OneDnnProduct:
+    """With packed weights on a CPU, bias, GELU, factor or addition in the same pass over the result."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, tokens: int | None = None) -> None:
+        self.packed, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens), bias
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        if x.requires_grad:
+            y = _Differentiable.apply(x, self)
+            return y if plus is None else plus + y
+        if plus is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.packed, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return gelu(self(x))
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "gelu", [], "tanh")
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        if x.requires_grad:
+            return self(x) * factor
+        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, self.bias, "mul")
+
+
+class _Differentiable(torch.autograd.Function):
+    """oneDNN's packed product with a derivative in x; the weights are fixed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, product: OneDnnProduct) -> Tensor:  # pyright: ignore
+        ctx.product = product
+        return product(x.detach())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        return grad @ ctx.product.packed.to_dense(), None
+
+
+class Int8Product:
+    """8-bit weights with a scale per output, 8-bit activations with a scale per token (AVX512-VNNI, AVX2 or AMX)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        codes, self.scale = int8_codes(weight)
+        self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        self.bias = bias
+        self._zero = torch.zeros(len(weight), dtype=torch.int64)
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        codes, scale = quantized_tokens(x)
+        y = self.coded(codes, x.dtype).mul_(scale)
+        if self.bias is not None:
+            y += self.bias
+        return y if plus is None else y.add_(plus)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(self(x))
+
+    def coded(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product with tokens that are codes already, before their scales and the bias."""
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, self.packed, self.scale, self._zero, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+
+class Float8Product:
+    """E4M3 weights with a scale per output, activations with a scale per token (NVIDIA Ada, Hopper and later)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.scale = (weight.float().abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp(min=1e-12)
+        self.codes = (weight.float() / self.scale).to(torch.float8_e4m3fn)
+        self.bias = bias
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        rows = x.flatten(0, -2)
+        scale = (rows.float().abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp(min=1e-12)
+        codes = (rows.float() / scale).to(torch.float8_e4m3fn)
+        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+            codes, self.codes.t(), scale_a=scale, scale_b=self.scale.t(), bias=self.bias, out_dtype=x.dtype
+        ).view(*x.shape[:-1], -1)
+        return y if plus is None else plus + y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(self(x))
+
+
+_FLOAT8_MAX = 448.0
+
+
+def make_product(weight: Tensor, bias: Tensor | None, tokens: int, kernels: Kernels) -> Product:
+    """weight [out, in] as the kernels take it; tokens: how many it is mostly multiplied with."""
+    makers = _makers(weight, kernels)
+    if len(makers) == 1:
+        (maker,) = makers.values()
+        return maker(weight, bias)
+    x = torch.ones(1, tokens, weight.shape[1], dtype=weight.dtype)
+    name = f"{tokens} x {weight.shape[1]} x {weight.shape[0]} {weight.dtype}".replace("torch.", "")
+    return makers[fastest(name, {key: lambda make=make: make(weight, bias) for key, make in makers.items()}, x)](
+        weight, bias
+    )
+
+
+def make_gated(gate: Tensor, up: Tensor, tokens: int, kernels: Kernels) -> Gated:
+    """The first half of a gated MLP, gate and up [mlp_dim, in]."""
+    makers: dict[str, Callable[[], Gated]] = {
+        "torch": lambda: _joined(TorchProduct(torch.cat([gate, up]))),
+        "onednn": lambda: _fused(OneDnnProduct(gate, None, tokens), OneDnnProduct(up, None, tokens)),
+        "int8": lambda: _coded(Int8Product(gate), Int8Product(up)),
+        "float8": lambda: _joined(Float8Product(torch.cat([gate, up]))),
+    }
+    allowed = list(_makers(gate, kernels))
+    if len(allowed) == 1:
+        return makers[allowed[0]]()
+    x = torch.ones(1, tokens, gate.shape[1], dtype=gate.dtype)
+    name = f"{tokens} x {gate.shape[1]} x 2 x {gate.shape[0]} {gate.dtype}".replace("torch.", "")
+    return makers[fastest(name, {key: makers[key] for key in allowed}, x)]()
+
+
+def check_kernels(kernels: Kernels, device: torch.device) -> None:
+    """UserError where the device does not have them."""
+    if kernels in ("onednn", "int8") and device.type != "cpu":
+        raise UserError(f"{kernels} kernels run on a CPU, and the model is on {device}; choose auto or float8")
+    if kernels == "onednn" and not torch.backends.mkldnn.is_available():
+        raise UserError("this torch was built without oneDNN; choose auto")
+    if kernels == "float8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise UserError(f"float8 kernels need an NVIDIA card of the Ada generation or later; the model is on {device}")
+
+
+def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] -> int8 codes and the scale [out] of a code, symmetric."""
+    weight = weight.float()
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def quantized_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., in] -> uint8 codes around 128, and the scale [..., 1] in x's dtype that turns a code into its value.
+
+    The factor is rounded to x's dtype before it is used, so that scale and codes agree; 126 leaves room for that.
+    """
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
+    factor = 126.0 / largest
+    codes = (x * factor).round_().add_(128).to(torch.uint8)
+    return codes, factor.reciprocal()
+
+
+def _makers(weight: Tensor, kernels: Kernels) -> dict[str, Callable[[Tensor, Tensor | None], Product]]:
+    every: dict[str, Callable[[Tensor, Tensor | None], Product]] = {
+        "torch": TorchProduct, "onednn": OneDnnProduct, "int8": Int8Product, "float8": Float8Product,
+    }  # fmt: skip
+    if kernels != "auto":
+        return {kernels: every[kernels]}
+    names = ["torch", "onednn"] if _has_onednn(weight) else ["torch"]
+    return {name: every[name] for name in names}
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _joined(gate_up: Product) -> Gated:
+    def gated(x: Tensor) -> Tensor:
+        gate, up = gate_up(x).chunk(2, dim=-1)
+        return gelu(gate) * up
+
+    return gated
+
+
+def _fused(gate: OneDnnProduct, up: OneDnnProduct) -> Gated:
+    return lambda x: up.times(x, gate.gelu(x))
+
+
+def _coded(gate: Int8Product, up: Int8Product) -> Gated:
+    def gated(x: Tensor) -> Tensor:
+        codes, scale = quantized_tokens(x)
+        activated = gelu(gate.coded(codes, x.dtype).mul_(scale))
+        return activated.mul_(up.coded(codes, x.dtype)).mul_(scale)
+
+    return gated

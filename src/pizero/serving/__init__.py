@@ -1,0 +1,1 @@
+"""Policies over a network. `protocol` and `client` need NumPy, msgpack and websockets alone."""

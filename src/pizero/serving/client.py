@@ -1,0 +1,145 @@
+"""Asks a policy server for action chunks: pizero's, or openpi's.
+
+This file and protocol.py can be copied alone to a robot's computer; they need NumPy, msgpack and websockets, and
+Python 3.8.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from websockets import exceptions
+from websockets.sync.client import ClientConnection, connect
+
+try:
+    from pizero.serving.protocol import pack, unpack
+except ImportError:  # the two files were copied alone
+    from protocol import pack, unpack  # type: ignore
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before the first new try after a lost connection, and at most; each pause is twice the last."""
+
+
+class ServerError(RuntimeError):
+    """The server refused a request or failed at it, told in one line. The connection goes on."""
+
+
+class BusyError(ServerError):
+    """More requests wait than the server takes; the same request may be sent again in a moment."""
+
+
+class UnreachableError(ConnectionError):
+    """No connection could be made in the time given, or the server does not let this client in."""
+
+
+class PolicyClient:
+    """A connection to a policy server, made anew when it breaks.
+
+    uri: ws://host:port, wss:// for TLS, with /name for one of several checkpoints. api_key: sent with the connection.
+    timeout: seconds that an answer may take. patience: seconds that a lost server is waited for, at the start too.
+    ssl: an ssl.SSLContext for a certificate that this machine does not know. Not for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        uri: str = "ws://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 60.0,
+        ssl: Any = None,
+    ) -> None:
+        self.uri, self.timeout, self.patience = uri, timeout, patience
+        self.metadata: dict[str, Any] = {}
+        """What the server says of its policy: of pizero's, among others, action_horizon and cameras."""
+        self.connections = 0
+        """Connections made so far."""
+        self._options: dict[str, Any] = {"compression": None, "max_size": None}
+        if api_key:
+            self._options["additional_headers"] = {"Authorization": f"Api-Key {api_key}"}
+        if ssl is not None:
+            self._options["ssl"] = ssl
+        self._connection: ClientConnection | None = None
+        self._open = ExitStack()
+        self._connect(time.monotonic() + patience)
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """The server's reply to a robot dictionary; reply["actions"] is the chunk [H, robot_action_dim].
+
+        A request whose connection breaks is sent again over a new one. ServerError, BusyError, UnreachableError.
+        """
+        message, deadline = pack(observation), time.monotonic() + self.patience
+        while True:
+            if self._connection is None:
+                self._connect(deadline)
+            assert self._connection is not None
+            try:
+                self._connection.send(message)
+                reply = self._connection.recv(timeout=self.timeout)
+            except (exceptions.ConnectionClosed, OSError) as error:  # TimeoutError is an OSError
+                self.close()
+                if isinstance(error, TimeoutError) or time.monotonic() > deadline:
+                    raise UnreachableError(f"{self.uri} gave no answer ({_reason(error)})") from error
+                if isinstance(error, exceptions.ConnectionClosed) and _code(error) == 1009:
+                    raise ServerError(f"the request of {len(message)} bytes is larger than the server takes") from error
+                continue
+            if isinstance(reply, str):
+                kind = BusyError if reply.startswith("busy: ") else ServerError
+                raise kind(reply)
+            return unpack(reply)  # type: ignore[no-any-return]
+
+    def reset(self) -> None:
+        """Nothing is kept between requests; here so that it fits where openpi's client does."""
+
+    def close(self) -> None:
+        """Closes the connection; the next `infer` makes a new one."""
+        self._connection = None
+        self._open.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _connect(self, deadline: float) -> None:
+        """Tries until it succeeds or the time is up; at once UnreachableError where waiting does not help."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                left = max(deadline - time.monotonic(), 0.5)
+                with ExitStack() as stack:
+                    connection = stack.enter_context(connect(self.uri, open_timeout=min(left, 10.0), **self._options))
+                    first = connection.recv(timeout=self.timeout)
+                    self.metadata = unpack(first) if isinstance(first, bytes) else {}
+                    self._connection, self._open = connection, stack.pop_all()
+                self.connections += 1
+                return
+            except (exceptions.WebSocketException, OSError) as error:
+                refused = _status(error)
+                if 400 <= refused < 500 and refused != 429:
+                    raise UnreachableError(f"{self.uri} refuses this client ({_reason(error)})") from error
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise UnreachableError(f"{self.uri} cannot be reached ({_reason(error)})") from error
+                time.sleep(min(pause * (0.75 + 0.5 * random.random()), left))  # robots do not come back all at once
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status with which a server refused the connection; 0 for another failure."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))
+
+
+def _code(error: exceptions.ConnectionClosed) -> int:
+    close = getattr(error, "rcvd", None)
+    return 0 if close is None else int(close.code)
+
+
+def _reason(error: BaseException) -> str:
+    body = getattr(getattr(error, "response", None), "body", None)
+    text = body.decode("utf-8", "replace").strip() if body else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__

@@ -1,0 +1,142 @@
+"""One checkpoint of a server: its policy, what is told of it, its queue; loaded, warmed up and loaded anew."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pizero import __version__
+from pizero.data.openpi_robots import from_openpi
+from pizero.policy.policy import ModelPolicy
+from pizero.serving.batching import Batcher
+from pizero.serving.config import ServeConfig
+from pizero.serving.log import log
+from pizero.serving.protocol import Limits, ProtocolError, unpack
+from pizero.serving.recorder import Recorder
+from pizero.types import RobotDict, UserError
+
+Load = Callable[[], ModelPolicy]
+EXTRA = ("noise", "previous_actions", "inference_delay")
+"""What a robot may send beside its observation, handed on to the policy."""
+
+
+@dataclass
+class Hosted:
+    """load: makes the policy, at the start and at each reload."""
+
+    name: str
+    load: Load
+    policy: ModelPolicy
+    metadata: dict[str, Any]
+    batcher: Batcher
+    limits: Limits
+    recorder: Recorder | None = None
+
+    @classmethod
+    def start(cls, name: str, load: Load, config: ServeConfig) -> Hosted:
+        """Loads and warms up, which may take minutes."""
+        policy = _ready(load, config.max_batch)
+        batcher = Batcher(
+            lambda observations: hosted.policy.infer_batch(observations),
+            max_batch=config.max_batch, max_wait=config.max_wait_ms / 1000, max_queue=config.max_queue,
+        )  # fmt: skip
+        limits = Limits(max_bytes=config.max_message_mb << 20)
+        hosted = cls(name, load, policy, describe(name, policy), batcher, limits)
+        if config.record is not None:
+            hosted.recorder = Recorder(config.record / name, hosted.metadata["embodiment"], config.record_fps)
+        return hosted
+
+    async def reload(self, max_batch: int) -> None:
+        """Loads beside the running policy, then takes its place between two batches.
+
+        UserError, and the old one goes on, where robots that are connected would notice another shape.
+        """
+        policy = await asyncio.to_thread(_ready, self.load, max_batch)
+        metadata = describe(self.name, policy)
+        if changed := sorted(key for key in metadata if metadata[key] != self.metadata.get(key)):
+            raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
+        self.policy = policy
+
+    async def read(self, message: bytes, prompt: str | None, pool: Executor) -> tuple[RobotDict, RobotDict]:
+        """A request's observation, as it came and prepared for the model, in a thread of `pool`.
+
+        `prompt` takes the place of the robot's own. ProtocolError or UserError says what is wrong with it.
+        """
+        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt)
+
+    def _read(self, message: bytes, prompt: str | None) -> tuple[RobotDict, RobotDict]:
+        value = unpack(message, self.limits)
+        if not isinstance(value, dict):
+            raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
+        try:
+            observation = robot_dictionary(value, self.policy, prompt)
+            return observation, self.policy.prepare(observation)
+        except UserError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__)
+            raise UserError("the observation cannot be read; expected state, images and prompt") from error
+
+
+def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str | None) -> RobotDict:
+    """A request as the policy takes it: in pizero's own form, or in openpi's, whatever robot it is.
+
+    A camera that the checkpoint does not know is refused: it would be one that the policy does not see.
+    """
+    embodiment = policy.pipeline.embodiment
+    if isinstance(images := value.get("images"), Mapping):
+        known = set(embodiment.cameras.values())
+        if unknown := sorted(map(str, set(images) - known)):
+            raise UserError(f"images: got cameras {unknown}, this checkpoint has {sorted(known)}")
+        value = {**value, "images": {name: image for name, image in images.items() if image is not None}}
+    robot = from_openpi(value, embodiment)
+    robot |= {key: value[key] for key in EXTRA if key in value}
+    return robot if prompt is None else {**robot, "prompt": prompt}
+
+
+def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
+    """What a server says first on each connection."""
+    pipeline = policy.pipeline
+    return {
+        "server": "pizero",
+        "version": __version__,
+        "checkpoint": name,
+        "embodiment": pipeline.embodiment.name,
+        "cameras": list(pipeline.embodiment.cameras.values()),
+        "image_size": list(pipeline.image_size),
+        "state_dim": pipeline.robot_state_dim,
+        "action_dim": pipeline.robot_action_dim,
+        "action_horizon": policy.noise_shape[0] - policy.model.config.past_actions,
+        "num_history": policy.num_history,
+        "num_steps": policy.num_steps,
+    }
+
+
+def blank_observation(policy: ModelPolicy) -> RobotDict:
+    """Zeros that the policy takes."""
+    pipeline = policy.pipeline
+    history = (policy.num_history,) if policy.num_history > 1 else ()
+    image = np.zeros((*history, *pipeline.image_size, 3), np.uint8)
+    return {
+        "state": np.zeros((*history, pipeline.robot_state_dim), np.float32),
+        "images": dict.fromkeys(pipeline.embodiment.cameras.values(), image),
+        "prompt": "wait",
+    }
+
+
+def _ready(load: Load, max_batch: int) -> ModelPolicy:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        policy = load()
+    for warning in caught:
+        log("note", text=str(warning.message))
+    observation = blank_observation(policy)
+    for size in sorted({1, max_batch}):
+        policy.infer_batch([observation] * size)
+    return policy

@@ -1,0 +1,275 @@
+"""The policy server: openpi's wire protocol, several robots, several checkpoints.
+
+A robot connects to / (the first checkpoint) or /NAME, gets the metadata, and then a reply for each request. A reply is
+the chunk as bytes, or an error as text, "bad request: ...", "busy: ..." or "failed: ..."; the connection goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http import HTTPStatus
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from pizero.serving.batching import Answer, BusyError
+from pizero.serving.config import ServeConfig
+from pizero.serving.feed import Feed
+from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
+from pizero.serving.hosted import Hosted, Load
+from pizero.serving.live import Live, Robot
+from pizero.serving.log import log
+from pizero.serving.metrics import Metrics
+from pizero.serving.protocol import ProtocolError, pack
+from pizero.types import RobotDict, UserError
+
+_QUIET = logging.getLogger("pizero.serving.websockets")
+_QUIET.setLevel(logging.CRITICAL)
+
+
+class PolicyServer:
+    """checkpoints: name -> how its policy is loaded; the first is the one at /."""
+
+    def __init__(self, checkpoints: Mapping[str, Load], config: ServeConfig | None = None) -> None:
+        self.config = config or ServeConfig()
+        self.hosted = {name: Hosted.start(name, load, self.config) for name, load in checkpoints.items()}
+        self.live, self.metrics, self.gate = Live(), Metrics(), Gate(self.config)
+        self.draining = False
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
+        self.feed = Feed(self)
+        self._connections: dict[ServerConnection, Robot] = {}
+        self._server: Server | None = None
+        self._reloading = asyncio.Lock()
+        for name, hosted in self.hosted.items():
+            self.metrics.watch_queue(name, lambda hosted=hosted: hosted.batcher.length)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None
+        return next(iter(self._server.sockets)).getsockname()[1]
+
+    async def start(self) -> None:
+        """Listens. UserError where that cannot be."""
+        sys.setswitchinterval(0.001)  # the event loop does not wait 5 ms for the model's thread to give way
+        config, ping = self.config, self.config.ping_s
+        try:
+            self._server = await serve(
+                self._connected, config.host, config.port, process_request=self._admit, ssl=_tls(config),
+                compression=None, max_size=config.max_message_mb << 20, max_queue=2, ping_interval=ping,
+                ping_timeout=ping, close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"cannot listen on {config.host}:{config.port} ({error})") from error
+        secured = "TLS" if config.certificate else "no TLS"
+        keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
+        log("ready", host=config.host, port=self.port, checkpoints=list(self.hosted), security=f"{secured}, {keys}")
+        if not config.local_only and not config.api_keys:
+            log("anybody who reaches this machine can use the server; give --api-keys", level=logging.WARNING)
+
+    async def drain(self) -> None:
+        """Takes no new connection, answers what runs, closes all connections, ends."""
+        assert self._server is not None
+        self.draining = True
+        log("draining", robots=len(self._connections))
+        self._server.close(close_connections=False)
+        await self.feed.simulation.stop()
+        deadline = time.monotonic() + self.config.drain_s
+        idle = [connection for connection, robot in self._connections.items() if not robot.busy]
+        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
+        while self._connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        left = self._server.connections  # pages, and robots whose answer did not come in time
+        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in left))
+        await self._server.wait_closed()
+        for hosted in self.hosted.values():
+            await hosted.batcher.close()
+            if hosted.recorder is not None:
+                await hosted.recorder.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        log("ended")
+
+    async def reload(self) -> None:
+        """Loads every checkpoint anew; connections stay. One that fails goes on as it was."""
+        async with self._reloading:
+            for name, hosted in self.hosted.items():
+                started = time.monotonic()
+                try:
+                    await hosted.reload(self.config.max_batch)
+                except Exception as error:
+                    known = isinstance(error, UserError)
+                    self.metrics.reloads.labels(name, "failed").inc()
+                    log("not reloaded", level=logging.ERROR, error=None if known else error, checkpoint=name,
+                        reason=str(error))  # fmt: skip
+                else:
+                    self.metrics.reloads.labels(name, "done").inc()
+                    log("reloaded", checkpoint=name, seconds=time.monotonic() - started)
+
+    async def ask(self, hosted: Hosted, robot: Robot, observation: RobotDict, prepared: RobotDict) -> Answer:
+        """The reply to an observation; the robot's figures, the metrics and the recording learn of it."""
+        robot.prompt = robot.prompt if robot.new_prompt is not None else observation.get("prompt", "")
+        started = time.monotonic()
+        answer = await hosted.batcher.ask(prepared, owner=robot.owner, robot=robot)
+        self.metrics.batches.labels(hosted.name).observe(answer.batch)
+        for stage, seconds in (("queue", answer.queued), ("infer", answer.inferred)):
+            self.metrics.stages.labels(hosted.name, stage).observe(seconds)
+        self.metrics.requests.labels(hosted.name).inc()
+        robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
+        if hosted.recorder is not None:
+            await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
+        return answer
+
+    # ---------------------------------------------------------------- connections
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """An HTTP answer, or None: it becomes a connection."""
+        response = self._answer_http(connection, request)
+        if response is not None and response.status_code >= 400:
+            self.metrics.refused.labels(str(response.status_code)).inc()
+        return response
+
+    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = request.path.split("?")[0]
+        if path == "/healthz":
+            return respond(HTTPStatus.OK, "OK\n")
+        upgrade = wants_websocket(request)
+        if not upgrade and (found := page_file(path)) is not None:
+            return found
+        if self.gate.foreign(request):
+            return respond(HTTPStatus.FORBIDDEN, "this page may not use the server; see --origins\n")
+        if path == LIVE and upgrade:
+            return None  # gives its key in its first message: a browser cannot send it sooner
+        if self.gate.owner(request, "") is None:
+            return respond(HTTPStatus.UNAUTHORIZED, "an API key is needed: Authorization: Api-Key ...\n")
+        if path == "/metrics":
+            return respond(HTTPStatus.OK, self.metrics.text())
+        if self._find(path) is None:
+            return not_found(list(self.hosted))
+        if not upgrade:
+            return respond(HTTPStatus.UPGRADE_REQUIRED, "robots connect by websocket\n")
+        if len(self._connections) >= self.config.max_connections:
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.config.max_connections} robots are connected\n")
+        return None
+
+    def _find(self, path: str) -> Hosted | None:
+        name = path.strip("/")
+        return self.hosted.get(name) if name else next(iter(self.hosted.values()))
+
+    async def _connected(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        path, address = connection.request.path.split("?")[0], _address(connection)
+        if path == LIVE:
+            await self.feed.serve(connection)
+            return
+        hosted, owner = self._find(path), self.gate.owner(connection.request, address)
+        assert hosted is not None  # as _admit saw
+        assert owner is not None
+        robot = self.live.join(hosted.name, address, owner)
+        self._connections[connection] = robot
+        self.metrics.connections.labels(hosted.name).inc()
+        self.metrics.robots.labels(hosted.name).inc()
+        log("connected", robot=robot.number, checkpoint=hosted.name, address=address, owner=owner)
+        try:
+            await self._serve_robot(connection, hosted, robot)
+        except ConnectionClosed:
+            pass
+        except Exception as error:
+            log("connection failed", level=logging.ERROR, error=error, robot=robot.number)
+        finally:
+            del self._connections[connection]
+            self.live.leave(robot)
+            hosted.batcher.forget(robot)
+            if hosted.recorder is not None:
+                hosted.recorder.end_episode(robot.number)
+            self.metrics.robots.labels(hosted.name).dec()
+            log("disconnected", robot=robot.number, requests=robot.requests, errors=robot.errors,
+                code=connection.close_code)  # fmt: skip
+
+    async def _serve_robot(self, connection: ServerConnection, hosted: Hosted, robot: Robot) -> None:
+        await connection.send(pack(hosted.metadata))
+        allowance, last, previous = self.config.max_rate, time.monotonic(), None
+        while not self.draining:
+            try:
+                message = await asyncio.wait_for(connection.recv(), self.config.idle_s)
+            except TimeoutError:
+                await connection.close(CloseCode.NORMAL_CLOSURE, f"no request for {self.config.idle_s:g} s")
+                return
+            started = time.monotonic()
+            allowance = min(allowance + (started - last) * self.config.max_rate, self.config.max_rate)
+            last, robot.busy = started, True
+            if allowance < 1:
+                text = f"busy: more than {self.config.max_rate:g} requests a second of one connection"
+                self._count_error(hosted, robot, "busy")
+                await connection.send(text)
+            else:
+                allowance -= 1
+                reply = await self._reply(hosted, robot, message, previous)
+                sending = time.monotonic()
+                await connection.send(reply)
+                previous = time.monotonic() - started
+                self.metrics.stages.labels(hosted.name, "send").observe(time.monotonic() - sending)
+                self.metrics.stages.labels(hosted.name, "total").observe(previous)
+            robot.busy = False
+        await connection.close(CloseCode.GOING_AWAY, "the server ends")
+
+    async def _reply(self, hosted: Hosted, robot: Robot, message: bytes | str, previous: float | None) -> bytes | str:
+        """The chunk as bytes, or an error as text. previous: seconds that the request before took in all."""
+        started = time.monotonic()
+        try:
+            if isinstance(message, str):
+                raise ProtocolError("got a text; a request is a dictionary, packed by msgpack")
+            observation = await hosted.read(message, robot.new_prompt, self.pool)
+            prepared = time.monotonic() - started
+            answer = await self.ask(hosted, robot, *observation)
+        except (ProtocolError, UserError) as error:
+            return self._error(hosted, robot, "bad request", str(error))
+        except BusyError as error:
+            return self._error(hosted, robot, "busy", str(error))
+        except Exception as error:
+            log("failed", level=logging.ERROR, error=error, robot=robot.number)
+            return self._error(
+                hosted, robot, "failed", f"the policy gave no answer; see robot {robot.number} in the log"
+            )
+        self.metrics.stages.labels(hosted.name, "prepare").observe(prepared)
+        timing = {
+            "infer_ms": 1000 * answer.inferred, "prepare_ms": 1000 * prepared, "queue_ms": 1000 * answer.queued,
+            "batch": answer.batch,
+        }  # fmt: skip
+        if previous is not None:
+            timing["prev_total_ms"] = 1000 * previous
+        robot.timing = timing
+        return pack({**answer.reply, "server_timing": timing})
+
+    def _error(self, hosted: Hosted, robot: Robot, kind: str, text: str) -> str:
+        self._count_error(hosted, robot, kind)
+        return f"{kind}: {text[:500]}"
+
+    def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:
+        robot.errors += 1
+        self.metrics.errors.labels(hosted.name, kind).inc()
+
+
+def _address(connection: ServerConnection) -> str:
+    with suppress(Exception):
+        return str(connection.remote_address[0])
+    return "unknown"
+
+
+def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+    if config.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.certificate, config.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"{config.certificate} and its private key cannot be used ({error})") from error
+    return context

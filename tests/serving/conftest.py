@@ -1,0 +1,52 @@
+"""A tiny policy of the built-in simulator, its checkpoint, and servers in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving_helpers import make_policy, observation
+
+from pizero.checkpoints.example import make_example
+from pizero.checkpoints.native import save_checkpoint
+from pizero.policy.policy import ModelPolicy
+from pizero.serving.config import ServeConfig
+from pizero.serving.running import Background, background
+from pizero.serving.server import PolicyServer
+
+
+@pytest.fixture(scope="session")
+def policy() -> ModelPolicy:
+    return make_policy()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(policy: ModelPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stored example."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("served") / "checkpoint"
+    noise = np.zeros(policy.noise_shape, np.float32)
+    example = make_example(policy.model, policy.pipeline, observation(), noise)
+    save_checkpoint(folder, policy.model, policy.pipeline, example)  # type: ignore[arg-type]
+    return folder
+
+
+Serve = Callable[..., Background]
+
+
+@pytest.fixture
+def serve(policy: ModelPolicy) -> Iterator[Serve]:
+    """serve(max_wait_ms=..., policy=...) starts a server on a free port; it is drained after the test."""
+    with ExitStack() as stack:
+
+        def start(policy: Any = policy, **settings: Any) -> Background:
+            policies = policy if isinstance(policy, dict) else {"policy": policy}
+            config = ServeConfig(**{"port": 0, "drain_s": 2.0, **settings})
+            loads = {name: (lambda one=one: one) for name, one in policies.items()}
+            return stack.enter_context(background(lambda: PolicyServer(loads, config)))
+
+        yield start

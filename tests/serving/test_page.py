@@ -1,0 +1,130 @@
+"""The page at /, in headless Chromium: what it shows, what it does, on a phone, without the internet, behind a key."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from chromium import CHROMIUM, Browser
+from serving_helpers import observation
+from websockets.sync.client import connect
+
+from pizero.serving.client import PolicyClient
+from pizero.serving.running import Background
+
+Serve = Callable[..., Background]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+def page(server: Background) -> str:
+    return server.uri.replace("ws", "http", 1) + "/"
+
+
+def click(browser: Browser, name: str) -> None:
+    browser.run(f"document.getElementById('{name}').click()")
+
+
+LIVE = "document.getElementById('status').textContent === 'live'"
+ROWS = "[...document.querySelectorAll('#robots tbody tr')].map(row => row.textContent)"
+
+
+@needs_chromium
+def test_a_robot_is_seen_and_its_instruction_changed(serve: Serve, browser: Browser) -> None:
+    server = serve()
+    browser.errors.clear()
+    browser.open(page(server))
+    browser.wait(LIVE)
+    assert browser.run("document.getElementById('nobody').offsetHeight") > 0
+    with PolicyClient(server.uri) as client:
+        client.infer({**observation(), "prompt": "lift the <b>disc</b>"})
+        browser.wait("document.querySelectorAll('#chunk canvas').length === 5")
+        browser.wait("document.getElementById('words').value === 'lift the <b>disc</b>'")
+        assert browser.run("document.querySelectorAll('#images img').length") == 2
+        assert browser.wait("[...document.images].every(image => image.naturalWidth > 0)")
+        assert browser.run("document.getElementById('robots-count').textContent") == "1"
+        browser.run("document.getElementById('words').value = 'push the disc'")
+        browser.run("document.getElementById('prompt').requestSubmit()")
+        robot = next(iter(server.server.live.robots.values()))
+        browser.wait("!document.getElementById('own').hidden")
+        client.infer(observation())
+        assert robot.observation is not None
+        assert robot.observation["prompt"] == "push the disc"
+        click(browser, "own")
+        browser.wait("document.getElementById('own').hidden")
+        client.infer(observation(3))
+        assert robot.observation["prompt"] == observation(3)["prompt"]
+    browser.wait("!document.getElementById('nobody').hidden")
+    sources = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert sources
+    assert all(source.startswith((page(server), "data:")) for source in sources)
+    assert browser.errors == []
+
+
+@needs_chromium
+def test_the_simulated_robot_on_a_phone(serve: Serve, browser: Browser) -> None:
+    server = serve()
+    browser.errors.clear()
+    browser.open(page(server), width=390, height=844, phone=True)
+    browser.wait(LIVE)
+    click(browser, "start")
+    browser.wait(f"{ROWS}.some(text => text.includes('simulated'))")
+    browser.wait("document.querySelector('figure.scene img')?.naturalWidth > 0")
+    before = browser.run("document.querySelector('figure.scene img').src")
+    browser.wait(f"document.querySelector('figure.scene img').src !== {json.dumps(before)}")
+    assert browser.run("document.documentElement.scrollWidth") == 390
+    click(browser, "start")
+    browser.wait("document.getElementById('start').textContent.startsWith('Start')")
+    assert server.server.live.robots == {}
+    assert browser.errors == []
+
+
+@needs_chromium
+def test_the_page_asks_for_a_key_and_comes_back_after_the_server(serve: Serve, browser: Browser) -> None:
+    server = serve(api_keys=("right",))
+    port = server.server.port
+    browser.open(page(server))
+    browser.wait("!document.getElementById('door').hidden")
+    assert browser.run("document.getElementById('about').textContent") == ""
+    for key in ("wrong", "right"):
+        browser.run(f"document.getElementById('key').value = '{key}'")
+        browser.run("document.getElementById('door').requestSubmit()")
+        time.sleep(0.7)
+    browser.wait(LIVE)
+    server.stop()
+    browser.wait("document.getElementById('status').textContent === 'no connection'")
+    serve(api_keys=("right",), port=port)
+    browser.wait(LIVE)
+
+
+def test_a_feed_takes_only_what_is_meant(serve: Serve) -> None:
+    server = serve()
+    with PolicyClient(server.uri) as client, connect(server.uri + "/live") as feed:
+        feed.send("{}")
+        for hostile in (
+            "",
+            "[]",
+            "{" * 4000,
+            b"\x00",
+            '{"do": "watch", "robot": []}',
+            '{"do": "simulate"}',
+            "9" * 9000,
+        ):
+            feed.send(hostile)
+        feed.send(json.dumps({"do": "prompt", "robot": 1, "text": "x" * 900}))
+        deadline = time.monotonic() + 10
+        while server.server.live.robots[1].new_prompt is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(server.server.live.robots[1].new_prompt) == 500
+        state = json.loads(feed.recv())
+        assert [robot["robot"] for robot in state["robots"]] == [1]
+        assert client.infer(observation())["actions"].shape == (6, 5)
