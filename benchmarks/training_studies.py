@@ -1,10 +1,10 @@
 """What precision, averaging and draws do to a small π0 in the built-in simulator (docs/results/training.md).
 
-python benchmarks/training_studies.py precision FOLDER   float32, mixed, bfloat16; averaged and last weights; three seeds
+python benchmarks/training_studies.py precision FOLDER   float32, mixed, bfloat16; averaged and last weights; 3 seeds
 python benchmarks/training_studies.py draws FOLDER       1, 2, 4, 8 draws per sample at about the same CPU time
 python benchmarks/training_studies.py show FOLDER        the tables, and training_precision.svg and training_draws.svg
 
-Each run takes some minutes of one core; what FOLDER holds already is gone on with, so a study may be stopped at any time.
+Each run takes some minutes of one core. A study may be stopped at any time: it goes on with what FOLDER holds.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ class Run:
     def preset(self) -> Preset:
         base = tabletop()
         return dataclasses.replace(base, train=dataclasses.replace(
-            base.train, seed=self.seed, threads=1, keep=100, validate_every=200, **self.train,
+            base.train, seed=self.seed, threads=1, keep=100, save_every=200, validate_every=200, **self.train,
         ))  # fmt: skip
 
 
 # AdamW, for bfloat16 weights have no other optimizer; the final rate is a tenth of the peak, as in openpi's recipe
-_ADAMW = {"optimizer": "adamw", "learning_rate": 1.5e-3, "final_learning_rate": 1.5e-4, "save_every": 800}
+_ADAMW = {"optimizer": "adamw", "learning_rate": 1.5e-3, "final_learning_rate": 1.5e-4}
 _KINDS = {
     "float32": ("float32", False), "mixed": ("mixed", False), "bfloat16": ("bfloat16", False),
     "bfloat16, nearest": ("bfloat16", True),
 }  # fmt: skip
-_DRAW_STEPS = {1: 2_000, 2: 1_800, 4: 1_600, 8: 1_200}
+_DRAW_STEPS = {1: 2_400, 2: 2_400, 4: 1_600, 8: 1_600}
 STUDIES: dict[str, list[Run]] = {
     "precision": [
         Run(label, seed, {**_ADAMW, "precision": precision}, nearest)
         for seed in range(3) for label, (precision, nearest) in _KINDS.items()
     ],
     "draws": [
-        Run(f"draws {draws}", seed, {"draws": draws, "steps": steps, "save_every": steps // 4})
+        Run(f"draws {draws}", seed, {"draws": draws, "steps": steps})
         for seed in range(2) for draws, steps in _DRAW_STEPS.items()
     ],
 }  # fmt: skip
@@ -91,13 +91,14 @@ def run_study(study: str, folder: Path) -> None:
     for run in STUDIES[study]:
         target = folder / study / run.name
         results = _results(target)
-        saves = range(run.preset.train.save_every, run.preset.train.steps + 1, run.preset.train.save_every)
-        if all(f"{step} averaged" in results for step in saves):
+        parts = 2 if study == "precision" else 4
+        measured = [run.preset.train.steps * part // parts for part in range(1, parts + 1)]
+        if all(f"{step} averaged" in results for step in measured):
             continue
         rounding = mock.patch("pizero.train.low_memory.round_at_random", lambda exact, _: exact.bfloat16())
         with rounding if run.nearest else nullcontext():
             train_policy(dataset, target, run.preset, resume=True)
-        for step in saves:
+        for step in measured:
             for weights in WEIGHTS if study == "precision" else WEIGHTS[:1]:
                 if f"{step} {weights}" not in results:
                     results[f"{step} {weights}"] = measure(dataset, target, run.preset, step, weights)
@@ -158,7 +159,7 @@ def _precision_table(folder: Path) -> None:
     for label in _KINDS:
         runs = [run for run in STUDIES["precision"] if run.label == label]
         for weights in WEIGHTS:
-            half, end = ([_results(folder / run.name).get(f"{step} {weights}") for run in runs] for step in (800, 1_600))
+            half, end = ([_results(folder / run.name).get(f"{n} {weights}") for run in runs] for n in (800, 1_600))
             if all(half) and all(end):
                 errors = [result["open_loop_error"] for result in end]
                 loss = np.mean([_curve(folder / run.name, "validation_loss")[1][-1] for run in runs])
@@ -168,7 +169,7 @@ def _precision_table(folder: Path) -> None:
 
 
 def _draws_table(folder: Path) -> None:
-    print("\n| draws | steps | samples/s | CPU s | success after 1/4, 2/4, 3/4 | at the end | seeds | validation loss |")
+    print("\n| draws | steps | samples/s | CPU s | success at 1/4, 2/4, 3/4 | at the end | seeds | validation loss |")
     print("|---|---|---|---|---|---|---|---|")
     for draws, steps in _DRAW_STEPS.items():
         runs = [run for run in STUDIES["draws"] if run.label == f"draws {draws}"]
