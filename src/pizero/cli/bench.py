@@ -1,22 +1,27 @@
-"""`pizero bench`: how fast this machine runs a π0."""
+"""`pizero bench inference` and `pizero bench int8`: how fast this machine runs a π0, and what coarser numbers cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from pizero.types import UserError
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Plain and fast path with random weights, in turns: whole call, stages, and this machine's limit."""
+class Inference:
+    """Plain and fast path with random weights, in turns: whole call, stages, and this machine's limit.
 
-    what: Literal["inference"] = "inference"
+    Example: pizero bench inference --model pi0 --threads 2 --paths plain fast int8
+    """
+
     model: Literal["pi0", "pi05", "tiny", "tiny-pi05", "small"] = "pi0"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     paths: tuple[Literal["plain", "fast", "int8", "float8"], ...] = ("plain", "fast")
+    """The first is what the others are compared with."""
     cameras: int | None = None
     """Cameras with an image; all of them if not given."""
     prompt: int | None = None
@@ -24,29 +29,77 @@ class Arguments:
     num_steps: int = 10
     batch: int = 1
     horizon: int | None = None
+    """Actions of a chunk; the model's own if not given."""
     threads: int = 0
+    """0 takes what PyTorch does."""
     rounds: int = 5
     device: str = "cpu"
     ablation: bool = False
     """Also leaves out each of the facts that make the fast path fast, one at a time."""
+    sweep: bool = False
+    """Instead: the fast path's time by cameras, prompt, horizon, steps and batch."""
     json: Path | None = None
     """Writes the figures there."""
 
 
-def run(arguments: Arguments) -> None:
-    from pizero.report.bench import print_bench
-    from pizero.workflows.bench_inference import BenchConfig, all_facts, bench, model_config
+@dataclass(frozen=True)
+class Int8:
+    """The error of int8 on recorded observations: of velocity and actions, as a whole and layer by layer.
+
+    Example: pizero bench int8 runs/tabletop runs/tabletop/dataset
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Checkpoint folder of any format, the folder of a run, or a hub id."""
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """LeRobot dataset of the same robot."""
+    observations: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What int8 is compared with."""
+    worst: int = 8
+    """Layers that are shown, and kept out of int8 in a last measurement."""
+    json: Path | None = None
+    """Writes the figures there."""
+
+
+Arguments = Annotated[Inference, tyro.conf.subcommand("inference")] | Annotated[Int8, tyro.conf.subcommand("int8")]
+
+
+def run(arguments: Inference | Int8) -> None:
     from pizero.workflows.evaluate import write_json
 
-    if arguments.rounds < 1:
-        raise UserError(f"rounds must be at least 1, got {arguments.rounds}")
+    result = _int8(arguments) if isinstance(arguments, Int8) else _inference(arguments)
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+
+
+def _inference(arguments: Inference) -> object:
+    from pizero.report.bench import print_bench, print_sweep
+    from pizero.workflows.bench_inference import BenchConfig, all_facts, bench, model_config, sweep
+
+    if arguments.rounds < 1 or not arguments.paths:
+        raise UserError(f"rounds must be at least 1 and a path named, got {arguments.rounds} and {arguments.paths}")
     config = model_config(arguments.model, arguments.horizon)
     settings = BenchConfig(
         arguments.model, arguments.dtype, len(config.cameras) if arguments.cameras is None else arguments.cameras,
         config.prompt_length if arguments.prompt is None else arguments.prompt, arguments.num_steps, arguments.batch,
         arguments.horizon, arguments.threads, arguments.rounds, arguments.device,
     )  # fmt: skip
+    if arguments.sweep:
+        rows = sweep(settings)
+        print_sweep(settings, rows)
+        return rows
     result = bench(settings, arguments.paths, all_facts() if arguments.ablation else ())
     print_bench(result)
-    if arguments.json is not None:
-        write_json(arguments.json, result)
+    return result
+
+
+def _int8(arguments: Int8) -> object:
+    from pizero.report.bench import print_errors
+    from pizero.workflows.bench_int8 import bench_int8
+
+    result = bench_int8(
+        arguments.checkpoint, arguments.dataset, arguments.observations, arguments.dtype, arguments.worst
+    )  # fmt: skip
+    print_errors(result)
+    return result

@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
-    "bench": "inference speed: plain and fast path in turns, stages, and the machine's limit",
+    "bench": "inference speed beside this machine's limit; the error of int8",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
 }
 

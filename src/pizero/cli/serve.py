@@ -61,6 +61,10 @@ class Arguments:
     """Where the models run."""
     dtype: str = "float32"
     """Of the weights."""
+    kernels: Literal["auto", "int8", "float8"] = "auto"
+    """int8 (CPU) and float8 (NVIDIA) are faster and change the numbers; see `pizero bench int8`."""
+    keep: tuple[str, ...] = ()
+    """Layers that int8 or float8 leave alone, such as 'prefix.17.*'."""
     embodiment: str | None = None
     """Robot, where the checkpoint does not tell it; so the following."""
     norm_stats: Path | None = None
@@ -84,7 +88,7 @@ def run(arguments: Arguments) -> int:
     log = values.pop("log")
     names = named(values.pop("checkpoints"))
     policy = {name: values.pop(name) for name in (
-        "num_steps", "device", "dtype", "embodiment", "norm_stats", "tokenizer", "arch"
+        "num_steps", "device", "dtype", "kernels", "keep", "embodiment", "norm_stats", "tokenizer", "arch"
     )}  # fmt: skip
     keys = values.pop("api_keys")
     config = ServeConfig(**values, api_keys=() if keys is None else read_keys(keys))

@@ -22,10 +22,10 @@ from pizero.engine.products import Kernels, check_kernels
 from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables
 from pizero.model.attention import attend, block_mask, token_positions
 from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
+from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import rotary_table
 from pizero.model.pi0 import Pi0, check_observation
 from pizero.model.siglip import VisionBlock
-from pizero.model.two_expert import TwoExpertLayer
 from pizero.types import Observation, UserError
 
 Fact: TypeAlias = Literal[
@@ -136,29 +136,56 @@ class FastSampler:
 
     # ---------------------------------------------------------------- packing
 
+    def layer_names(self) -> list[str]:
+        """ "vision.0" and on, then "prefix.0", "expert.0" and on."""
+        pairs = [(f"prefix.{index}", f"expert.{index}") for index in range(len(self.model.transformer.layers))]
+        vision = [f"vision.{index}" for index in range(len(self.model.vision_tower.blocks))]
+        return vision + [name for pair in pairs for name in pair]
+
+    def repack(self, name: str, kernels: Kernels) -> Callable[[], None]:
+        """Packs one layer for other kernels; returns what undoes it. Not after `consume`."""
+        blocks, index = self._place(name)
+        before = blocks[index]
+        blocks[index] = self._packed(name, lambda _: kernels)
+
+        def undo() -> None:
+            blocks[index] = before
+
+        return undo
+
     def _pack(self, consume: bool) -> None:
-        model, join = self.model, "joined_weights" not in self._without
-        image_tokens = len(model.vision_tower.position_embedding)
-        prefix_tokens = image_tokens * len(self.config.cameras) + self.config.prompt_length
-        layers = [layer for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
         self.vision_blocks: list[PackedVisionBlock] = []
-        for index, block in enumerate(model.vision_tower.blocks):
-            assert isinstance(block, VisionBlock)
-            packing = Packing(image_tokens * len(self.config.cameras), self._kernels_of, join)
-            self.vision_blocks.append(PackedVisionBlock.of(block, f"vision.{index}", packing))
-            if consume:
-                _give_up(block.query, block.key, block.value, block.output, block.mlp_in, block.mlp_out)
         self.prefix_blocks: list[PackedBlock] = []
         self.expert_blocks: list[PackedBlock] = []
-        for index, layer in enumerate(layers):
-            last = index + 1 == len(layers) and "short_last_layer" not in self._without
-            packing = Packing(prefix_tokens, self._kernels_of, join)
-            self.prefix_blocks.append(PackedBlock.of(layer.prefix, f"prefix.{index}", packing, keys_only=last))
-            packing = Packing(self.config.action_horizon, self._kernels_of, join)
-            self.expert_blocks.append(PackedBlock.of(layer.expert, f"expert.{index}", packing))
+        for name in self.layer_names():
+            self._place(name)[0].append(self._packed(name, self._kernels_of))
             if consume:
-                for block in (layer.prefix, layer.expert):
-                    _give_up(block.query, block.key, block.value, block.output, block.mlp)
+                _give_up(self._source(name))
+
+    def _place(self, name: str) -> tuple[list[Any], int]:
+        part, _, index = name.partition(".")
+        blocks = {"vision": self.vision_blocks, "prefix": self.prefix_blocks, "expert": self.expert_blocks}
+        return blocks[part], int(index)
+
+    def _source(self, name: str) -> VisionBlock | GemmaBlock:
+        part, _, index = name.partition(".")
+        if part == "vision":
+            found = self.model.vision_tower.blocks[int(index)]
+        else:
+            found = self.model.transformer.get_submodule(f"layers.{index}.{part}")
+        assert isinstance(found, VisionBlock | GemmaBlock)
+        return found
+
+    def _packed(self, name: str, kernels: Callable[[str], Kernels]) -> PackedVisionBlock | PackedBlock:
+        source, join = self._source(name), "joined_weights" not in self._without
+        image_tokens = len(self.model.vision_tower.position_embedding) * len(self.config.cameras)
+        if isinstance(source, VisionBlock):
+            return PackedVisionBlock.of(source, name, Packing(image_tokens, kernels, join))
+        if name.startswith("expert"):
+            return PackedBlock.of(source, name, Packing(self.config.action_horizon, kernels, join))
+        last = name == f"prefix.{self.config.prefix.depth - 1}" and "short_last_layer" not in self._without
+        packing = Packing(image_tokens + self.config.prompt_length, kernels, join)
+        return PackedBlock.of(source, name, packing, keys_only=last)
 
     def _kernels_of(self, name: str) -> Kernels:
         kept = self._kernels in ("int8", "float8") and any(fnmatchcase(name, pattern) for pattern in self._keep)
@@ -322,9 +349,9 @@ def _attend_repeated(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return attend(query, key.repeat_interleave(group, dim=2), value.repeat_interleave(group, dim=2), mask)
 
 
-def _give_up(*modules: nn.Module) -> None:
-    """Frees the modules' parameters; their shapes stay."""
-    for module in modules:
-        for part in module.modules():
+def _give_up(block: VisionBlock | GemmaBlock) -> None:
+    """Frees the block's matrices; their shapes stay, and so do the norms and what modulates them."""
+    for path, part in block.named_modules():
+        if isinstance(part, nn.Linear) and not path.endswith("modulation"):
             for name, parameter in part.named_parameters(recurse=False):
                 part.register_parameter(name, nn.Parameter(parameter.to("meta"), requires_grad=False))

@@ -22,6 +22,7 @@ from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.products import Kernels
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
@@ -133,6 +134,8 @@ def load_policy(
     *,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
+    kernels: Kernels = "auto",
+    keep: Sequence[str] = (),
     num_steps: int | None = None,
     seed: int = 0,
     verify: bool = False,
@@ -147,7 +150,8 @@ def load_policy(
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
     what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
     a mixture was trained for gives that robot with its statistics; without it the first of them is run.
-    num_steps, seed, real_time: as for `ModelPolicy`.
+    kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. num_steps, seed,
+    real_time: as for `ModelPolicy`.
     verify: run the stored example first; UserError if it fails or there is none.
     """
     folder = local_folder(path)
@@ -164,4 +168,9 @@ def load_policy(
     if verify:
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
         verify_example(Checkpoint(model, own, load_example(folder)))  # it was stored with the checkpoint's own
-    return ModelPolicy(model, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)
+    sampler: ActionModel = model
+    if isinstance(model, Pi0):
+        sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
+    elif kernels != "auto":
+        raise UserError(f"{kernels} kernels are for π0 and π0.5, and this is a {type(model).__name__}")
+    return ModelPolicy(sampler, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)

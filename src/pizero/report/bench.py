@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -66,3 +66,33 @@ def _stages(stages: Mapping[str, float], num_steps: int) -> Table:
 
 def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def print_errors(result: Mapping[str, Any]) -> None:
+    """Errors of int8: as a whole, without the worst layers, and of these alone."""
+    console = Console()
+    console.print(f"int8 against {result['dtype']}, {result['observations']} observations of {result['dataset']}")
+    table = Table(title="RMS error over the RMS of what is right", title_justify="left")
+    for name in ("in int8", "velocity", "actions"):
+        table.add_column(name, justify="left" if name == "in int8" else "right")
+    rows = {"everything": result["whole"], f"all but the {len(result['kept'])} worst": result["without_kept"]}
+    worst = [name.removesuffix(".*") for name in result["kept"]]
+    rows |= {f"{name} alone": result["layers"][name] for name in worst}
+    for name, values in rows.items():
+        table.add_row(name, f"{values['velocity']:.2%}", f"{values['actions']:.2%}")
+    console.print(table)
+    console.print(f"to keep the worst out of int8: --keep {' '.join(result['kept'])}")
+
+
+def print_sweep(settings: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The fast path's time as one thing changes at a time."""
+    console = Console()
+    console.print(f"{settings.model}, {settings.dtype}, fast path; everything else as in the first row")
+    table = Table()
+    for name in ("what", "value", "best", "of the first row"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for row in rows:
+        table.add_row(
+            row["what"], str(row["value"]), seconds(row["best_s"]), f"{row['best_s'] / rows[0]['best_s']:.2f} x"
+        )
+    console.print(table)

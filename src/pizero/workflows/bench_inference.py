@@ -202,6 +202,42 @@ def _stages(sampler: FastSampler, observation: Observation, noise: Tensor, setti
     }  # fmt: skip
 
 
+SWEEP: Mapping[str, tuple[int, ...]] = {
+    "cameras": (3, 2, 1), "prompt": (48, 16, 1), "horizon": (50, 25, 10), "num_steps": (10, 5, 1), "batch": (1, 2, 4),
+}  # fmt: skip
+
+
+def sweep(settings: BenchConfig) -> list[dict[str, Any]]:
+    """The fast path's best time, first as `settings` say, then with one of `SWEEP`'s values in place of theirs."""
+    with _threads(settings.threads):
+        config = model_config(settings.model, settings.horizon)
+        model = random_model(config, getattr(torch, settings.dtype), settings.device)
+        sampler = FastSampler(model, consume=True)
+        rows = [{"what": "as given", "value": "", "best_s": _best(sampler, settings)}]
+        for what, values in SWEEP.items():
+            for value in values:
+                changed = dataclasses.replace(settings, **{what: value})
+                if changed != settings and value <= _most(config, what):
+                    rows.append({"what": what, "value": value, "best_s": _best(sampler, changed)})
+    return rows
+
+
+def _most(config: Pi0Config, what: str) -> float:
+    limits = {"cameras": len(config.cameras), "prompt": config.prompt_length, "horizon": config.action_horizon - 1}
+    return limits.get(what, float("inf"))
+
+
+def _best(sampler: FastSampler, settings: BenchConfig) -> float:
+    before = sampler.config
+    config = dataclasses.replace(before, action_horizon=settings.horizon or before.action_horizon)
+    sampler.config = sampler.model.config = config  # the horizon is in no weight
+    noise = torch.randn(settings.batch, config.action_horizon, config.action_dim).to(settings.device)
+    run = _Run(settings, random_observation(config, settings), noise)
+    run.time({"fast": sampler})
+    sampler.config = sampler.model.config = before
+    return run.rows["fast"]["best_s"]
+
+
 def _ablation(run: _Run, model: Pi0, sampler: FastSampler, without: Sequence[Fact]) -> dict[str, float]:
     """Time without a fact over time with all of them, each pair in turns."""
     ratios: dict[str, float] = {}

@@ -15,12 +15,13 @@ from rich.table import Table
 
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.engine.fast_sampler import FastSampler
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import summarize
 from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_demonstrator, run_random
 from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
-from pizero.model.flow_matching import integrate
+from pizero.model.flow_matching import Velocity
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.quickstart import quickstart_report
 from pizero.train.metrics import read_metrics
@@ -126,15 +127,17 @@ def _trajectory(policy: ModelPolicy, observation: dict[str, Any]) -> NDArray[np.
     """x_t [num_steps + 1, H, robot_action_dim] of one chunk, from noise to action, in the model's units."""
     inputs = policy.pipeline.observation(policy.pipeline.robot_inputs([observation]), "cpu")
     seen: list[torch.Tensor] = []
-    with torch.no_grad():
-        cache = policy.model.prefill(inputs)  # type: ignore[attr-defined]
 
-        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            return policy.model.decode(cache, inputs.state, x, time)  # type: ignore[attr-defined]
+    def watched(velocity: Velocity) -> Velocity:
+        def watch(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            seen.append(x_t)
+            return velocity(x_t, time)
 
-        noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
-        seen.append(integrate(velocity, noise, policy.num_steps))
+        return watch
+
+    noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
+    assert isinstance(policy.model, FastSampler)
+    seen.append(policy.model.sample_actions(inputs, num_steps=policy.num_steps, noise=noise, guide=watched))
     return torch.cat(seen)[..., : policy.pipeline.robot_action_dim].numpy()
 
 

@@ -1,0 +1,51 @@
+"""What int8 costs a policy, on observations of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pizero.checkpoints.load import load_model
+from pizero.checkpoints.remote import local_folder
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.quantize import errors, sensitivity
+from pizero.model.pi0 import Pi0
+from pizero.policy.policy import load_policy
+from pizero.types import UserError
+from pizero.workflows.evaluate import find_checkpoint
+from pizero.workflows.progress import progress_bar
+from pizero.workflows.replay import recorded_observation
+
+
+def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, worst: int) -> dict[str, Any]:
+    """Errors of int8 as a whole, of each layer alone, and of int8 without its `worst` layers.
+
+    observations: so many frames, evenly over the dataset, each with noise of its own.
+    """
+    folder = local_folder(find_checkpoint(checkpoint))
+    pipeline = load_policy(folder).pipeline
+    model = load_model(folder, dtype=dtype)
+    if not isinstance(model, Pi0):
+        raise UserError(f"{folder} is a {type(model).__name__}; int8 is for π0 and π0.5")
+    data = LeRobotDataset(dataset)
+    frames = np.linspace(0, data.num_frames - 1, observations).round().astype(int)
+    raw = [recorded_observation(data, pipeline, int(frame)) for frame in frames]
+    seen = pipeline.observation(pipeline.robot_inputs(raw), "cpu")
+    shape = (len(raw), model.config.action_horizon, model.config.action_dim)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    steps = model.config.default_num_steps
+    with progress_bar() as bars:
+        bar = bars.add_task("layers", total=None, note="")
+        found = sensitivity(model, seen, noise, steps, on_layer=lambda name: bars.update(bar, advance=1, note=name))
+    keep = [f"{name}.*" for name in found.worst(worst)]
+    without = errors(FastSampler(model), FastSampler(model, kernels="int8", keep=keep), seen, noise, steps)
+    return {
+        "checkpoint": str(checkpoint), "dataset": str(dataset), "observations": len(raw), "dtype": dtype,
+        "whole": dataclasses.asdict(found.whole), "kept": keep, "without_kept": dataclasses.asdict(without),
+        "layers": {name: dataclasses.asdict(value) for name, value in found.layers.items()},
+    }  # fmt: skip
