@@ -2,8 +2,8 @@
 
 python benchmarks/training_beside_lerobot.py LEROBOT_PYTHON [--batch 2] [--rounds 3] [--threads 2]
 
-Every row is a process of its own, asleep while another one steps: seconds of a step, ratios within a round, and by how
-much the process grew from before its first step with weights, or with LeRobot from its start, to its peak. Needs 10 GiB.
+Every row is a process of its own, asleep while another one steps: seconds of a step, ratios within a round, and the
+process's peak of memory, from its start. Needs 12 GiB.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class Worker:
         )  # fmt: skip
         while self._answer() != "ready":
             pass
-        self._start = self._memory("VmRSS")
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -81,13 +80,9 @@ class Worker:
         self._process.stdin.flush()
         return json.loads(self._answer())
 
-    def _memory(self, name: str) -> int:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return 1024 * int(status.split(f"{name}:")[1].split()[0])
-
-    @property
     def peak(self) -> int:
-        return self._memory("VmHWM")
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
     def close(self) -> None:
         self._process.kill()
@@ -160,7 +155,7 @@ def main() -> None:
         workers = {name: Worker(command) for name, command in commands.items()}
         try:
             found = [{name: worker.step() for name, worker in workers.items()} for _ in range(options.rounds + 1)]
-            peaks = {name: worker.peak for name, worker in workers.items()}
+            peaks = {name: worker.peak() for name, worker in workers.items()}
         finally:
             for worker in workers.values():
                 worker.close()

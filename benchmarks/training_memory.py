@@ -2,8 +2,8 @@
 
 python benchmarks/training_memory.py [CASE ...]     all cases need 12 GiB and some minutes
 
-Each case runs in a process of its own: three steps of the trainer itself on inputs of random numbers; measured is by how
-much the process grew from before the model was made to its peak (VmHWM). One line of JSON per case.
+Each case runs in a process of its own: three steps of the trainer itself on inputs of random numbers. Measured is by
+how much the process grew from before the model was made to its peak (VmHWM). One line of JSON per case.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIDDLE = Pi0Config(
     vocab_size=32_000, image_size=224,
 )  # fmt: skip
 LARGE = dataclasses.replace(
-    MIDDLE, prefix=GemmaConfig(width=1024, depth=18, mlp_dim=4096), expert=GemmaConfig(width=512, depth=18, mlp_dim=2048),
+    MIDDLE, prefix=GemmaConfig(width=1024, mlp_dim=4096), expert=GemmaConfig(width=512, mlp_dim=2048),
 )  # fmt: skip
 SMALL = small_config("small")
 CASES: dict[str, tuple[Pi0Config, dict[str, Any], bool]] = {
