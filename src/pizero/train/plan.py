@@ -78,9 +78,7 @@ def plan_step(network: NetworkConfig, config: TrainConfig, layout: Layout, devic
         else:
             activations = live.peak_without_gradients + gathered
     parts = layout.shards
-    return StepPlan(
-        weights // parts, gradients // parts, optimizer // parts, average // parts, activations, live.flops
-    )
+    return StepPlan(weights // parts, gradients // parts, optimizer // parts, average // parts, activations, live.flops)
 
 
 # -------------------------------------------------------------------- inside
