@@ -1,4 +1,4 @@
-"""What one training step needs, found out before anything is loaded: every operation runs on tensors without content."""
+"""What one training step needs, found out before anything is loaded: its operations run on tensors without content."""
 
 from __future__ import annotations
 
