@@ -19,13 +19,13 @@ import lerobot.policies.pi0.modeling_pi0 as pi0
 import numpy as np
 import torch
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot_opens_ours import use_golden_sizes
+from lerobot_sizes import use_sizes
 
 
 def main() -> None:
     folder, arch, inputs, threads, kind = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    use_golden_sizes(pi0, json.loads(Path(arch).read_text()))
+    use_sizes(pi0, json.loads(Path(arch).read_text()))
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
     with contextlib.redirect_stdout(io.StringIO()):
