@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from pizero.checkpoints.models import Network, NetworkConfig, make_model
 from pizero.model import attention
@@ -85,7 +85,10 @@ def plan_step(network: NetworkConfig, config: TrainConfig, layout: Layout, devic
 
 
 class _Live(TorchDispatchMode):
-    """Follows how many bytes of tensors are alive, with the gradients and without them."""
+    """Follows how many bytes of tensors are alive, with the gradients and without them, and counts operations.
+
+    PyTorch's own counter would keep what a recomputed block computes alive.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -98,6 +101,9 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and _key(tensor) not in self._seen:
                 self._add(tensor.untyped_storage(), _key(tensor))
@@ -136,12 +142,12 @@ def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool) 
         for module in model.modules():
             if isinstance(module, BLOCKS):
                 module.bfloat16()
-    live, counter = _Live(model), FlopCounterMode(display=False)
-    with counter, live, _AllPresent():
+    live = _Live(model)
+    with live, _AllPresent():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model.loss(observation, actions, noise=noise, time=flow_time, draws=config.draws).mean()
         loss.backward()
-    live.flops = counter.get_total_flops() * config.gradient.accumulate
+    live.flops *= config.gradient.accumulate
     return live
 
 
