@@ -1,6 +1,6 @@
 """A training step of a middle-sized π0 beside LeRobot's, with the same weights, batch, noise and times, in turns.
 
-python benchmarks/training_beside_lerobot.py LEROBOT_PYTHON [--batch 2] [--rounds 3] [--threads 2]
+python benchmarks/training_beside_lerobot.py LEROBOT_PYTHON [--batch 2] [--rounds 3] [--threads 2] [--rows NAME ...]
 
 Every row is a process of its own, asleep while another one steps: seconds of a step, ratios within a round, and the
 process's peak of memory, from its start. Needs 12 GiB.
@@ -48,9 +48,10 @@ ARCH = {
     },
 }  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {
-    "pizero": {}, "pizero, no average": {"ema_decay": 0.0},
+    "pizero, mixed": {"ema_decay": 0.0},
+    "pizero, mixed, average": {},
     "pizero, float32": {"precision": "float32", "ema_decay": 0.0},
-    "pizero, 4 draws": {"draws": 4, "ema_decay": 0.0},
+    "pizero, mixed, 4 draws": {"draws": 4, "ema_decay": 0.0},
 }  # fmt: skip
 THEIRS = {"LeRobot": "float32", "LeRobot, autocast": "autocast"}
 
@@ -139,6 +140,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", nargs="+", default=[*THEIRS, *OURS], choices=[*THEIRS, *OURS])
+    parser.add_argument("--ask", action="store_true", help="wait for Enter once all are loaded: for a quiet moment")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -152,8 +155,10 @@ def main() -> None:
         commands = {name: [options.python, script, str(root / "start"), str(root / "arch.json"), *common, kind]
                     for name, kind in THEIRS.items()}  # fmt: skip
         commands |= {name: [sys.executable, __file__, "--serve", name, str(root / "start"), *common] for name in OURS}
-        workers = {name: Worker(command) for name, command in commands.items()}
+        workers = {name: Worker(commands[name]) for name in options.rows}
         try:
+            if options.ask:
+                input("loaded; Enter starts")
             found = [{name: worker.step() for name, worker in workers.items()} for _ in range(options.rounds + 1)]
             peaks = {name: worker.peak() for name, worker in workers.items()}
         finally:
@@ -170,10 +175,10 @@ def report(found: list[dict[str, dict[str, float]]], peaks: dict[str, int], batc
     print("|---|---|---|---|---|---|---|")
     for name, peak in peaks.items():
         seconds = [step[name]["seconds"] for step in found[1:]]
-        ratios = [statistics.median(step[other]["seconds"] / step[name]["seconds"] for step in found[1:])
-                  for other in THEIRS]  # fmt: skip
+        ratios = [f"{statistics.median(step[other]['seconds'] / step[name]['seconds'] for step in found[1:]):.2f}"
+                  if other in peaks else "" for other in THEIRS]  # fmt: skip
         print(f"| {name} | {statistics.median(seconds):.2f} | {batch / statistics.median(seconds):.2f} | "
-              f"{ratios[0]:.2f} | {ratios[1]:.2f} | {peak / 2**30:.2f} | {found[0][name]['loss']:.4f} |")  # fmt: skip
+              f"{ratios[0]} | {ratios[1]} | {peak / 2**30:.2f} | {found[0][name]['loss']:.4f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

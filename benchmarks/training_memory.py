@@ -1,15 +1,17 @@
 """What `pizero train --plan` says of a step's memory beside what a step takes, at several sizes, on this machine's CPU.
 
-python benchmarks/training_memory.py [CASE ...]     all cases need 8 GiB and some minutes
+python benchmarks/training_memory.py [--kept] [CASE ...]     all cases need 8 GiB and some minutes
 
 Each case runs in a process of its own: three steps of the trainer itself on inputs of random numbers. Measured is by
-how much the process grew from before the model was made to its peak (VmHWM). One line of JSON per case.
+how much the process grew from before the model was made to its peak (VmHWM), with an allocator that gives memory back
+at once (MALLOC_MMAP_THRESHOLD_=65536, glibc); --kept leaves it as it comes. One line of JSON per case.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,8 +127,10 @@ def main() -> None:
     if sys.argv[1:2] == ["--here"]:
         print(json.dumps(compare(sys.argv[2])))
         return
-    for case in sys.argv[1:] or CASES:
-        subprocess.run([sys.executable, __file__, "--here", case], check=True)
+    names = [argument for argument in sys.argv[1:] if argument != "--kept"]
+    allocator = {} if "--kept" in sys.argv else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    for case in names or CASES:
+        subprocess.run([sys.executable, __file__, "--here", case], check=True, env=os.environ | allocator)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_a_batch_that_cannot_be_divided() -> None:
 def test_the_command_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--preset", "tabletop", "--output", str(tmp_path / "run"), "--plan", "--plan-memory", "1"]
     assert run("train", ["no-data-yet", *options]) == 0
-    said = capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
     assert "fits into the 1.0 GiB" in said
     assert "1,600 steps in" in said
     assert not (tmp_path / "run").exists()

@@ -42,7 +42,8 @@ class StepPlan:
     """Bytes on one rank, by kind, and the floating-point operations of its part of a step.
 
     activations: beyond the room of the gradients, where these are not there yet when the activations are largest. With
-    shards they include the units that are gathered at a time. Python and PyTorch themselves are not included.
+    shards they include the units that are gathered at a time. Python and PyTorch themselves are not included, nor what a
+    CPU's allocator keeps of memory that was freed.
     """
 
     weights: int
@@ -139,9 +140,8 @@ def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool) 
     observation, actions = _inputs(model.config, batch)
     noise, flow_time = torch.empty(config.draws, *actions.shape), torch.empty(config.draws, batch)
     if layout.shards > 1 and autocast:  # the blocks are gathered in bfloat16, so nothing is cast and kept
-        for module in model.modules():
-            if isinstance(module, BLOCKS):
-                module.bfloat16()
+        for parameter in (p for module in model.modules() if isinstance(module, BLOCKS) for p in module.parameters()):
+            parameter.data = parameter.data.bfloat16()
     live = _Live(model)
     with live, _AllPresent():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
