@@ -42,7 +42,7 @@ class StepPlan:
     """Bytes on one rank, by kind, and the floating-point operations of its part of a step.
 
     activations: beyond the room of the gradients, where these are not there yet when the activations are largest. With
-    shards they include the units that are gathered at a time. Python and PyTorch themselves are not included, nor what a
+    shards they include the units that are gathered at a time. Not included: Python and PyTorch themselves, and what a
     CPU's allocator keeps of memory that was freed.
     """
 
