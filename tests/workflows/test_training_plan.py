@@ -59,10 +59,10 @@ def test_a_device_that_is_not_here_is_not_guessed() -> None:
     assert plan_training(small_aloha(), Place("cuda")).fits is None
 
 
-@pytest.mark.parametrize("place", [{"machines": 0}, {"memory": 0}])
-def test_impossible_places(place: dict[str, int]) -> None:
+@pytest.mark.parametrize(("machines", "memory"), [(0, None), (1, 0)])
+def test_impossible_places(machines: int, memory: int | None) -> None:
     with pytest.raises(UserError, match="must be positive"):
-        Place(**place)
+        Place(machines=machines, memory=memory)
 
 
 def test_a_batch_that_cannot_be_divided() -> None:
