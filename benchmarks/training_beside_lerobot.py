@@ -101,7 +101,7 @@ def write_inputs(path: Path, batch: int) -> None:
         "actions": torch.randn(shape, generator=generator), "noise": torch.randn(shape, generator=generator),
         "time": torch.rand(batch, generator=generator),
     }  # fmt: skip
-    np.savez(path, **{name: value.numpy() for name, value in arrays.items()})
+    np.savez(path, **cast(Any, {name: value.numpy() for name, value in arrays.items()}))
 
 
 def serve_ours(name: str, folder: Path, inputs: Path, threads: int) -> None:

@@ -228,7 +228,7 @@ def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
     times: list[float] = []
     for _ in range(8):
         started = time.perf_counter()
-        matrix @ matrix
+        _ = matrix @ matrix
         wait()
         times.append(time.perf_counter() - started)
     return 2 * size**3 / min(times), True
