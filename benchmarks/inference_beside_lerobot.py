@@ -96,13 +96,13 @@ def main() -> None:
     noise = torch.randn(1, config.action_horizon, config.action_dim, generator=torch.Generator().manual_seed(1))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        model = random_model(config, torch.bfloat16)
-        save_model(model, root / "lerobot", format="lerobot")
+        save_model(random_model(config, torch.bfloat16), root / "lerobot", format="lerobot")
         write_inputs(root / "inputs.npz", cases, noise)
+        theirs = LeRobot(options.python, root / "lerobot", root / "inputs.npz", options.threads)
+        model = random_model(config, torch.bfloat16)  # once LeRobot's, which is in float32 while it loads, is cast
         ours = {"fast": FastSampler(model, consume=not options.int8)}
         if options.int8:
             ours["int8"] = FastSampler(model, kernels="int8", consume=True)
-        theirs = LeRobot(options.python, root / "lerobot", root / "inputs.npz", options.threads)
         try:
             results = {case: compare(case, seen, noise, ours, theirs, options.rounds) for case, seen in cases.items()}
             results["lerobot_peak_bytes"] = theirs.peak_memory()

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from pizero.baseline.config import BaselineConfig, small_baseline
+from pizero.cli.main import run
 from pizero.configs.finetune import with_lora
 from pizero.configs.presets import PRESETS, ModelName, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.norm_stats import NormStats, compute_norm_stats
+from pizero.envs.env import make_env
 from pizero.evaluation.rollout import EpisodeSpec
-from pizero.model.config import small_config
+from pizero.model.config import Pi0Config, small_config
+from pizero.policy.policy import load_policy
 from pizero.report.architecture import Architecture
 from pizero.train.config import LoraConfig, TrainConfig
 from pizero.train.run_folder import list_checkpoints
@@ -28,6 +31,7 @@ from pizero.workflows.evaluate import (
     EvaluateConfig,
     blank_images,
     evaluate_checkpoint,
+    find_checkpoint,
     swap_instructions,
 )
 from pizero.workflows.inspect import inspect, model_config
@@ -183,6 +187,27 @@ def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset
     assert (tmp_path / "results.json").is_file()
     with pytest.raises(UserError, match="there is nothing at this path"):
         evaluate_checkpoint(tmp_path / "nothing", config.evaluate, tmp_path)
+
+
+def test_int8_of_a_checkpoint(
+    demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, _, preset = demo
+    arguments = [str(folder / "train"), str(folder / "dataset"), "--observations", "3", "--worst", "1"]
+    assert run("bench", ["int8", *arguments, "--json", str(tmp_path / "errors.json")]) == 0
+    assert "all but the 1 worst" in capsys.readouterr().out
+    found = json.loads((tmp_path / "errors.json").read_text())
+    assert isinstance(preset.model, Pi0Config)
+    assert len(found["layers"]) == preset.model.vision.depth + 2 * preset.model.prefix.depth
+    assert 0 < found["without_kept"]["actions"] < 0.05
+    policy = load_policy(find_checkpoint(folder / "train"), kernels="int8", keep=found["kept"])
+    plain = load_policy(find_checkpoint(folder / "train"))
+    env = make_env("tabletop", image_size=28)
+    env.reset(seed=0)
+    robot = env.observe()
+    robot["noise"] = np.random.default_rng(0).standard_normal(plain.noise_shape).astype(np.float32)
+    error = np.abs(policy.infer(robot)["actions"] - plain.infer(robot)["actions"]).max()
+    assert 0 < error < 0.1
 
 
 def test_inspect_a_checkpoint(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:
