@@ -7,8 +7,9 @@ python benchmarks/training_studies.py run FOLDER [STUDY ...] [--seconds S] [--jo
 python benchmarks/training_studies.py show FOLDER [--to docs/results]
     the tables, and training_ablation and flow_draws as .json and .svg
 
-A run takes S seconds on one core (those of draws-middle share S on the GPU); N run at a time. The steps that fit are
-measured first, while all run together. A study may be stopped at any time: it goes on with what FOLDER holds.
+A run trains for about S seconds on one core (those of draws-middle share three quarters of S on the GPU); N run at a
+time. The steps that fit are measured first, while all run together, and a run is measured after it. A study may be
+stopped at any time: it goes on with what FOLDER holds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +37,8 @@ from pizero.checkpoints.load import load_model
 from pizero.configs.presets import Preset, tabletop
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.doctor.open_loop import summarize
+from pizero.data.embodiments import get_embodiment
+from pizero.data.frames import FrameCache
 from pizero.data.loader import split_episodes
 from pizero.data.pipeline import Pipeline
 from pizero.model.config import GemmaConfig, SiglipConfig
@@ -49,7 +52,7 @@ from pizero.workflows.train import train_policy
 DEMONSTRATIONS, EPISODES, CHUNKS = 2_000, 40, 256
 """EPISODES: of each of five tasks."""
 WEIGHTS = ("averaged", "last")
-QUARTERS = (4, 2, 1, 3)
+QUARTERS = {"precision": (4, 2), "draws": (4, 2, 1, 3), "draws-middle": (4,)}
 """Where a training is measured, in quarters of its steps; the end first."""
 
 
@@ -76,11 +79,10 @@ class Run:
     def preset(self, steps: int, **changes: Any) -> Preset:
         base = tabletop()
         model = dataclasses.replace(base.model, **MIDDLE) if self.on_gpu else base.model
-        often = max(steps // 4, 1)
-        changes = {"log_every": 20, "validate_every": max(steps // 12, 1), **self.train, **changes}
-        train = dataclasses.replace(
-            base.train, seed=self.seed, threads=1, keep=100, steps=steps, save_every=often, **changes
-        )
+        saved = max(steps // len(QUARTERS[self.study]), 1)
+        often = {"log_every": 20, "validate_every": max(steps // 12, 1), "save_every": saved}
+        changes = {**often, **self.train, **changes}
+        train = dataclasses.replace(base.train, seed=self.seed, threads=1, keep=100, steps=steps, **changes)
         return dataclasses.replace(base, model=model, train=train)
 
     def train_steps(self, root: Path, folder: Path, steps: int, **changes: Any) -> None:
@@ -121,7 +123,7 @@ def runs_of(study: str, seeds: Sequence[int]) -> list[Run]:
     return [Run(study, f"{draws} draws", seed, {**base, "draws": draws}) for seed in seeds for draws in DRAWS]
 
 
-STUDIES = {"precision": (0, 1, 2), "draws": (0, 1, 2), "draws-middle": (0,)}
+STUDIES = {"precision": (0, 1, 2), "draws": (0,), "draws-middle": (0,)}
 """With their seeds."""
 
 
@@ -131,13 +133,16 @@ STUDIES = {"precision": (0, 1, 2), "draws": (0, 1, 2), "draws-middle": (0,)}
 def run_studies(root: Path, studies: Sequence[str], seeds: Sequence[int] | None, seconds: float, jobs: int) -> None:
     """GPU runs one after the other in a process of their own, CPU runs side by side."""
     os.environ.setdefault("PIZERO_CACHE", str(root / "cache"))
-    collect_once(CollectConfig("tabletop", DEMONSTRATIONS, image_size=32, image_format="png", workers=2), root / "dataset")
+    demonstrations = CollectConfig("tabletop", DEMONSTRATIONS, image_size=32, image_format="png", workers=2)
+    collect_once(demonstrations, root / "dataset")
+    cameras = list(get_embodiment("tabletop").cameras.values())
+    FrameCache(LeRobotDataset(root / "dataset"), cameras, (32, 32), store="disk")
     runs = [run for study in studies for run in runs_of(study, seeds or STUDIES[study])]
     gpu, cpu = [run for run in runs if run.on_gpu], [run for run in runs if not run.on_gpu]
     context = get_context("forkserver")
     context.set_forkserver_preload(["pizero.workflows.train", "pizero.workflows.evaluate", "pizero.workflows.replay"])
     with ProcessPoolExecutor(jobs + bool(gpu), context, torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(_each, root, gpu, seconds / len(gpu))] if gpu else []
+        waiting = [pool.submit(_each, root, gpu, 0.75 * seconds / len(gpu))] if gpu else []
         speeds = list(pool.map(_seconds_per_step, [root] * len(cpu), cpu))
         for run in cpu:
             alike = [speed for other, speed in zip(cpu, speeds, strict=True) if _same_steps(run, other)]
@@ -164,23 +169,31 @@ def _seconds_per_step(root: Path, run: Run, warm: int = 8, counted: int = 12) ->
     """Of the run's training, beside whatever runs now; 0 when its length is settled already."""
     if (root / run.study / run.name / "run.json").is_file():
         return 1e-9
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _told(run, root / run.study / run.name):
         path = Path(folder) / "run"
         run.train_steps(root, path, warm + counted, log_every=warm, validate_every=1_000)
         lines = [line for line in read_metrics(path / "metrics.jsonl") if "samples_per_second" in line]
-    return run.preset(1).train.batch_size / lines[1]["samples_per_second"]
+        speed = run.preset(1).train.batch_size / lines[1]["samples_per_second"]
+        print(f"{run.study} {run.name}: {1_000 * speed:.0f} ms a step", flush=True)
+        return speed
+    return 1.0
 
 
 def _train_and_measure(root: Path, run: Run, steps: int) -> None:
-    """A failure is told and kept beside the run: the others go on."""
-    folder = root / run.study / run.name
-    started = time.perf_counter()
-    try:
+    folder, started = root / run.study / run.name, time.perf_counter()
+    with _told(run, folder):
         if (folder / "run.json").is_file():
             steps = json.loads((folder / "run.json").read_text())["train"]["steps"]
         run.train_steps(root, folder, steps)
         print(f"{run.study} {run.name}: {steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
         _measure_all(root, run, folder, steps)
+
+
+@contextmanager
+def _told(run: Run, folder: Path) -> Iterator[None]:
+    """A failure is told and kept beside the run: the others go on."""
+    try:
+        yield
     except Exception:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
@@ -189,7 +202,7 @@ def _train_and_measure(root: Path, run: Run, steps: int) -> None:
 
 def _measure_all(root: Path, run: Run, folder: Path, steps: int) -> None:
     results = _results(folder)
-    for quarter in QUARTERS[:2] if run.study == "precision" else QUARTERS:
+    for quarter in QUARTERS[run.study]:
         for weights in WEIGHTS if run.study == "precision" else WEIGHTS[:1]:
             key = f"{quarter}/4 {weights}"
             if key not in results:
@@ -205,18 +218,18 @@ def measure(dataset: Path, folder: Path, run: Run, steps: int, step: int, weight
     if weights == "last":
         state = torch.load(checkpoint / "training_state" / "state.pt", map_location=device, weights_only=True)
         model.load_state_dict(state["weights"])
-    policy = ModelPolicy(model.eval(), Pipeline.load(checkpoint), device=device)
-    rollouts = evaluate_policy(
-        policy, EvaluateConfig("tabletop", EPISODES, image_size=32, execution_horizon=2, threads=1), None
-    )
+    # all episodes at once, so few calls, each of another size: not worth a CUDA graph
+    policy = ModelPolicy(model.eval(), Pipeline.load(checkpoint), device=device, fast=not run.on_gpu)
+    config = EvaluateConfig("tabletop", EPISODES, image_size=32, execution_horizon=2, num_envs=200, threads=1)
+    rollouts = evaluate_policy(policy, config, None)
     assert not rollouts["errors"]
+    result = {"step": step, "successes": rollouts["successes"], "episodes": rollouts["episodes"]}
+    if run.study != "precision":
+        return result
     data, train = LeRobotDataset(dataset), run.preset(steps).train
     _, frames = split_episodes(data, train.validation_fraction, train.seed)
     errors = summarize(replay(data, policy, spread_over(frames, CHUNKS)))["relative_error"]
-    return {
-        "step": step, "successes": rollouts["successes"], "episodes": rollouts["episodes"],
-        "open_loop_error": round(float(np.mean([error for error in errors if error is not None])), 4),
-    }  # fmt: skip
+    return {**result, "open_loop_error": round(float(np.mean([error for error in errors if error is not None])), 4)}
 
 
 def _results(folder: Path) -> dict[str, Any]:
