@@ -86,6 +86,8 @@ class Run:
         return dataclasses.replace(base, model=model, train=train)
 
     def train_steps(self, root: Path, folder: Path, steps: int, **changes: Any) -> None:
+        if not self.on_gpu:  # a GPU's process is not kept waiting
+            os.setpriority(os.PRIO_PROCESS, 0, 5)
         rounding = mock.patch("pizero.train.low_memory.round_at_random", lambda exact, _: exact.bfloat16())
         with rounding if self.nearest else nullcontext():
             train_policy(
@@ -123,7 +125,7 @@ def runs_of(study: str, seeds: Sequence[int]) -> list[Run]:
     return [Run(study, f"{draws} draws", seed, {**base, "draws": draws}) for seed in seeds for draws in DRAWS]
 
 
-STUDIES = {"precision": (0, 1, 2), "draws": (0,), "draws-middle": (0,)}
+STUDIES = {"precision": (0, 1, 2), "draws": (0, 1), "draws-middle": (0,)}
 """With their seeds."""
 
 
@@ -152,8 +154,17 @@ def run_studies(root: Path, studies: Sequence[str], seeds: Sequence[int] | None,
 
 
 def _same_steps(run: Run, other: Run) -> bool:
-    """All precisions take the same steps; numbers of draws the same time, and all seeds of one the same steps."""
+    """All precisions take the same steps; numbers of draws the same time, with the same steps for all seeds."""
     return run.study == other.study and (run.study == "precision" or run.label == other.label)
+
+
+def _settled_steps(root: Path, run: Run) -> int:
+    """Those of a run in `root` that this one is to equal; 0 when there is none."""
+    for other in runs_of(run.study, range(10)):
+        path = root / run.study / other.name / "run.json"
+        if path.is_file() and _same_steps(run, other):
+            return json.loads(path.read_text())["train"]["steps"]
+    return 0
 
 
 def _steps(seconds: float, per_step: float) -> int:
@@ -166,9 +177,9 @@ def _each(root: Path, runs: Sequence[Run], seconds: float) -> None:
 
 
 def _seconds_per_step(root: Path, run: Run, warm: int = 8, counted: int = 12) -> float:
-    """Of the run's training, beside whatever runs now; 0 when its length is settled already."""
-    if (root / run.study / run.name / "run.json").is_file():
-        return 1e-9
+    """Of the run's training, beside whatever runs now."""
+    if _settled_steps(root, run):
+        return 1.0
     with tempfile.TemporaryDirectory() as folder, _told(run, root / run.study / run.name):
         path = Path(folder) / "run"
         run.train_steps(root, path, warm + counted, log_every=warm, validate_every=1_000)
@@ -182,8 +193,7 @@ def _seconds_per_step(root: Path, run: Run, warm: int = 8, counted: int = 12) ->
 def _train_and_measure(root: Path, run: Run, steps: int) -> None:
     folder, started = root / run.study / run.name, time.perf_counter()
     with _told(run, folder):
-        if (folder / "run.json").is_file():
-            steps = json.loads((folder / "run.json").read_text())["train"]["steps"]
+        steps = _settled_steps(root, run) or steps
         run.train_steps(root, folder, steps)
         print(f"{run.study} {run.name}: {steps} steps in {time.perf_counter() - started:.0f} s", flush=True)
         _measure_all(root, run, folder, steps)
