@@ -1,11 +1,11 @@
 """What precision, averaging and draws do to a small π0 in the built-in simulator (docs/results/training_ablation.md,
 flow_draws.md).
 
-python benchmarks/training_studies.py run FOLDER [STUDY ...] [--seconds S] [--jobs N] [--seeds N ...]
+python benchmarks/training_studies.py FOLDER [STUDY ...] [--seconds S] [--jobs N] [--seeds N ...]
     precision: float32, mixed, bfloat16, and bfloat16 rounded to the nearest; averaged and last weights
     draws: 1, 2, 4, 8 draws per sample for the same time; draws-middle: the same with a larger π0 on a GPU
-python benchmarks/training_studies.py show FOLDER [--to docs/results]
-    the tables, and training_ablation and flow_draws as .json and .svg
+
+benchmarks/training_studies_report.py makes tables and pictures of what is in FOLDER.
 
 A run trains for about S seconds on one core (those of draws-middle share three quarters of S on the GPU); N run at a
 time. The steps that fit are measured first, while all run together, and a run is measured after it. A study may be
@@ -211,7 +211,7 @@ def _told(run: Run, folder: Path) -> Iterator[None]:
 
 
 def _measure_all(root: Path, run: Run, folder: Path, steps: int) -> None:
-    results = _results(folder)
+    results = read_results(folder)
     for quarter in QUARTERS[run.study]:
         for weights in WEIGHTS if run.study == "precision" else WEIGHTS[:1]:
             key = f"{quarter}/4 {weights}"
@@ -242,29 +242,20 @@ def measure(dataset: Path, folder: Path, run: Run, steps: int, step: int, weight
     return {**result, "open_loop_error": round(float(np.mean([error for error in errors if error is not None])), 4)}
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def finished(root: Path, study: str) -> Iterator[tuple[Run, Path]]:
-    for run in runs_of(study, range(10)):
-        if "4/4 averaged" in _results(root / study / run.name):
-            yield run, root / study / run.name
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "show"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("studies", nargs="*", metavar="STUDY", default=["precision", "draws"])
     parser.add_argument("--seconds", type=float, default=150)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--seeds", type=int, nargs="*")
-    parser.add_argument("--to", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
-    if args.what == "run":
-        run_studies(args.folder, args.studies, args.seeds, args.seconds, args.jobs)
+    run_studies(args.folder, args.studies, args.seeds, args.seconds, args.jobs)
 
 
 if __name__ == "__main__":
