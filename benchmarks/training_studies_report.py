@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
-from training_studies import QUARTERS, STUDIES, WEIGHTS, Run, read_results, runs_of
+from training_studies import QUARTERS, WEIGHTS, Run, read_results, runs_of
 
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.train.metrics import read_metrics
@@ -70,19 +70,22 @@ def find(root: Path, study: str) -> dict[str, list[Found]]:
     found: dict[str, list[Found]] = {run.label: [] for run in runs_of(study, [0])}
     for run in runs_of(study, range(10)):
         folder = root / study / run.name
-        if f"{min(QUARTERS[study])}/4 {WEIGHTS[0]}" in read_results(folder):
+        if f"{QUARTERS[study][-1]}/4 {WEIGHTS[run.of_precision]}" in read_results(folder):
             found[run.label].append(Found.read(run, folder))
     return {label: runs for label, runs in found.items() if runs}
 
 
 def show(root: Path, to: Path) -> None:
-    precision, tiny, middle = (find(root, study) for study in STUDIES)
-    if precision:
-        _show_precision(precision)
-        _write(to / "training_ablation", [precision])
-    if tiny or middle:
-        _show_draws([group for group in (tiny, middle) if group])
-        _write(to / "flow_draws", [tiny, middle])
+    for path, names, draw in (
+        ("training_ablation", ("precision", "finetune"), _show_precision),
+        ("flow_draws", ("draws", "draws-middle"), _show_draws),
+    ):
+        groups = [found for name in names if (found := find(root, name))]
+        if groups:
+            _, axes = plt.subplots(len(groups), 3, figsize=(11, 3.2 * len(groups)), squeeze=False)
+            for row, found in zip(axes, groups, strict=True):
+                draw(row, found)
+            _write(to / path, groups)
 
 
 def _write(path: Path, groups: Sequence[dict[str, list[Found]]]) -> None:
@@ -92,60 +95,68 @@ def _write(path: Path, groups: Sequence[dict[str, list[Found]]]) -> None:
     plt.savefig(path.with_suffix(".svg"))
 
 
-def _show_precision(found: dict[str, list[Found]]) -> None:
-    print("| | weights | success half-way | at the end | by seed | open-loop error half-way | at the end | by seed |")
-    print("|---|---|---|---|---|---|---|---|")
-    for label, runs in found.items():
-        for weights in WEIGHTS:
-            half, end = ([run.results[f"{quarter}/4 {weights}"] for run in runs] for quarter in (2, 4))
-            print(f"| {label} | {weights} | {_success(half)} | {_success(end)} | {_by_seed(end)} | "
-                  f"{_error(half):.3f} | {_error(end):.3f} | "
-                  f"{_listed((one['open_loop_error'] for one in end), 3)} |")  # fmt: skip
-    print("\n| | last loss | validation loss, averaged weights | by seed | ms of CPU a step |\n|---|---|---|---|---|")
-    for label, runs in found.items():
-        last = [run.validation[-1] for run in runs]
-        print(f"| {label} | {np.mean([run.loss[-5:].mean() for run in runs]):.4f} | {np.mean(last):.4f} | "
-              f"{_listed(last, 4)} | "
-              f"{1e3 * np.mean([run.seconds[-1] / run.steps[-1] for run in runs]):.0f} |")  # fmt: skip
-    _, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+def _show_precision(axes: Any, found: dict[str, list[Found]]) -> None:
+    run = next(iter(found.values()))[0].run
+    from_scratch = run.study == "precision"
+    points = [(quarter, weights) for quarter in reversed(QUARTERS[run.study]) for weights in WEIGHTS]
+    _print_precision(found, from_scratch)
     for number, (label, runs) in enumerate(found.items()):
-        _curve(axes[0], [(run.steps, run.loss) for run in runs], number, label)
-        _curve(axes[1], [(run.validated, run.validation) for run in runs], number)
-        for place, (quarter, weights) in enumerate((quarter, weights) for quarter in (2, 4) for weights in WEIGHTS):
-            low, rate, high = _rates([run.results[f"{quarter}/4 {weights}"] for run in runs])
+        _curve(axes[0], [(one.steps, one.loss) for one in runs], number, label)
+        _curve(axes[1], [(one.validated, one.validation) for one in runs], number)
+        for place, (quarter, weights) in enumerate(points):
+            low, rate, high = _rates([one.results[f"{quarter}/4 {weights}"] for one in runs])
             at = place + 0.15 * (number - 1.5)
             axes[2].errorbar([at], [rate], [[rate - low], [high - rate]], fmt="o", color=f"C{number}", markersize=4)
+    start = "from scratch" if from_scratch else "fine-tuned"
     for axis, title in zip(axes, ("loss", "validation loss, averaged weights", "success, %"), strict=True):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(f"{start}: {title}", fontsize=10)
     for axis in axes[:2]:
         axis.set_yscale("log")
         axis.set_xlabel("step")
     axes[0].legend(fontsize=8)
-    axes[2].set_xticks(range(4), [f"{weights}\n{when}" for when in ("half-way", "at the end") for weights in WEIGHTS])
+    when = {2: "half-way", 4: "at the end"}
+    axes[2].set_xticks(range(len(points)), [f"{weights}\n{when[quarter]}" for quarter, weights in points])
 
 
-def _show_draws(groups: Sequence[dict[str, list[Found]]]) -> None:
-    _, axes = plt.subplots(len(groups), 3, figsize=(11, 3.2 * len(groups)), squeeze=False)
+def _print_precision(found: dict[str, list[Found]], from_scratch: bool) -> None:
+    half_way = "success half-way | error | " if from_scratch else ""
+    print(f"\n| | weights | {half_way}success at the end | by seed | error | by seed |")
+    print("|---" * (8 if from_scratch else 6) + "|")
+    for label, runs in found.items():
+        for weights in WEIGHTS:
+            end = [run.results[f"4/4 {weights}"] for run in runs]
+            half = [run.results[f"2/4 {weights}"] for run in runs] if from_scratch else []
+            before = f"{_success(half)} | {_error(half):.3f} | " if half else ""
+            print(f"| {label} | {weights} | {before}{_success(end)} | {_by_seed(end)} | {_error(end):.3f} | "
+                  f"{_listed((one['open_loop_error'] for one in end), 3)} |")  # fmt: skip
+    print("\n| | loss at the end | validation loss, averaged weights | by seed | CPU ms a step |")
+    print("|---|---|---|---|---|")
+    for label, runs in found.items():
+        last, loss = [run.validation[-1] for run in runs], np.mean([run.loss[-5:].mean() for run in runs])
+        per_step = 1_000 * np.mean([run.seconds[-1] / run.steps[-1] for run in runs])
+        print(f"| {label} | {loss:.4f} | {np.mean(last):.4f} | {_listed(last, 4)} | {per_step:.0f} |")
+
+
+def _show_draws(axes: Any, found: dict[str, list[Found]]) -> None:
+    size = "middle" if next(iter(found.values()))[0].run.on_gpu else "tiny"
     print("\n| | ms a step | steps | s | loss | validation loss | by seed | success after 1/4, 2/4, 3/4, % |"
           " at the end | by seed |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    for row, found in zip(axes, groups, strict=True):
-        size = "middle" if next(iter(found.values()))[0].run.on_gpu else "tiny"
-        for number, (label, runs) in enumerate(found.items()):
-            _draws_row(size, label, runs)
-            _curve(row[0], [(run.at(run.steps), run.loss) for run in runs], number, label)
-            _curve(row[1], [(run.at(run.validated), run.validation) for run in runs], number)
-            quarters = [quarter for quarter in (1, 2, 3, 4) if f"{quarter}/4 averaged" in runs[0].results]
-            rates = [_rates([run.results[f"{quarter}/4 averaged"] for run in runs]) for quarter in quarters]
-            at = [np.mean([run.seconds[-1] for run in runs]) * quarter / 4 for quarter in quarters]
-            spread = [[rate - low for low, rate, _ in rates], [high - rate for _, rate, high in rates]]
-            row[2].errorbar(at, [rate for _, rate, _ in rates], spread, fmt="o-", color=f"C{number}", markersize=4)
-        titles = ("loss", "validation loss, averaged weights", "success, %")
-        for axis, title in zip(row, titles, strict=True):
-            axis.set_title(f"{size}: {title}", fontsize=10)
-            axis.set_xlabel("seconds of the GPU" if size == "middle" else "CPU seconds of one core")
-        row[0].set_yscale("log")
-        row[1].set_yscale("log")
-        row[0].legend(fontsize=8)
+    for number, (label, runs) in enumerate(found.items()):
+        _draws_row(size, label, runs)
+        _curve(axes[0], [(run.at(run.steps), run.loss) for run in runs], number, label)
+        _curve(axes[1], [(run.at(run.validated), run.validation) for run in runs], number)
+        quarters = sorted(QUARTERS[runs[0].run.study])
+        rates = [_rates([run.results[f"{quarter}/4 averaged"] for run in runs]) for quarter in quarters]
+        at = [np.mean([run.seconds[-1] for run in runs]) * quarter / 4 for quarter in quarters]
+        spread = [[rate - low for low, rate, _ in rates], [high - rate for _, rate, high in rates]]
+        axes[2].errorbar(at, [rate for _, rate, _ in rates], spread, fmt="o-", color=f"C{number}", markersize=4)
+    titles = ("loss", "validation loss, averaged weights", "success, %")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(f"{size}: {title}", fontsize=10)
+        axis.set_xlabel("seconds of the GPU" if size == "middle" else "CPU seconds of one core")
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=8)
 
 
 def _draws_row(size: str, label: str, runs: Sequence[Found]) -> None:
