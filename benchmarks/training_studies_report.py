@@ -111,10 +111,11 @@ def _show_precision(axes: Any, found: dict[str, list[Found]]) -> None:
     for axis, title in zip(axes, ("loss", "validation loss, averaged weights", "success, %"), strict=True):
         axis.set_title(f"{start}: {title}", fontsize=10)
     for axis in axes[:2]:
-        axis.set_yscale("log")
         axis.set_xlabel("step")
+        if from_scratch:
+            _log_scale(axis)
     axes[0].legend(fontsize=8)
-    when = {2: "half-way", 4: "at the end"}
+    when = {2: "half-way", 4: "end"}
     axes[2].set_xticks(range(len(points)), [f"{weights}\n{when[quarter]}" for quarter, weights in points])
 
 
@@ -154,8 +155,8 @@ def _show_draws(axes: Any, found: dict[str, list[Found]]) -> None:
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(f"{size}: {title}", fontsize=10)
         axis.set_xlabel("seconds of the GPU" if size == "middle" else "CPU seconds of one core")
-    axes[0].set_yscale("log")
-    axes[1].set_yscale("log")
+    _log_scale(axes[0])
+    _log_scale(axes[1])
     axes[0].legend(fontsize=8)
 
 
@@ -174,13 +175,20 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _curve(axis: Any, curves: Sequence[Curve], number: int, label: str = "") -> None:
-    """The mean of the seeds, over a sliding window of five for a long curve, with their range."""
+    """Each seed thin, their mean thick; a long curve over a sliding window of five."""
     at = curves[0][0]
     values = np.array([np.interp(at, own, value) for own, value in curves])
     if len(at) > 30:
         values, at = np.array([np.convolve(row, np.ones(5) / 5, "valid") for row in values]), at[2:-2]
-    axis.plot(at, values.mean(axis=0), color=f"C{number}", label=label, linewidth=1)
-    axis.fill_between(at, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.15, linewidth=0)
+    axis.plot(at, values.mean(axis=0), color=f"C{number}", label=label, linewidth=1.5)
+    if len(values) > 1:
+        axis.plot(at, values.T, color=f"C{number}", alpha=0.4, linewidth=0.5)
+
+
+def _log_scale(axis: Any) -> None:
+    axis.set_yscale("log")
+    axis.set_yticks([0.15, 0.2, 0.3, 0.5, 1, 2], ["0.15", "0.2", "0.3", "0.5", "1", "2"])
+    axis.minorticks_off()
 
 
 def _rates(results: Sequence[Any]) -> tuple[float, float, float]:
