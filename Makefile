@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-training clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -112,6 +112,12 @@ bench-training: setup
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
 	$(BIN)/python benchmarks/training_memory.py
 	$(BIN)/python benchmarks/training_beside_lerobot.py $(LEROBOT_ENV)/bin/python
+
+# make studies   precision, averaging and draws, some minutes of a core for each of 32 trainings (docs/results)
+studies: setup
+	$(BIN)/python benchmarks/training_studies.py runs/studies precision draws
+	$(BIN)/python benchmarks/training_studies.py runs/studies finetune --steps 400
+	$(BIN)/python benchmarks/training_studies_report.py runs/studies
 
 clean:
 	rm -rf .venv runs
