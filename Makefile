@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -131,6 +131,19 @@ bench: setup
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/server.py
+
+# make bench-training LEROBOT_ENV=<a virtual environment with lerobot==0.6.1>   memory beside its plan, a step beside LeRobot's
+# Needs 20 GiB of memory and about half an hour on 2 cores.
+bench-training: setup
+	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
+	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/training_beside_lerobot.py $(LEROBOT_ENV)/bin/python
+
+# make studies   precision, averaging and draws, some minutes of a core for each of 32 trainings (docs/results)
+studies: setup
+	$(BIN)/python benchmarks/training_studies.py runs/studies precision draws
+	$(BIN)/python benchmarks/training_studies.py runs/studies finetune --steps 400
+	$(BIN)/python benchmarks/training_studies_report.py runs/studies
 
 clean:
 	rm -rf .venv runs

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot_sizes import use_sizes
 from safetensors.torch import load_file
 
 from pizero.checkpoints import lerobot
@@ -53,26 +54,6 @@ def check(what: str, difference: float, tolerance: float) -> None:
     print(f"{'ok  ' if good else 'FAIL'} {what}: greatest difference {difference:.3g} (tolerance {tolerance:.0e})")
     if not good:
         failures.append(what)
-
-
-def use_golden_sizes(module: ModuleType, arch: dict[str, Any]) -> None:
-    """The golden policies' sizes in place of the fixed ones: LeRobot's config has no field for them."""
-    vlm, expert = module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM
-    sizes = {"gemma_2b": arch["vlm"], "gemma_300m": arch["expert"]}
-    module.get_gemma_config = lambda variant: their_pi0.GemmaConfig(**sizes[variant])
-
-    def small_vlm(config: Any) -> Any:
-        for name, value in arch["vision"].items():
-            setattr(config.vision_config, name, value)
-        config.projection_dim = arch["vision"]["projection_dim"]
-        config.text_config.vocab_size = arch["vocab_size"]
-        return vlm(config=config)
-
-    def small_expert(config: Any) -> Any:
-        config.vocab_size = arch["vocab_size"]
-        return expert(config=config)
-
-    module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM = small_vlm, small_expert
 
 
 class Bytes:
@@ -197,7 +178,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     for name, (module, _) in MODULES.items():
         arch = json.loads((GOLDEN / f"{name}_tiny" / "tiny_arch.json").read_text())
-        use_golden_sizes(module, arch)
+        use_sizes(module, arch)
         for dtype in (torch.float32, torch.bfloat16):
             with tempfile.TemporaryDirectory() as root:
                 check_written(name, Path(root), arch, dtype)

@@ -34,6 +34,7 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
 
     def step(self: Trainer, batch: Any) -> Any:
         if self.step == run.get("full_disk"):
+            self._checkpoints.finish()  # the one before is written while the training goes on
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if self.step == stop:
             raise KeyboardInterrupt

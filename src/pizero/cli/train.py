@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from pizero.configs.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ class Arguments:
     optimizer and average are divided among the ranks; hsdp: among those of a machine."""
     recompute: bool = False
     """Activation checkpointing: each block keeps its inputs alone and is computed again in the backward pass."""
+    plan: bool = False
+    """Loads and trains nothing: says what memory this training takes, what to change if it does not fit, how long."""
+    plan_ranks: tuple[int, int] = (1, 1)
+    """Of --plan: machines, and ranks on each, that torchrun will start."""
+    plan_memory: float | None = None
+    """Of --plan: GiB that a rank may take, for a device that is not here."""
 
 
 SETTINGS = (
@@ -131,6 +140,8 @@ def run(arguments: Arguments) -> int:
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
+    if arguments.plan:
+        return _plan(arguments, preset)
     measure = MeasureConfig(
         arguments.open_loop_chunks, arguments.evaluate_env, arguments.evaluate_every, arguments.evaluate_episodes
     )
@@ -141,6 +152,16 @@ def run(arguments: Arguments) -> int:
         measure=measure, track=arguments.track, sharding=arguments.sharding, recompute=arguments.recompute,
     )  # fmt: skip
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
+    return 0
+
+
+def _plan(arguments: Arguments, preset: Preset) -> int:
+    from pizero.workflows.plan import Place, plan_training, print_plan
+
+    machines, local_ranks = arguments.plan_ranks
+    memory = None if arguments.plan_memory is None else int(arguments.plan_memory * 2**30)
+    place = Place(arguments.device, machines, local_ranks, arguments.sharding, arguments.recompute, memory)
+    print_plan(plan_training(preset, place, arguments.checkpoint), preset, place)
     return 0
 
 

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,6 +35,8 @@ def resize_with_pad(image: NDArray[np.uint8], height: int, width: int, conventio
         around = (left, width - new_w - left, top, height - new_h - top)
         padded = functional.pad(small.clamp(0, 255), around).permute(0, 2, 3, 1).contiguous().numpy()
         return padded.reshape(*image.shape[:-3], height, width, 3)
+    from PIL import Image  # not where the trainer alone is used
+
     out = np.zeros((*image.shape[:-3], height, width, 3), dtype=np.uint8)
     flat_out = out.reshape(-1, height, width, 3)
     for source, target in zip(np.ascontiguousarray(image).reshape(-1, h, w, 3), flat_out, strict=True):

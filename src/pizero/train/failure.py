@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pizero.data.loader import Place
 from pizero.types import UserError
+
+if TYPE_CHECKING:
+    from pizero.data.loader import Place
 
 _SHOWN = 24
 """Samples that are listed; metrics.jsonl has all of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from pizero.checkpoints.example import Example
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, Part
-from pizero.data.loader import Batch, Loader
 from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
@@ -38,6 +37,9 @@ from pizero.train.saving import Checkpoints, sampling
 from pizero.train.selection import Selection
 from pizero.train.sharded_state import ShardedSaver
 from pizero.types import Observation, UserError
+
+if TYPE_CHECKING:  # with it come the libraries of the datasets
+    from pizero.data.loader import Batch, Loader
 
 VALIDATION_SEED = 1_000_003
 """Noise, times and frames of the validation are the same at every step and in every run."""

@@ -1,0 +1,238 @@
+"""`pizero train --plan`: what a training will need, whether that fits, what to change if not, and about how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from pizero.checkpoints import paligemma
+from pizero.checkpoints.load import read_source
+from pizero.configs.finetune import with_lora
+from pizero.configs.presets import Preset
+from pizero.data.embodiments import get_embodiment
+from pizero.model.config import Pi0Config
+from pizero.train.distributed import Sharding
+from pizero.train.optim import multiplies_in_bfloat16
+from pizero.train.plan import Layout, StepPlan, plan_step
+from pizero.types import UserError
+from pizero.workflows.progress import console
+
+EFFICIENCY = 0.4
+"""Share of the speed of one large product that a step reaches; docs/training.md has what was measured."""
+
+H100 = 989e12
+"""bfloat16 operations a second by its data sheet; for a GPU that is not here."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training is to run. memory: bytes for each rank; None takes what is free here, if the device is here."""
+
+    device: str = "cpu"
+    machines: int = 1
+    local_ranks: int = 1
+    sharding: Sharding = "ddp"
+    recompute: bool = False
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.machines, self.local_ranks) < 1 or (self.memory is not None and self.memory <= 0):
+            raise UserError(f"machines, ranks and memory must be positive, got {self}")
+
+    @property
+    def layout(self) -> Layout:
+        ranks = self.machines * self.local_ranks
+        shards = {"ddp": 1, "fsdp": ranks, "hsdp": self.local_ranks}[self.sharding]
+        return Layout(ranks, shards, self.recompute)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A training that fits better: the options, on top of those before, that make it so."""
+
+    options: str
+    preset: Preset
+    place: Place
+    step: StepPlan
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """memory: bytes that a rank may take, None where that is not known. seconds: of a step, about.
+
+    advice: changes one on top of the other, until it fits; empty where it does.
+    """
+
+    step: StepPlan
+    memory: int | None
+    seconds: float
+    measured_speed: bool
+    advice: tuple[Advice, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.memory is None else self.step.total <= self.memory
+
+
+def plan_training(preset: Preset, place: Place, start: str | None = None) -> TrainingPlan:
+    """Loads nothing: of a checkpoint in a folder the sizes are read, of one elsewhere those of the preset are taken."""
+    preset = replace(preset, model=_sizes(preset, start))
+    step, memory = _plan(preset, place), _memory(place)
+    advice = tuple(_advice(preset, place, step, memory)) if memory is not None and step.total > memory else ()
+    speed, measured = _speed(place.device, multiplies_in_bfloat16(preset.train.precision, torch.device(place.device)))
+    return TrainingPlan(step, memory, step.flops / (EFFICIENCY * speed), measured, advice)
+
+
+def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
+    ranks = place.layout.ranks
+    shared = f" on each of {ranks} ranks ({place.sharding})" if ranks > 1 else ""
+    table = Table(title=f"batch of {preset.train.batch_size}, {preset.train.precision}{shared}")
+    table.add_column("memory")
+    table.add_column("GiB", justify="right")
+    for kind in ("weights", "gradients", "optimizer", "average", "activations"):
+        table.add_row(kind, _gib(getattr(plan.step, kind)))
+    table.add_row("in all", _gib(plan.step.total), style="bold")
+    console.print(table)
+    if plan.memory is None:
+        console.print(f"{place.device} is not here; --plan-memory GIB says whether it fits there, and what to change")
+    elif plan.fits:
+        console.print(f"fits into the {_gib(plan.memory)} GiB that a rank may take")
+    else:
+        console.print(f"does not fit into the {_gib(plan.memory)} GiB that a rank may take. One on top of the other:")
+        for advice in plan.advice:
+            console.print(f"  {advice.options:<28} {_gib(advice.step.total):>7} GiB")
+        if not plan.advice or plan.advice[-1].step.total > plan.memory:
+            console.print("  then it still does not; it needs a larger device, or more ranks with --sharding fsdp")
+    source = "as fast as a product here" if plan.measured_speed else "at 40 % of an H100"
+    hours = plan.seconds * preset.train.steps / 3600
+    console.print(
+        f"a step is {plan.step.flops / 1e12:.3g} TFLOP{' a rank' if ranks > 1 else ''}: {source}, about "
+        f"{plan.seconds:.2g} s; {preset.train.steps:,} steps in {hours:.1f} hours, if the data keeps up"
+    )
+
+
+# -------------------------------------------------------------------- inside
+
+
+def _sizes(preset: Preset, start: str | None) -> Pi0Config:
+    """With the cameras that the robot has: the others are left out of a batch."""
+    model = preset.model
+    if not isinstance(model, Pi0Config):
+        raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
+    if start is not None and Path(start).is_dir() and not paligemma.detect(Path(start)):
+        known = read_source(Path(start)).config
+        if isinstance(known, Pi0Config):
+            model = replace(known, action_horizon=model.action_horizon)
+    present = set(get_embodiment(preset.embodiment).cameras)
+    return replace(model, cameras=tuple(name for name in model.cameras if name in present) or model.cameras)
+
+
+def _plan(preset: Preset, place: Place) -> StepPlan:
+    ranks, accumulate = place.layout.ranks, preset.train.gradient.accumulate
+    if preset.train.batch_size % (ranks * accumulate):
+        raise UserError(
+            f"a batch of {preset.train.batch_size} cannot be divided among {ranks} ranks and {accumulate} parts"
+        )
+    return plan_step(preset.model, preset.train, place.layout, place.device)
+
+
+def _advice(preset: Preset, place: Place, step: StepPlan, memory: int) -> Iterator[Advice]:
+    """First what changes no number, then what changes the optimizer, last what trains fewer weights."""
+    for change in (_recompute, _shard, _accumulate, _eight_bit, _no_average, _adapters, _freeze_vision):
+        if step.total <= memory:
+            return
+        changed = change(preset, place, step, memory)
+        if changed is not None:
+            options, preset, place = changed
+            step = _plan(preset, place)
+            yield Advice(options, preset, place, step)
+
+
+_Change = tuple[str, Preset, Place] | None
+
+
+def _recompute(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    return None if place.recompute else ("--recompute", preset, replace(place, recompute=True))
+
+
+def _shard(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    train = preset.train
+    plain = (train.optimizer, train.parts.embedding_steps) == ("adamw", "optimizer") and train.precision != "bfloat16"
+    if place.layout.ranks == 1 or place.sharding == "fsdp" or not plain:
+        return None
+    return "--sharding fsdp", preset, replace(place, sharding="fsdp")
+
+
+def _accumulate(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    """As few parts as it takes, as far as activations shrink with them."""
+    train, share = preset.train, preset.train.batch_size // place.layout.ranks
+    state = step.total - step.activations
+    counts = [n for n in range(train.gradient.accumulate + 1, share + 1) if share % n == 0]
+    enough = [n for n in counts if state + step.activations * train.gradient.accumulate / n <= memory]
+    if not counts:
+        return None
+    count = (enough or counts[-1:])[0]
+    gradient = replace(train.gradient, accumulate=count)
+    return f"--accumulate {count}", replace(preset, train=replace(train, gradient=gradient)), place
+
+
+def _eight_bit(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    if preset.train.optimizer != "adamw" or place.layout.shards > 1:
+        return None
+    return "--optimizer adamw8bit", replace(preset, train=replace(preset.train, optimizer="adamw8bit")), place
+
+
+def _no_average(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    if preset.train.ema_decay == 0:
+        return None
+    return "--ema-decay 0", replace(preset, train=replace(preset.train, ema_decay=0.0)), place
+
+
+def _adapters(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    return None if preset.train.parts.lora is not None else ("--lora", with_lora(preset), place)
+
+
+def _freeze_vision(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+    parts = preset.train.parts
+    if "vision" in parts.freeze:
+        return None
+    freeze = replace(parts, freeze=(*parts.freeze, "vision"))
+    return "--freeze vision", replace(preset, train=replace(preset.train, parts=freeze)), place
+
+
+def _memory(place: Place) -> int | None:
+    """Of each rank: given, or free on the device that is here; ranks on one machine share its memory."""
+    if place.memory is not None:
+        return place.memory
+    if torch.device(place.device).type == "cuda":
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    free = path.read_text().split("MemAvailable:")[1].split()[0]
+    return 1024 * int(free) // place.local_ranks
+
+
+def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
+    """Operations a second of a large product on the device, and whether they were measured; else an H100's."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return H100, False
+    size = 4096 if torch.device(device).type == "cuda" else 1024
+    matrix = torch.ones(size, size, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)
+    wait: Callable[[], None] = torch.cuda.synchronize if matrix.is_cuda else lambda: None
+    times: list[float] = []
+    for _ in range(8):
+        started = time.perf_counter()
+        _ = matrix @ matrix
+        wait()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times), True
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.3f}"
