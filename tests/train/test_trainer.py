@@ -215,7 +215,7 @@ def test_compiled_blocks_give_the_same_losses(dataset: Path, tmp_path: Path) -> 
 
 def test_compiling_that_cannot_be_is_an_error(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = dataclasses.replace(nano_preset(), model=nano_baseline())
-    with pytest.raises(UserError, match="not for several ranks or the diffusion baseline"):
+    with pytest.raises(UserError, match="not for several ranks or the baseline"):
         train_policy(dataset, tmp_path / "baseline", baseline, compiled=True)
 
     def no_compiler(*_: object) -> None:

@@ -116,10 +116,7 @@ def _train(
     )
     model, facts, adapters = _initial_model(preset, start, resume=bool(found))
     preset = replace(preset, model=model.config)
-    if compiled:
-        _compile(model, device, ranks)
-    if recompute:
-        checkpoint_activations(model)
+    _change_blocks(model, device, ranks, recompute, compiled)
     ranks.from_first(lambda: _check_run_settings(folder, preset, resume))
     pipelines = ranks.from_first(
         lambda: (
@@ -152,11 +149,14 @@ def _train(
     return TrainResult(checkpoint, parameters, last.loss, last.samples_per_second)
 
 
-def _compile(model: Network, device: str, ranks: Ranks) -> None:
-    if ranks.count > 1 or not isinstance(model, Pi0):
-        raise UserError("--compile is for π0 and π0.5 in one process, not for several ranks or the diffusion baseline")
-    check_compiler(device)
-    compile_blocks(model)
+def _change_blocks(model: Network, device: str, ranks: Ranks, recompute: bool, compiled: bool) -> None:
+    if compiled:
+        if ranks.count > 1 or not isinstance(model, Pi0):
+            raise UserError("--compile is for π0 and π0.5 in one process, not for several ranks or the baseline")
+        check_compiler(device)
+        compile_blocks(model)
+    if recompute:
+        checkpoint_activations(model)
 
 
 Adapters = Mapping[str, Tensor] | None
