@@ -32,7 +32,8 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "--preset libero --model pi05 --lora --freeze vision heads --accumulate 8 --ignore-padding "
         "--non-finite skip --precision bfloat16 --optimizer adamw8bit --ema-decay 0.5 --metric open_loop_error "
         "--keep-best --patience 3 --open-loop-chunks 16 --evaluate-env tabletop --evaluate-every 7 "
-        "--evaluate-episodes 2 --track tensorboard wandb --validate-every 11 --validation-fraction 0.2 --steps 12",
+        "--evaluate-episodes 2 --compile --recompute --track tensorboard wandb --validate-every 11 "
+        "--validation-fraction 0.2 --steps 12",
         monkeypatch,
     )
     config = preset.train
@@ -44,6 +45,8 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.learning_rate == 5e-5  # the preset's own
     assert options["measure"] == MeasureConfig(16, "tabletop", 7, 2)
     assert options["track"] == ("tensorboard", "wandb")
+    assert options["compiled"]
+    assert options["recompute"]
 
 
 def test_without_options_the_preset_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +56,8 @@ def test_without_options_the_preset_stays(monkeypatch: pytest.MonkeyPatch) -> No
     assert preset == get_preset("tabletop")
     assert options["measure"] == MeasureConfig()
     assert options["track"] == ()
+    assert not options["compiled"]
+    assert not options["recompute"]
 
 
 def test_a_setting_that_contradicts_another_is_one_line(

@@ -33,7 +33,7 @@ from pizero.data.loader import Batch, Loader, Member
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
-from pizero.train.activations import checkpoint_activations
+from pizero.train.activations import BLOCKS, checkpoint_activations
 from pizero.train.metrics import MetricsFile, read_metrics
 from pizero.train.optim import WeightAverage
 from pizero.train.run_folder import list_checkpoints
@@ -194,6 +194,37 @@ def test_activation_checkpointing_gives_the_same_losses(dataset: Path, tmp_path:
         patch.setattr(Pi0, "__init__", checkpointed)
         train_policy(dataset, tmp_path / "checkpointed", nano_preset())
     assert losses(tmp_path / "checkpointed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+def test_compiling_reaches_every_block(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    train_policy(dataset, tmp_path / "run", nano_preset(steps=1), compiled=True)
+    blocks = [getattr(function, "__self__", None) for function in compiled]
+    expected = [module for module in Pi0(nano_model()).modules() if isinstance(module, BLOCKS)]
+    assert [type(block) for block in blocks if isinstance(block, BLOCKS)] == [type(block) for block in expected]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(dataset: Path, tmp_path: Path) -> None:
+    preset = nano_preset(precision="float32", steps=4)
+    train_policy(dataset, tmp_path / "plain", preset)
+    train_policy(dataset, tmp_path / "compiled", preset, compiled=True, recompute=True)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+def test_compiling_that_cannot_be_is_an_error(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = dataclasses.replace(nano_preset(), model=nano_baseline())
+    with pytest.raises(UserError, match="not for several ranks or the baseline"):
+        train_policy(dataset, tmp_path / "baseline", baseline, compiled=True)
+
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"train without --compile: no C\+\+ compiler$"):
+        train_policy(dataset, tmp_path / "run", nano_preset(), compiled=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_metrics_survive_a_cut_off_line_and_a_resume(tmp_path: Path) -> None:

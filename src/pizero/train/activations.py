@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pizero.model.siglip import VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
+from pizero.types import UserError
 
 BLOCKS = (VisionBlock, TwoExpertLayer)
 """The repeated parts, each with one forward: what is recomputed, and sharded, as a whole."""
@@ -29,9 +30,18 @@ def checkpoint_activations(model: AnyModule) -> AnyModule:
 def compile_blocks(model: AnyModule) -> AnyModule:
     """The same blocks through torch.compile, which joins what lies between the products. Before they are recomputed.
 
-    It takes a C++ compiler, and a minute at the first step.
+    It takes a C++ compiler, and half a minute at the first step.
     """
     for module in model.modules():
         if isinstance(module, BLOCKS):
             module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
     return model
+
+
+def check_compiler(device: str) -> None:
+    """UserError where torch.compile cannot work for this device: a compiler or its headers are missing."""
+    try:
+        torch.compile(torch.cos)(torch.ones(2, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"blocks cannot be compiled here, train without --compile: {reason}") from error

@@ -26,7 +26,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
-from pizero.train.activations import checkpoint_activations
+from pizero.train.activations import check_compiler, checkpoint_activations, compile_blocks
 from pizero.train.config import LoraConfig
 from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, Tracker
@@ -65,6 +65,7 @@ def train_policy(
     track: Sequence[str] = (),
     sharding: Sharding = "ddp",
     recompute: bool = False,
+    compiled: bool = False,
 ) -> TrainResult:
     """Trains `preset` on the dataset, or on some of its episodes, into `folder`; on a mixture that a .toml file lists.
 
@@ -73,7 +74,8 @@ def train_policy(
     stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
     skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
     measure: what is measured during the training beside the loss. track: names of `train.metrics.TRACKERS`.
-    sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing.
+    sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing. compiled: blocks
+    through torch.compile, π0 and π0.5 in one process alone.
     """
     with torchrun_ranks(device) as (ranks, own_device):
         torch.set_num_threads(preset.train.threads or max((os.cpu_count() or 1) // ranks.local_count, 1))
@@ -81,7 +83,7 @@ def train_policy(
         return _train(
             dataset_root, folder, preset, ranks, resume=resume, start=start, tokenizer=tokenizer, stats=stats,
             device=own_device, episodes=episodes, skip_bad_episodes=skip_bad_episodes, frames=frames, workers=workers,
-            measure=measure or MeasureConfig(), track=track, sharding=sharding, recompute=recompute,
+            measure=measure or MeasureConfig(), track=track, sharding=sharding, recompute=recompute, compiled=compiled,
         )  # fmt: skip
 
 
@@ -104,6 +106,7 @@ def _train(
     track: Sequence[str],
     sharding: Sharding,
     recompute: bool,
+    compiled: bool,
 ) -> TrainResult:
     found = ranks.from_first(lambda: list_checkpoints(folder))
     if found and not resume:
@@ -113,8 +116,7 @@ def _train(
     )
     model, facts, adapters = _initial_model(preset, start, resume=bool(found))
     preset = replace(preset, model=model.config)
-    if recompute:
-        checkpoint_activations(model)
+    _change_blocks(model, device, ranks, recompute, compiled)
     ranks.from_first(lambda: _check_run_settings(folder, preset, resume))
     pipelines = ranks.from_first(
         lambda: (
@@ -145,6 +147,16 @@ def _train(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     checkpoint = ranks.from_first(lambda: list_checkpoints(folder)[-1])
     return TrainResult(checkpoint, parameters, last.loss, last.samples_per_second)
+
+
+def _change_blocks(model: Network, device: str, ranks: Ranks, recompute: bool, compiled: bool) -> None:
+    if compiled:
+        if ranks.count > 1 or not isinstance(model, Pi0):
+            raise UserError("--compile is for π0 and π0.5 in one process, not for several ranks or the baseline")
+        check_compiler(device)
+        compile_blocks(model)
+    if recompute:
+        checkpoint_activations(model)
 
 
 Adapters = Mapping[str, Tensor] | None
