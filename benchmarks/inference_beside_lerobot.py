@@ -1,6 +1,6 @@
 """Full-size π0 or π0.5 beside LeRobot's own, with the same random weights and inputs, in turns.
 
-make bench-lerobot, or: python benchmarks/inference_beside_lerobot.py LEROBOT_PYTHON [--model pi05] [--rounds 5]
+make bench-inference, or: python benchmarks/inference_beside_lerobot.py LEROBOT_PYTHON [--model pi05] [--rounds 5]
 
 Prints seconds of a whole call, ratios and how far the actions lie apart. Needs 24 GiB of memory and 14 GB of disk.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from worker import Worker
 
 from pizero.checkpoints.load import save_model
 from pizero.engine.fast_sampler import FastSampler
@@ -27,41 +27,19 @@ from pizero.workflows.bench_inference import BenchConfig, model_config, random_m
 CASES = {"all cameras": (3, None), "one camera absent": (2, None), "one camera absent, 20 tokens": (2, 20)}
 
 
-class LeRobot:
-    """LeRobot in its own process; asleep between calls."""
+class LeRobot(Worker):
+    """LeRobot in its own process."""
 
     def __init__(self, python: str, folder: Path, inputs: Path, threads: int) -> None:
         script = Path(__file__).parent / "peers" / "lerobot_samples.py"
+        super().__init__([python, str(script), str(folder), str(inputs), str(threads)], "LeRobot")
         self._inputs = inputs
-        self._process = subprocess.Popen(
-            [python, str(script), str(folder), str(inputs), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        while (line := self._answer()) != "ready":
-            print(f"  LeRobot: {line}")
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("LeRobot's process ended")
-        return line.strip()
 
     def sample(self, case: str) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{case}\n")
-        self._process.stdin.flush()
-        return float(self._answer())
+        return float(self.ask(case))
 
     def actions(self, case: str) -> torch.Tensor:
         return torch.from_numpy(np.load(self._inputs.with_suffix(f".{case}.npy")))
-
-    def peak_memory(self) -> int:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-    def close(self) -> None:
-        self._process.kill()
 
 
 def write_inputs(path: Path, cases: dict[str, Observation], noise: torch.Tensor) -> None:
@@ -105,7 +83,7 @@ def main() -> None:
             ours["int8"] = FastSampler(model, kernels="int8", consume=True)
         try:
             results = {case: compare(case, seen, noise, ours, theirs, options.rounds) for case, seen in cases.items()}
-            results["lerobot_peak_bytes"] = theirs.peak_memory()
+            results["lerobot_peak_bytes"] = theirs.peak()
         finally:
             theirs.close()
     print(f"LeRobot's process took at most {results['lerobot_peak_bytes'] / 2**30:.1f} GiB")

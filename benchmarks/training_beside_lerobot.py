@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,22 +21,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from training_memory import MIDDLE
+from worker import Worker
 
 from pizero.checkpoints.load import load_model, save_model
-from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 
-MIDDLE = Pi0Config(
-    vision=SiglipConfig(width=384, depth=12, mlp_dim=1536, num_heads=6),
-    prefix=GemmaConfig(width=512, depth=14, mlp_dim=2048, num_heads=8, head_dim=64),
-    expert=GemmaConfig(width=256, depth=14, mlp_dim=1024, num_heads=8, head_dim=64),
-    vocab_size=32_000,
-    cameras=("base_0_rgb", "left_wrist_0_rgb"),
-)
-"""106 M parameters; two images of 224 pixels, 48 prompt tokens, 50 actions."""
 ARCH = {
     "vlm": vars(MIDDLE.prefix), "expert": vars(MIDDLE.expert), "vocab_size": MIDDLE.vocab_size,
     "vision": {
@@ -56,37 +48,10 @@ OURS: dict[str, dict[str, Any]] = {
 THEIRS = {"LeRobot": "float32", "LeRobot, autocast": "autocast"}
 
 
-class Worker:
+def start(command: list[str]) -> Worker:
     """A process that takes a training step when asked."""
-
-    def __init__(self, command: list[str]) -> None:
-        paths = [str(Path(__file__).parents[1] / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        while self._answer() != "ready":
-            pass
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a worker ended")
-        return line.strip()
-
-    def step(self) -> dict[str, float]:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return json.loads(self._answer())
-
-    def peak(self) -> int:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-    def close(self) -> None:
-        self._process.kill()
+    paths = [str(Path(__file__).parents[1] / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return Worker(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"})
 
 
 def write_inputs(path: Path, batch: int) -> None:
@@ -155,11 +120,13 @@ def main() -> None:
         commands = {name: [options.python, script, str(root / "start"), str(root / "arch.json"), *common, kind]
                     for name, kind in THEIRS.items()}  # fmt: skip
         commands |= {name: [sys.executable, __file__, "--serve", name, str(root / "start"), *common] for name in OURS}
-        workers = {name: Worker(commands[name]) for name in options.rows}
+        workers = {name: start(commands[name]) for name in options.rows}
         try:
             if options.ask:
                 input("loaded; Enter starts")
-            found = [{name: worker.step() for name, worker in workers.items()} for _ in range(options.rounds + 1)]
+            found = [
+                {name: json.loads(worker.ask()) for name, worker in workers.items()} for _ in range(options.rounds + 1)
+            ]
             peaks = {name: worker.peak() for name, worker in workers.items()}
         finally:
             for worker in workers.values():

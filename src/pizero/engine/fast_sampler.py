@@ -94,7 +94,6 @@ class FastSampler:
         self._fold = self._join and model.transformer.dtype == torch.float32
         self._action_weight = action_weight(model)
         self._tables: dict[tuple[int, Solver], TimeTables] = {}
-        self._final_norm = model.transformer.expert_norm
         self._pack(consume)
         self.static = compile or (graphs and self.device.type == "cuda")
         """Prompts are padded to a few lengths, so that few shapes are compiled or captured."""
@@ -282,12 +281,14 @@ class FastSampler:
         """What steps need beside the prefix; the state token's keys and values, if they depend on the time."""
         horizon, suffix = self.config.action_horizon, self.config.suffix_length
         length = turns.shape[1] - suffix
+        masked = inputs.padding is not None or self.config.action_attention == "causal"
+        if not masked and self.model.state_proj is None:  # everything is seen
+            return Cache(keys, values, turns[:, -suffix:], None, None, None, [])
         padding = inputs.padding
         if padding is None:
             padding = torch.ones(turns.shape[0], length, dtype=torch.bool, device=self.device)
         starts = self.model.suffix_block_starts(self.device)
         whole = block_mask(F.pad(padding, (0, suffix), value=True), torch.cat([starts.new_zeros(length), starts]))
-        masked = inputs.padding is not None or self.config.action_attention == "causal"
         whole, seen = whole[:, -suffix:], whole[:, length : length + 1, : length + 1] if masked else None
         cache = Cache(keys, values, turns[:, -suffix:], whole[:, -horizon:] if masked else None, None, whole, [])
         if self.model.state_proj is None:

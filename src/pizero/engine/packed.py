@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pizero.engine.attention import Attention
-from pizero.engine.products import Gated, Kernels, PlainGated, Product, make_gated, make_product
+from pizero.engine.products import ROWS, Gated, Kernels, PlainGated, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
 from pizero.model.siglip import VisionBlock
@@ -27,8 +27,6 @@ time; or [B, H, E] where settled actions have another one than the rest.
 """
 
 FOLDED: Modulation = (None, None, None)
-
-_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class PackedVisionBlock:
             projection = make_product(weight.to(dtype), bias.to(dtype), packing.tokens, kernels)
         else:
             query = make_product(
-                (block.query.weight.float() * block.head_dim**-0.5).to(block.query.weight.dtype),
+                _columns(block.query.weight, torch.as_tensor(block.head_dim**-0.5)),
                 block.query.bias.detach() * block.head_dim**-0.5, packing.tokens, packing.kernels(f"{name}.query"),
             )  # fmt: skip
             projection = _Apart([query, make(block.key, "key"), make(block.value, "value")])
@@ -233,7 +231,7 @@ def _columns(weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return weight.detach()
     scaled = torch.empty_like(weight)
-    for part, rows in zip(scaled.split(_ROWS), weight.detach().split(_ROWS), strict=True):
+    for part, rows in zip(scaled.split(ROWS), weight.detach().split(ROWS), strict=True):
         part.copy_(rows.float() * scale)
     return scaled
 

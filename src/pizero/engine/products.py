@@ -183,7 +183,7 @@ class Int8Gated:
 
 
 _FLOAT8_MAX = 448.0
-_ROWS = 512
+ROWS = 512
 """Rows of a weight that are computed at a time, so that they stay in the cache."""
 
 
@@ -230,7 +230,7 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """[out, in] -> int8 codes and the scale [out] of a code, symmetric."""
     codes = torch.empty_like(weight, dtype=torch.int8)
     scale = torch.empty(len(weight))
-    for code, size, rows in zip(*(part.split(_ROWS) for part in (codes, scale, weight)), strict=True):
+    for code, size, rows in zip(*(part.split(ROWS) for part in (codes, scale, weight)), strict=True):
         rows = rows.float()
         torch.amax(rows.abs() / 127, 1, out=size)
         code.copy_((rows / size.clamp_(min=1e-12)[:, None]).round_())

@@ -84,7 +84,8 @@ def sampling_options(
             wanted[row, : len(actions)] = pipeline.model_actions(actions[None], state[None])[0]
             if not (np.abs(wanted[row]) <= FAR).all():
                 raise UserError("previous_actions: they lie further from the training data than any robot's")
-            left[row], delay[row] = len(actions), _delay(observation, len(actions))
+            delayed = whole_number("inference_delay", observation.get("inference_delay", 0), "control steps")
+            left[row], delay[row] = len(actions), min(delayed, len(actions))
     old = torch.from_numpy(wanted).to(device)  # pyright: ignore[reportUnknownMemberType]
     if kind == "trained":
         return {"settled": ActionPrefix(old, delay.clamp(max=config.max_delay).to(device))}
@@ -101,15 +102,15 @@ def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArr
     return actions
 
 
-def _delay(observation: RobotDict, left: int) -> int:
-    given = observation.get("inference_delay", 0)
+def whole_number(name: str, given: Any, of: str) -> int:
+    """What a robot sent under this name as a count of something. UserError where it is none."""
     try:
-        delay = operator.index(given)
+        count = operator.index(given)
     except TypeError:
-        delay = -1
-    if delay < 0:
-        raise UserError(f"inference_delay: got {str(given)[:60]}, expected a whole number of control steps")
-    return min(delay, left)
+        count = -1
+    if count < 0:
+        raise UserError(f"{name}: got {str(given)[:60]}, expected a whole number of {of}")
+    return count
 
 
 def soft_mask(delay: Tensor, left: Tensor, horizon: int, schedule: Schedule = "exp") -> Tensor:

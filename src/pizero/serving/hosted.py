@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pizero import __version__
 from pizero.data.openpi_robots import UNSEEN, from_openpi
 from pizero.policy.policy import ModelPolicy
+from pizero.policy.real_time import whole_number
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
 from pizero.serving.log import log
@@ -116,12 +116,7 @@ def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str 
 
 def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
     """What is left of a connection's chunk after so many of its actions, to be continued; nothing where it is over."""
-    try:
-        count = operator.index(played)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise UserError(f"played: got {str(played)[:60]}, expected a whole number of actions")
+    count = whole_number("played", played, "actions")
     return {"previous_actions": chunk[count:]} if count < len(chunk) else {}
 
 

@@ -23,6 +23,7 @@ from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import float32_names
 from pizero.types import Observation, UserError
+from pizero.workflows.memory import free_memory, proc_bytes
 
 PathName: TypeAlias = Literal["plain", "fast", "int8", "float8"]
 ModelName: TypeAlias = Literal["pi0", "pi05", "tiny", "tiny-pi05", "small"]
@@ -283,11 +284,8 @@ def _threads(count: int) -> Generator[None]:
 
 def _free_memory() -> int:
     """Bytes that a process can still take; what the machine has where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = free_memory()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if free is None else free
 
 
 @contextmanager
@@ -306,10 +304,6 @@ def _peak_memory(device: str) -> Generator[list[int]]:
     except OSError:
         yield found
         return
-    before = _status(status, "VmRSS")
+    before = proc_bytes(status, "VmRSS")
     yield found
-    found[0] = max(_status(status, "VmHWM") - before, 0)
-
-
-def _status(path: Path, key: str) -> int:
-    return 1024 * next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key))
+    found[0] = max(proc_bytes(status, "VmHWM") - before, 0)

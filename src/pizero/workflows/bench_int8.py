@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pizero.checkpoints.load import load_model
+from pizero.checkpoints.facts import make_pipeline
+from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.quantize import errors, sensitivity
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint
 from pizero.workflows.progress import progress_bar
@@ -28,7 +28,8 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
     observations: so many frames, evenly over the dataset, each with noise of its own.
     """
     folder = local_folder(find_checkpoint(checkpoint))
-    pipeline = load_policy(folder).pipeline
+    source = read_source(folder)
+    pipeline = make_pipeline(source.config, source.facts)
     model = load_model(folder, dtype=dtype)
     if not isinstance(model, Pi0):
         raise UserError(f"{folder} is a {type(model).__name__}; int8 is for π0 and π0.5")

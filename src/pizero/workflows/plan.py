@@ -20,6 +20,7 @@ from pizero.train.distributed import Sharding
 from pizero.train.optim import multiplies_in_bfloat16
 from pizero.train.plan import Layout, StepPlan, plan_step
 from pizero.types import UserError
+from pizero.workflows.memory import free_memory
 from pizero.workflows.progress import console
 
 EFFICIENCY = 0.4
@@ -211,11 +212,8 @@ def _memory(place: Place) -> int | None:
         return place.memory
     if torch.device(place.device).type == "cuda":
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    free = path.read_text().split("MemAvailable:")[1].split()[0]
-    return 1024 * int(free) // place.local_ranks
+    free = free_memory()
+    return None if free is None else free // place.local_ranks
 
 
 def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
