@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pizero.model.config import GemmaConfig
-from pizero.model.layers import AdaptiveRMSNorm, GatedMLP, RMSNorm, apply_rotary, gated_residual
+from pizero.model.layers import AdaptiveRMSNorm, GatedMLP, RMSNorm, apply_rotary, cast_once, gated_residual
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -33,6 +33,7 @@ class GemmaBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """x [B, T, W] -> query (scaled), key, value [B, T, heads, head_dim], rotated; and the residual's gate."""
         y, gate = self.attention_norm(x, conditioning)
+        y = cast_once(y)
         query, key, value = (
             layer(y).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value)
         )

@@ -58,6 +58,13 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
     return x + y if gate is None else x + y * gate
 
 
+def cast_once(x: Tensor) -> Tensor:
+    """x in the dtype of products under autocast, for several of them: autocast would cast it for each one again."""
+    kind = x.device.type
+    on = kind != "meta" and torch.is_autocast_enabled(kind)  # the meta device knows no autocast
+    return x.to(torch.get_autocast_dtype(kind)) if on else x
+
+
 class GatedMLP(nn.Module):
     """down(gelu(gate(x)) * up(x)), without biases."""
 
@@ -68,6 +75,7 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(mlp_dim, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = cast_once(x)
         return self.down(gelu(self.gate(x)) * self.up(x))
 
 

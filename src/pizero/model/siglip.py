@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pizero.model.attention import attend
 from pizero.model.config import SiglipConfig
-from pizero.model.layers import EPSILON, Float32Linear, gelu
+from pizero.model.layers import EPSILON, Float32Linear, cast_once, gelu
 
 
 class VisionBlock(nn.Module):
@@ -28,7 +28,7 @@ class VisionBlock(nn.Module):
         self.mlp_out = nn.Linear(config.mlp_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.attention_norm(x)
+        y = cast_once(self.attention_norm(x))
         query, key, value = (
             layer(y).unflatten(-1, (self.num_heads, self.head_dim)) for layer in (self.query, self.key, self.value)
         )  # [n, S_img, heads, head_dim]

@@ -1,7 +1,9 @@
-"""What the system says of memory (Linux)."""
+"""What the system says of memory, and what it is told (Linux)."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 
@@ -16,3 +18,19 @@ def free_memory() -> int | None:
 def proc_bytes(path: Path, key: str) -> int:
     """A line such as "VmHWM: 12 kB" of a file in /proc, in bytes."""
     return 1024 * next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key))
+
+
+def keep_freed_memory() -> None:
+    """From now on this process takes memory that it freed again, and gives none back before it ends (glibc alone).
+
+    As it comes, glibc returns large blocks to the system, and each step of a training on a CPU is handed new pages, which
+    the kernel clears first: 2 to 15 % of a step, far more in the first ones (docs/results/training.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Of mallopt(3)."""

@@ -34,6 +34,7 @@ from pizero.train.run_folder import list_checkpoints
 from pizero.train.trainer import Progress, Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig, make_measures
+from pizero.workflows.memory import keep_freed_memory
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.training_data import build_pipelines, load_pipelines, make_loaders, open_sources
@@ -143,6 +144,8 @@ def _train(
         )  # fmt: skip
         if resume and trainer.resume():
             console.print(f"resuming from step {trainer.step} of {preset.train.steps}")
+        if trainer.device.type == "cpu":
+            keep_freed_memory()
         last = _run(trainer, bars)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     checkpoint = ranks.from_first(lambda: list_checkpoints(folder)[-1])
