@@ -4,7 +4,8 @@ flow_draws.md).
 python benchmarks/training_studies.py FOLDER [STUDY ...] [--seconds S] [--steps N] [--jobs N] [--seeds N ...]
     precision: float32, mixed, bfloat16, and bfloat16 rounded to the nearest; averaged and last weights
     finetune: the same from a checkpoint, with a small learning rate; needs precision's float32 of seed 0
-    draws: 1, 2, 4, 8 draws per sample for the same time; draws-middle: the same with a larger π0 on a GPU
+    draws: 1, 2, 4, 8 draws per sample for the same time; draws-larger: the same with a π0 of 6 M parameters and a
+    longer prefix; draws-middle: of 89 M parameters, on a GPU
 
 benchmarks/training_studies_report.py makes tables and pictures of what is in FOLDER.
 
@@ -55,7 +56,7 @@ from pizero.workflows.train import train_policy
 DEMONSTRATIONS, EPISODES, CHUNKS = 2_000, 40, 256
 """EPISODES: of each of five tasks."""
 WEIGHTS = ("averaged", "last")
-QUARTERS = {"precision": (4, 2), "finetune": (4,), "draws": (4, 2, 1, 3), "draws-middle": (4,)}
+QUARTERS = {"precision": (4, 2), "finetune": (4,), "draws": (4, 2, 1, 3), "draws-larger": (4, 2), "draws-middle": (4,)}
 """Where a training is measured, in quarters of its steps; the end first."""
 
 
@@ -85,7 +86,7 @@ class Run:
 
     def preset(self, steps: int, **changes: Any) -> Preset:
         base = tabletop()
-        model = dataclasses.replace(base.model, **MIDDLE) if self.on_gpu else base.model
+        model = dataclasses.replace(base.model, **_NETWORKS.get(self.study, {}))
         saved = steps if self.on_gpu else max(steps // 4, 1)
         often = {"log_every": 20, "validate_every": max(steps // 12, 1), "save_every": saved}
         changes = {**often, **self.train, **changes}
@@ -120,6 +121,13 @@ MIDDLE: dict[str, Any] = {
     "action_horizon": 8,
 }
 """89 M parameters; two images of 64 patches and a prompt of about 7 tokens before 9 tokens of state and actions."""
+LARGER: dict[str, Any] = {
+    "vision": SiglipConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=4),
+    "prefix": GemmaConfig(width=256, depth=4, mlp_dim=1024, num_heads=4, head_dim=64),
+    "expert": GemmaConfig(width=128, depth=4, mlp_dim=512, num_heads=4, head_dim=64),
+}
+"""5.9 M parameters; the same prefix before 5 tokens."""
+_NETWORKS = {"draws-larger": LARGER, "draws-middle": MIDDLE}
 _MIDDLE_TRAIN = {
     "optimizer": "adamw", "learning_rate": 4e-4, "final_learning_rate": 4e-5, "precision": "mixed", "batch_size": 128,
 }  # fmt: skip
@@ -132,11 +140,13 @@ def runs_of(study: str, seeds: Sequence[int]) -> list[Run]:
             Run(study, label, seed, {**_ADAMW, **rates, "precision": precision}, nearest)
             for seed in seeds for label, (precision, nearest) in _KINDS.items()
         ]  # fmt: skip
-    base = _MIDDLE_TRAIN if study == "draws-middle" else {"precision": "float32"}
+    base = {"draws": {"precision": "float32"}, "draws-larger": {"precision": "mixed"}, "draws-middle": _MIDDLE_TRAIN}[
+        study
+    ]
     return [Run(study, f"{draws} draws", seed, {**base, "draws": draws}) for seed in seeds for draws in DRAWS]
 
 
-STUDIES = {"precision": (0, 1, 2), "finetune": (0, 1, 2), "draws": (0, 1), "draws-middle": (0,)}
+STUDIES = {"precision": (0, 1, 2), "finetune": (0, 1, 2), "draws": (0, 1), "draws-larger": (0,), "draws-middle": (0,)}
 """With their seeds."""
 
 

@@ -1,7 +1,8 @@
 """Tables and pictures of the training studies (docs/results/training_ablation.md, flow_draws.md).
 
 python benchmarks/training_studies_report.py FOLDER [--to docs/results]
-    FOLDER: what training_studies.py filled; prints the tables, writes training_ablation and flow_draws, .json and .svg
+    FOLDER: what training_studies.py filled; prints the tables, writes training_ablation, flow_draws
+    and flow_draws_larger, .json and .svg
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def find(root: Path, study: str) -> dict[str, list[Found]]:
 def show(root: Path, to: Path) -> None:
     for path, names, draw in (
         ("training_ablation", ("precision", "finetune"), _show_precision),
-        ("flow_draws", ("draws", "draws-middle"), _show_draws),
+        ("flow_draws", ("draws",), _show_draws),
+        ("flow_draws_larger", ("draws-larger", "draws-middle"), _show_draws),
     ):
         groups = [found for name in names if (found := find(root, name))]
         if groups:
@@ -139,7 +141,8 @@ def _print_precision(found: dict[str, list[Found]], from_scratch: bool) -> None:
 
 
 def _show_draws(axes: Any, found: dict[str, list[Found]]) -> None:
-    size = "middle" if next(iter(found.values()))[0].run.on_gpu else "tiny"
+    run = next(iter(found.values()))[0].run
+    size = {"draws": "tiny", "draws-larger": "larger", "draws-middle": "middle"}[run.study]
     print("\n| | ms a step | steps | s | loss | validation loss | by seed | success after 1/4, 2/4, 3/4, % |"
           " at the end | by seed |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for number, (label, runs) in enumerate(found.items()):
@@ -154,7 +157,7 @@ def _show_draws(axes: Any, found: dict[str, list[Found]]) -> None:
     titles = ("loss", "validation loss, averaged weights", "success, %")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(f"{size}: {title}", fontsize=10)
-        axis.set_xlabel("seconds of the GPU" if size == "middle" else "CPU seconds of one core")
+        axis.set_xlabel("seconds of the GPU" if run.on_gpu else "CPU seconds of one core")
     _log_scale(axes[0])
     _log_scale(axes[1])
     axes[0].legend(fontsize=8)

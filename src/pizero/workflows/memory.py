@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """From now on this process takes memory that it freed again, and gives none back before it ends (glibc alone).
 
     As it comes, glibc returns large blocks to the system, and each step of a training on a CPU is handed new pages,
-    which the kernel clears first: 2 to 15 % of a step, far more in the first ones (docs/results/training.md).
+    which the kernel clears first: up to 15 % of a step, more in the first ones (docs/results/training.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -144,8 +144,6 @@ def _train(
         )  # fmt: skip
         if resume and trainer.resume():
             console.print(f"resuming from step {trainer.step} of {preset.train.steps}")
-        if trainer.device.type == "cpu":
-            keep_freed_memory()
         last = _run(trainer, bars)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     checkpoint = ranks.from_first(lambda: list_checkpoints(folder)[-1])
@@ -237,6 +235,8 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
         note = f"loss {progress.loss:.4f} · {progress.samples_per_second:.0f} samples/s{data}"
         bars.update(bar, completed=progress.step, note=note)
 
+    if trainer.device.type == "cpu":
+        keep_freed_memory()
     trainer.run(show)
     return reached
 
