@@ -4,7 +4,7 @@ python benchmarks/training_memory.py [--kept] [CASE ...]     all cases need 8 Gi
 
 Each case runs in a process of its own: three steps of the trainer itself on inputs of random numbers. Measured is by
 how much the process grew from before the model was made to its peak (VmHWM), with an allocator that gives memory back
-at once (MALLOC_MMAP_THRESHOLD_=65536, glibc); --kept leaves it as it comes. One line of JSON per case.
+at once (MALLOC_MMAP_THRESHOLD_=65536, glibc); --kept keeps it, as `pizero train` does. One line of JSON per case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, plan_step
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
-from pizero.workflows.memory import proc_bytes
+from pizero.workflows.memory import keep_freed_memory, proc_bytes
 
 STATUS = Path("/proc/self/status")
 MIDDLE = Pi0Config(
@@ -89,6 +89,7 @@ def measured_bytes(network: Pi0Config, config: TrainConfig, recompute: bool) -> 
     _steps(small_config("nano"), dataclasses.replace(config, batch_size=4), recompute)
     inputs = random_inputs(network, config.batch_size)
     before = proc_bytes(STATUS, "VmRSS")
+    keep_freed_memory()
     _steps(network, config, recompute, inputs)
     return proc_bytes(STATUS, "VmHWM") - before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -21,13 +22,15 @@ def proc_bytes(path: Path, key: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """From now on this process takes memory that it freed again, and gives none back before it ends (glibc alone).
+    """From now on this process takes memory that it freed again, and gives none back before it ends.
+
+    With glibc alone, and not where the environment sets its MALLOC_ variables.
 
     As it comes, glibc returns large blocks to the system, and each step of a training on a CPU is handed new pages,
     which the kernel clears first: up to 15 % of a step, more in the first ones (docs/results/training.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
