@@ -140,9 +140,11 @@ def runs_of(study: str, seeds: Sequence[int]) -> list[Run]:
             Run(study, label, seed, {**_ADAMW, **rates, "precision": precision}, nearest)
             for seed in seeds for label, (precision, nearest) in _KINDS.items()
         ]  # fmt: skip
-    base = {"draws": {"precision": "float32"}, "draws-larger": {"precision": "mixed"}, "draws-middle": _MIDDLE_TRAIN}[
-        study
-    ]
+    base = {
+        "draws": {"precision": "float32"},
+        "draws-larger": {"precision": "mixed", "batch_size": 16},
+        "draws-middle": _MIDDLE_TRAIN,
+    }[study]
     return [Run(study, f"{draws} draws", seed, {**base, "draws": draws}) for seed in seeds for draws in DRAWS]
 
 
