@@ -72,6 +72,7 @@ def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     # [B, K, G * S, head_dim]: heads that share a key head become rows of one product
     rows = query.view(batch, length, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv_heads, group * length, head_dim)
+    # with a row's keys [B, K, G, S, T], so that the mask fits
     logits = torch.matmul(rows, key.permute(0, 2, 3, 1)).view(batch, kv_heads, group, length, key.shape[1])
     if torch.is_grad_enabled():  # the softmax computes in float32 anyway; its derivative is kept exact too
         logits = logits.float()

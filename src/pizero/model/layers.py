@@ -58,11 +58,15 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
     return x + y if gate is None else x + y * gate
 
 
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x lies; the meta device, on which shapes are measured, knows none."""
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def cast_once(x: Tensor) -> Tensor:
     """x in the dtype of products under autocast, for several of them: autocast would cast it for each one again."""
-    kind = x.device.type
-    on = kind != "meta" and torch.is_autocast_enabled(kind)  # the meta device knows no autocast
-    return x.to(torch.get_autocast_dtype(kind)) if on else x
+    return x.to(torch.get_autocast_dtype(x.device.type)) if _autocasts(x) else x
 
 
 class GatedMLP(nn.Module):
@@ -83,9 +87,7 @@ class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 whatever autocast says: the small projections of actions, state, time."""
 
     def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        # the meta device, on which shapes are measured, knows no autocast
-        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+        with torch.autocast(input.device.type, enabled=False) if _autocasts(input) else nullcontext():
             return F.linear(input.float(), self.weight.float(), self.bias.float())
 
 
