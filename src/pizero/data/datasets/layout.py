@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from pizero.data.datasets.features import Feature
 from pizero.data.datasets.parquet import column_names, read_values
 from pizero.types import UserError
 
@@ -37,9 +38,6 @@ class BadEpisodeError(UserError):
         self.episodes = tuple(episodes)
 
 
-Feature = dict[str, Any]
-
-
 @dataclass(frozen=True)
 class VideoSlice:
     """Where an episode's frames of one camera begin."""
@@ -58,7 +56,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset's description, whatever the version. `tasks[i]` is the text of task_index i."""
+    """A dataset's description, whatever the version. `tasks[i]` is the text of task_index i.
+
+    notes: what was assumed where `meta/` is incomplete or contradicts itself, a line each.
+    """
 
     root: Path
     version: str
@@ -68,6 +69,7 @@ class Layout:
     tasks: list[str]
     episodes: list[Episode]
     stats: dict[str, Any]
+    notes: list[str] = field(default_factory=list[str])
 
 
 def read_layout(root: Path) -> Layout:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pizero.data.datasets.features import dimension_names
 from pizero.data.datasets.layout import IMAGE_PREFIX, BadEpisodeError, Episode, episodes_text, read_layout
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
@@ -26,6 +27,7 @@ class LeRobotDataset:
 
     Numbers are read from parquet alone; video and images are decoded when asked for. May be shared by threads,
     forked and pickled. A fault of the files is a UserError that names the file and, where there is one, the episode.
+    `notes`: what was assumed of an incomplete or contradictory dataset, a line each, to be told once.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class LeRobotDataset:
         """
         self.root = Path(root)
         layout = read_layout(self.root)
+        self.notes = list(layout.notes)
         self._episodes = _select(self.root, layout.episodes, episodes)
         if skip_bad_episodes:
             self._episodes = self._without_faults(self._episodes, layout.fps, tolerance)
@@ -97,6 +100,17 @@ class LeRobotDataset:
             values = self._read_columns([key])[key].astype(np.float32)
             self._columns[key] = values.reshape(self.num_frames, -1)
         return self._columns[key]
+
+    def names(self, key: str | tuple[str, ...]) -> tuple[str, ...] | None:
+        """The names in info.json of a numeric column's dimensions; None unless there is one for each of the data's.
+
+        Of several keys, their names side by side.
+        """
+        if isinstance(key, tuple):
+            parts = [self.names(part) for part in key]
+            return None if None in parts else tuple(name for part in parts for name in part or ())
+        names = dimension_names(self.features.get(key, {}).get("names"))
+        return names if names and len(names) == self.column(key).shape[1] else None
 
     def window(
         self, key: str | tuple[str, ...], frames: ArrayLike, horizon: int
