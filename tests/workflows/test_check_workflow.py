@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -54,6 +57,22 @@ def test_a_good_dataset(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFix
     page = (tmp_path / "check.html").read_text()
     assert page.count("<img") == 2  # a strip of each camera
     assert "None: nothing" in page
+
+
+def test_a_prompt_with_brackets_is_shown_as_it_is(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(dataset, tmp_path / "data")
+    path = root / "meta/tasks.parquet"
+    table = pq.read_table(path)
+    texts = ["pick [/left] the [red]cup :cat:"] * len(table)
+    pq.write_table(table.set_column(1, table.schema.field(1), pa.array(texts)), path)
+    assert run("check", [str(root), "--horizon", "3", "--output", str(tmp_path)]) == 0
+    (finding,) = json.loads((tmp_path / "check.json").read_text())["findings"]
+    assert finding["evidence"] == "every frame has the prompt 'pick [/left] the [red]cup :cat:'"
+    shown = capsys.readouterr().err
+    assert all(part in shown for part in ("[/left]", "[red]cup", ":cat:"))
+    assert "[/left] the [red]cup" in (tmp_path / "check.html").read_text()
 
 
 def test_a_checkpoint_that_has_learned_nothing(

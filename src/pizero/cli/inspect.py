@@ -35,6 +35,6 @@ def run(arguments: Arguments) -> int:
 
     from pizero.workflows.inspect import inspect
 
-    console = Console(width=max(Console().width, 110))  # narrower, the figures would be cut
+    console = Console(width=max(Console().width, 110), markup=False, emoji=False)  # narrower, the figures would be cut
     inspect(arguments.model, console, **{k: v for k, v in vars(arguments).items() if k != "model"})
     return 0

@@ -39,7 +39,7 @@ def run(arguments: Arguments) -> int:
 
     from pizero.data.norm_stats import near_constant_dimensions
     from pizero.workflows.norm_stats import norm_stats
-    from pizero.workflows.progress import console
+    from pizero.workflows.progress import console, tell
 
     stats, path, frames, seconds = norm_stats(
         arguments.dataset,
@@ -58,6 +58,6 @@ def run(arguments: Arguments) -> int:
             table.add_row(str(dim), *(f"{column[dim]:.4g}" for column in values.to_json().values()))
         console.print(table)
     for warning in near_constant_dimensions(stats):
-        console.print(f"[yellow]warning[/] {warning}")
+        tell("warning", warning)
     console.print(f"{frames} frames in {seconds:.2f} s, mode {stats.mode}: {path}")
     return 0

@@ -14,7 +14,7 @@ from pizero.report.pictures import GOOD, INK, MUTED, finish, new_figure, plain, 
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """Paths, stages beside their floor, and the ablation where there is one."""
-    console, settings = Console(), result["settings"]
+    console, settings = Console(markup=False, emoji=False), result["settings"]
     console.print(
         f"{settings['model']}, {result['parameters'] / 1e6:,.1f} M parameters, {settings['dtype']} "
         f"({result['weights_bytes'] / 2**30:.2f} GiB), batch {settings['batch']}, {settings['cameras']} cameras, "
@@ -73,7 +73,7 @@ def seconds(value: float) -> str:
 
 def print_errors(result: Mapping[str, Any]) -> None:
     """Errors of int8: as a whole, without the worst layers, and of these alone."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(f"int8 against {result['dtype']}, {result['observations']} observations of {result['dataset']}")
     table = Table(title="RMS error over the RMS of what is right", title_justify="left")
     for name in ("in int8", "velocity", "actions"):
@@ -89,7 +89,7 @@ def print_errors(result: Mapping[str, Any]) -> None:
 
 def print_sweep(settings: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """The fast path's time as one thing changes at a time."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(f"{settings.model}, {settings.dtype}, fast path; everything else as in the first row")
     table = Table()
     for name in ("what", "value", "best", "of the first row"):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.remote import local_folder
@@ -150,7 +151,7 @@ def _print(results: dict[str, Any], findings: list[Finding], output: Path | None
         for heading in ("", "where", "what is seen", "what to do"):
             table.add_column(heading, overflow="fold")
         for finding in findings:
-            what = f"[{_COLOURS[finding.severity]}]{finding.severity}[/]\n{finding.check}"
+            what = Text.assemble((finding.severity, _COLOURS[finding.severity]), f"\n{finding.check}")
             table.add_row(what, finding.where, finding.evidence, finding.advice, end_section=True)
         console.print(table)
     if (summary := results["replay"]) is not None:

@@ -6,15 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from pizero.checkpoints.convert import Conversion, convert
-from pizero.workflows.progress import console
+from pizero.workflows.progress import console, tell
 
 
 def convert_and_print(source: str, target: Path, to: str, **options: Any) -> Conversion:
     """`checkpoints.convert` with its steps and its result in the terminal."""
     started = time.perf_counter()
     with console.status("opening") as status:
-        result = convert(source, target, to, **options, on_step=lambda text: status.update(f"{text} ..."))
+        result = convert(source, target, to, **options, on_step=lambda text: status.update(Text(f"{text} ...")))
     seconds = time.perf_counter() - started
     console.print(
         f"{result.source} -> {result.target}: {result.parameters:,} parameters, {' and '.join(result.dtypes)}, "
@@ -29,6 +31,6 @@ def convert_and_print(source: str, target: Path, to: str, **options: Any) -> Con
         names = ", ".join(f"--{name.replace('_', '-')}" for name in result.unknown)
         console.print(f"not told by the source; to run it as a policy give {names}")
     for note in result.notes:
-        console.print(f"[yellow]note[/] {note}")
+        tell("note", note)
     console.print(f"wrote {target}")
     return result

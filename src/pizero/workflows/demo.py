@@ -154,6 +154,8 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
         table.add_row(name, f"{entry['success_rate']:.1%}", f"{low:.0%} to {high:.0%}", str(entry["episodes"]))
     console.print(table)
     if results["errors"]:
-        console.print(f"[red]{results['errors']} episodes ended by an error[/]: {'; '.join(results['error_texts'])}")
+        console.print(
+            f"{results['errors']} episodes ended by an error: {'; '.join(results['error_texts'])}", style="red"
+        )
     found = [name for name in ("results.json", "report.html", "videos") if (folder / name).exists()]
     console.print(f"{results['seconds']:.0f} s · {folder}: {', '.join(found)}")

@@ -20,6 +20,7 @@ from pizero.data.embodiments import Embodiment, Key, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
 from pizero.files import write_bytes
 from pizero.types import UserError
+from pizero.workflows.progress import tell_notes
 
 StatsFormat: TypeAlias = Literal["pizero", "openpi", "lerobot"]
 
@@ -48,6 +49,7 @@ def norm_stats(
     started = time.perf_counter()
     root = local_folder(root, "dataset")
     dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
+    tell_notes(dataset.notes)
     stats = dataset_norm_stats(dataset, robot, mode, horizon)
     path = output or root / "meta" / "norm_stats.json"
     if format == "openpi":

@@ -26,7 +26,7 @@ from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
 from pizero.types import UserError
 from pizero.workflows.norm_stats import datasets_norm_stats
-from pizero.workflows.progress import console
+from pizero.workflows.progress import tell, tell_notes
 
 Pipelines = dict[str, Pipeline]
 """By the embodiment's name; the first is the checkpoint's own."""
@@ -56,6 +56,7 @@ def open_sources(
     """
     if path.suffix != ".toml":
         dataset = LeRobotDataset(local_folder(path, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes)
+        tell_notes(dataset.notes)
         return [Source(dataset, get_embodiment(embodiment), None, norm_stats)]
     if episodes is not None or norm_stats is not None:
         raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset")
@@ -73,6 +74,7 @@ def open_sources(
             )
         )  # fmt: skip
     for source in sources:
+        tell_notes(source.dataset.notes, source.dataset.root.name)
         first = next(other for other in sources if other.embodiment.name == source.embodiment.name)
         if first.embodiment != source.embodiment or first.norm_stats != source.norm_stats:
             raise UserError(
@@ -116,7 +118,7 @@ def build_pipelines(
                 else _given_stats(source, source.norm_stats, mode)
             )
             for warning in near_constant_dimensions(stats):
-                console.print(f"[yellow]warning[/] {name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
+                tell("warning", f"{name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
             known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
             pipelines[name] = make_pipeline(config, known)
     return pipelines
@@ -205,13 +207,14 @@ def _frames(
             good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
             if not skip_bad_episodes or not good:
                 raise
-            console.print(f"[yellow]left out[/] {error}")
+            tell("left out", str(error))
             dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
     bars.update(bar, completed=1, total=1)
     if frames == "auto" and cache.store == "decode":
-        console.print(
-            f"[yellow]warning[/] {cache.num_bytes / 1e9:.0f} GB of decoded frames fit neither into memory nor on the "
-            "disk of the cache folder (PIZERO_CACHE): they are decoded again and again, which is slow"
+        tell(
+            "warning",
+            f"{cache.num_bytes / 1e9:.0f} GB of decoded frames fit neither into memory nor on the "
+            "disk of the cache folder (PIZERO_CACHE): they are decoded again and again, which is slow",
         )
     return dataset, cache
 

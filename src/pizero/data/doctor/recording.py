@@ -1,4 +1,4 @@
-"""Faults of a recording: clock, length of episodes, prompts."""
+"""Faults of a recording: what was assumed to read it, clock, length of episodes, prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ FEW = 0.05
 
 
 def check_recording(subject: Subject) -> Iterator[Finding]:
+    for note in subject.dataset.notes:
+        yield Finding("note", "description", "meta", note, "nothing, if that is right; else correct the dataset")
     yield from _clock(subject)
     yield from _lengths(subject)
     yield from _prompts(subject)
