@@ -230,7 +230,7 @@ def edit_column(root: Path, key: str, change: Callable[[NDArray[Any]], NDArray[A
     values = np.asarray(column.to_pylist())
     changed = pa.array(change(values).tolist(), type=column.type)
     pq.write_table(table.set_column(table.column_names.index(key), key, changed), path)
-    return LeRobotDataset(root, tolerance=None)
+    return LeRobotDataset(root)
 
 
 def edit_json(path: Path, change: Callable[[Any], None]) -> None:

@@ -19,6 +19,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
+from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect
 from pizero.workflows.norm_stats import dataset_norm_stats
 
@@ -117,3 +118,30 @@ def test_mistakes_are_one_line(dataset: Path, checkpoint: Path, capsys: pytest.C
         shown = capsys.readouterr().err
         assert text in shown
         assert "Traceback" not in shown
+
+
+def test_what_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all episodes, not of those whose pictures are looked at, in the words of the training."""
+    golden = Path(__file__).parents[1] / "golden/lerobot/datasets/v21_av1"
+    root = shutil.copytree(golden, tmp_path / "data")
+    videos = root / "videos/chunk-000/observation.images.top"
+    (videos / "episode_000002.mp4").unlink()
+    shutil.copy(videos / "episode_000000.mp4", videos / "episode_000003.mp4")
+    assert run("check", [str(root), "--output", str(tmp_path)]) == 1
+    results = json.loads((tmp_path / "check.json").read_text())
+    errors = {finding["check"]: finding["where"] for finding in results["findings"] if finding["severity"] == "error"}
+    assert errors == {"missing file": "episode 2", "frames of the video": "episode 3"}
+    assert results["episodes"] == 2
+    with pytest.raises(UserError) as refused:
+        LeRobotDataset(root)
+    shown = capsys.readouterr().err
+    lines = [f"{fault['file']}, episode {fault['episode']}: {fault['text']}" for fault in results["faults"]]
+    assert len(lines) == 2
+    assert "\n".join(lines) in shown
+    assert str(refused.value).startswith(lines[0])
+    assert "the video holds 40 frames, the episode has 41 rows" in shown
+    shutil.rmtree(root / "videos")
+    assert run("check", [str(root), "--output", str(tmp_path / "all")]) == 1
+    results = json.loads((tmp_path / "all/check.json").read_text())
+    assert len(results["faults"]) == 8  # two cameras of four episodes
+    assert [finding["where"] for finding in results["findings"]] == ["episodes 0-3"]

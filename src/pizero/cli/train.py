@@ -45,7 +45,7 @@ class Arguments:
     meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
     openpi checkpoint with several robots, CHECKPOINT/assets/ROBOT)."""
     skip_bad_episodes: bool = False
-    """Leaves episodes with missing or damaged files, or with gaps, out with a warning each."""
+    """Leaves episodes out whose files are missing, damaged or contradictory, with one warning that lists them."""
     frames: Literal["auto", "memory", "disk", "decode"] = "auto"
     """Decoded frames: kept in memory; kept in a file, decoded once for this and all later runs; or decoded whenever
     they are read. auto: memory up to 2 GiB, else the disk where there is room."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from rich.text import Text
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
+from pizero.data.datasets.faults import Fault, find_faults, ranges
+from pizero.data.datasets.layout import read_layout
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.video_index import VideoIndex
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.open_loop import Replay, summarize
@@ -32,6 +36,8 @@ from pizero.workflows.replay import replay, spread_over
 
 CHUNKS = 48
 """Chunks that are replayed."""
+FAULTS_SHOWN = 30
+"""check.json has all."""
 WORTHLESS = 0.9
 """Of a constant action's error: a policy above it has learned nothing of that dimension."""
 
@@ -51,30 +57,70 @@ class CheckConfig:
 
 def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
     """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
-    findings (severity, check, where, evidence, advice), and with a checkpoint "replay" (`open_loop.summarize`).
+    findings (severity, check, where, evidence, advice), faults (kind, episode, text, file) of the episodes that
+    training refuses, and with a checkpoint "replay" (`open_loop.summarize`). Those episodes are not examined further.
     """
-    dataset = LeRobotDataset(local_folder(root, "dataset"), tolerance=None)  # gaps are findings
     policy = _policy(config)
+    folder = local_folder(root, "dataset")
+    episodes, faults = _faults(folder, _given_embodiment(config, policy))
+    if not episodes:
+        results = _results(root, "", config.horizon or 0, list(_fault_findings(faults, 0)), faults)
+        if output is not None:
+            write_json(output / "check.json", results)
+        _print(results, None)
+        return results
+    dataset = LeRobotDataset(folder, episodes=episodes, cameras=())
     embodiment = _embodiment(dataset, config, policy)
     horizon = config.horizon or (policy.noise_shape[0] if policy else 50)
     examination = examine(dataset, embodiment, horizon, policy.pipeline if policy else None)
-    findings, played, summary = list(examination.findings), None, None
+    findings, played, summary = [*_fault_findings(faults, len(episodes)), *examination.findings], None, None
     if policy is not None and not any(finding.check in ("dimensions", "no camera") for finding in findings):
         frames, whose = _frames(dataset, config, policy)
         played = _replay(dataset, policy, frames)
         summary = summarize(played) | {"episodes": whose}
         findings += _worthless(summary)
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
-    results = {
-        "dataset": str(root), "episodes": dataset.num_episodes, "frames": dataset.num_frames,
-        "embodiment": embodiment.name, "horizon": horizon,
-        "findings": [dataclasses.asdict(finding) for finding in findings], "replay": summary,
-    }  # fmt: skip
+    results = _results(root, embodiment.name, horizon, findings, faults)
+    results |= {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "replay": summary}
     if output is not None:
         write_json(output / "check.json", results)
         check_report(output / "check.html", results, examination, played)
-    _print(results, findings, output)
+    _print(results, output)
     return results
+
+
+def _results(
+    root: Path, embodiment: str, horizon: int, findings: Sequence[Finding], faults: Sequence[Fault]
+) -> dict[str, Any]:
+    """What check.json holds, so far of no whole episode."""
+    return {
+        "dataset": str(root), "episodes": 0, "frames": 0, "embodiment": embodiment, "horizon": horizon,
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "faults": [dataclasses.asdict(fault) | {"file": str(fault.file)} for fault in faults], "replay": None,
+    }  # fmt: skip
+
+
+def _faults(folder: Path, embodiment: Embodiment | None) -> tuple[list[int], list[Fault]]:
+    """(whole episodes, faults of the others), by the cameras that the robot has."""
+    layout = read_layout(folder)
+    cameras = None if embodiment is None else set(embodiment.cameras.values())
+    faults, _ = find_faults(layout, layout.episodes, cameras, VideoIndex(layout.episodes, layout.fps))
+    bad = {fault.episode for fault in faults}
+    good = [episode.index for episode in layout.episodes if episode.index not in bad]
+    return good, faults
+
+
+def _fault_findings(faults: list[Fault], whole: int) -> Iterator[Finding]:
+    """What training refuses, in the same words: one finding for each kind."""
+    total = whole + len({fault.episode for fault in faults})
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        found = [fault for fault in faults if fault.kind == kind]
+        episodes = {fault.episode for fault in found}
+        yield Finding(
+            "error", kind, f"{'episodes' if len(episodes) > 1 else 'episode'} {ranges(episodes)}",
+            f"{len(episodes)} of {total} episodes; the first: {found[0].text}",
+            "training refuses them: mend them (see below), or leave them out with --skip-bad-episodes",
+        )  # fmt: skip
 
 
 def _policy(config: CheckConfig) -> ModelPolicy | None:
@@ -83,13 +129,15 @@ def _policy(config: CheckConfig) -> ModelPolicy | None:
     return load_policy(find_checkpoint(config.checkpoint), embodiment=config.embodiment)
 
 
-def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
+def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodiment | None:
     if policy is not None:
         return policy.pipeline.embodiment
-    if config.embodiment is not None:
-        found = given(Facts(), config.embodiment).embodiment
-        assert found is not None
-        return found
+    return None if config.embodiment is None else given(Facts(), config.embodiment).embodiment
+
+
+def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
+    if (embodiment := _given_embodiment(config, policy)) is not None:
+        return embodiment
     if not dataset.cameras:
         raise UserError(f"{dataset.root} has no camera; a policy needs at least one")
     names = [*CAMERAS, *(f"camera_{number}" for number in range(len(CAMERAS), len(dataset.cameras)))]
@@ -145,8 +193,8 @@ def _worthless(summary: dict[str, Any]) -> list[Finding]:
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def _print(results: dict[str, Any], findings: list[Finding], output: Path | None) -> None:
-    if findings:
+def _print(results: dict[str, Any], output: Path | None) -> None:
+    if findings := [Finding(**finding) for finding in results["findings"]]:
         table = Table(box=SIMPLE, show_edge=False, padding=(0, 1))
         for heading in ("", "where", "what is seen", "what to do"):
             table.add_column(heading, overflow="fold")
@@ -154,6 +202,10 @@ def _print(results: dict[str, Any], findings: list[Finding], output: Path | None
             what = Text.assemble((finding.severity, _COLOURS[finding.severity]), f"\n{finding.check}")
             table.add_row(what, finding.where, finding.evidence, finding.advice, end_section=True)
         console.print(table)
+    for fault in results["faults"][:FAULTS_SHOWN]:
+        console.print(f"{fault['file']}, episode {fault['episode']}: {fault['text']}", soft_wrap=True)
+    if (more := len(results["faults"]) - FAULTS_SHOWN) > 0:
+        console.print(f"and {more} more: check.json, which --output FOLDER writes, has all")
     if (summary := results["replay"]) is not None:
         errors = ", ".join(f"{value:.3g}" for value in summary["error"])
         console.print(f"replay of {summary['chunks']} chunks ({summary['episodes']})")

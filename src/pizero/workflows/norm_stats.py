@@ -36,7 +36,8 @@ def norm_stats(
 ) -> tuple[NormStats, Path, int, float]:
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are.
 
-    format: of the file, see `pizero norm-stats`; only pizero's has a default place.
+    skip_bad_episodes: those that training leaves out as well; videos are looked at for this alone. format: of the
+    file, see `pizero norm-stats`; only pizero's has a default place.
     """
     robot = None if embodiment is None else get_embodiment(embodiment)
     if output is None and format != "pizero":
@@ -48,7 +49,8 @@ def norm_stats(
         )
     started = time.perf_counter()
     root = local_folder(root, "dataset")
-    dataset = LeRobotDataset(root, skip_bad_episodes=skip_bad_episodes)
+    cameras = () if not skip_bad_episodes else None if robot is None else list(robot.cameras.values())
+    dataset = LeRobotDataset(root, cameras=cameras, skip_bad_episodes=skip_bad_episodes)
     tell_notes(dataset.notes)
     stats = dataset_norm_stats(dataset, robot, mode, horizon)
     path = output or root / "meta" / "norm_stats.json"

@@ -73,7 +73,7 @@ def train_policy(
     frames: where decoded frames are kept. workers: processes that read ahead; None takes none on the CPU, else up to 4.
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
     stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
-    skip_bad_episodes: those with missing or damaged files or gaps are left out with a warning each.
+    skip_bad_episodes: those with missing, damaged or contradictory files are left out with one warning.
     measure: what is measured during the training beside the loss. track: names of `train.metrics.TRACKERS`.
     sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing. compiled: blocks
     through torch.compile, π0 and π0.5 in one process alone.

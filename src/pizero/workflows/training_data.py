@@ -15,6 +15,7 @@ from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset
+from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import Embodiment, get_embodiment
@@ -55,20 +56,25 @@ def open_sources(
     embodiment: name or TOML file, for a dataset that does not say its own. episodes, norm_stats: of a single dataset.
     """
     if path.suffix != ".toml":
-        dataset = LeRobotDataset(local_folder(path, "dataset"), episodes=episodes, skip_bad_episodes=skip_bad_episodes)
+        known = get_embodiment(embodiment)
+        dataset = LeRobotDataset(
+            local_folder(path, "dataset"), episodes=episodes, cameras=list(known.cameras.values()),
+            skip_bad_episodes=skip_bad_episodes,
+        )  # fmt: skip
         tell_notes(dataset.notes)
-        return [Source(dataset, get_embodiment(embodiment), None, norm_stats)]
+        return [Source(dataset, known, None, norm_stats)]
     if episodes is not None or norm_stats is not None:
         raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset")
     sources: list[Source] = []
     for entry in _entries(path):
         folder = local_folder(_beside(path, entry["path"]), "dataset")
         robot = entry.get("embodiment", embodiment)
+        known = get_embodiment(str(_beside(path, robot)) if robot.endswith(".toml") else robot)
         stats = entry.get("norm_stats")
         sources.append(
             Source(
-                LeRobotDataset(folder, skip_bad_episodes=skip_bad_episodes),
-                get_embodiment(str(_beside(path, robot)) if robot.endswith(".toml") else robot),
+                LeRobotDataset(folder, cameras=list(known.cameras.values()), skip_bad_episodes=skip_bad_episodes),
+                known,
                 entry.get("weight"),
                 None if stats is None else _beside(path, stats),
             )
@@ -207,8 +213,8 @@ def _frames(
             good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
             if not skip_bad_episodes or not good:
                 raise
-            tell("left out", str(error))
-            dataset = LeRobotDataset(dataset.root, episodes=good, tolerance=None)
+            tell("left out", f"episodes {ranges(error.episodes)}: {error}")
+            dataset = LeRobotDataset(dataset.root, episodes=good, cameras=())
     bars.update(bar, completed=1, total=1)
     if frames == "auto" and cache.store == "decode":
         tell(

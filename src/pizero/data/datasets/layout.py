@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +41,11 @@ class BadEpisodeError(UserError):
 
 @dataclass(frozen=True)
 class VideoSlice:
-    """Where an episode's frames of one camera begin."""
+    """Where an episode's frames of one camera begin and end, in seconds; end is None where `meta/` does not say it."""
 
     path: Path
-    start: float  # seconds
+    start: float
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class Layout:
     episodes: list[Episode]
     stats: dict[str, Any]
     notes: list[str] = field(default_factory=list[str])
+
+
+def camera_keys(features: Mapping[str, Feature]) -> dict[str, str]:
+    """The columns that are cameras, by the camera's name."""
+    return {
+        key.removeprefix(IMAGE_PREFIX): key
+        for key, feature in features.items()
+        if feature.get("dtype") in ("video", "image")
+    }
 
 
 def read_layout(root: Path) -> Layout:
@@ -176,7 +187,8 @@ def _read_episodes(root: Path, info: dict[str, Any], video_keys: list[str]) -> l
     video_path = str(info.get("video_path") or VIDEO_PATH)
     episodes: list[Episode] = []
     for path in paths:
-        table = read_values(path, columns)
+        ends = [f"videos/{key}/to_timestamp" for key in video_keys]
+        table = read_values(path, [*columns, *(name for name in ends if name in column_names(path))])
         for row in range(len(table["length"])):
             videos = {key: _video_slice(root, video_path, table, key, row) for key in video_keys}
             file = data_path.format(
@@ -192,7 +204,9 @@ def _read_episodes(root: Path, info: dict[str, Any], video_keys: list[str]) -> l
 def _video_slice(root: Path, template: str, table: dict[str, list[Any]], key: str, row: int) -> VideoSlice:
     chunk, file = table[f"videos/{key}/chunk_index"][row], table[f"videos/{key}/file_index"][row]
     path = root / template.format(video_key=key, chunk_index=chunk, file_index=file)
-    return VideoSlice(path, float(table[f"videos/{key}/from_timestamp"][row]))
+    end = table.get(f"videos/{key}/to_timestamp", [None] * (row + 1))[row]
+    start = float(table[f"videos/{key}/from_timestamp"][row])
+    return VideoSlice(path, start, None if end is None or math.isnan(end) else float(end))
 
 
 def _check_totals(root: Path, info: dict[str, Any], episodes: list[Episode]) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, refusal
 from pizero.data.datasets.features import dimension_names
-from pizero.data.datasets.layout import IMAGE_PREFIX, BadEpisodeError, Episode, episodes_text, read_layout
+from pizero.data.datasets.layout import BadEpisodeError, Episode, camera_keys, read_layout
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
 from pizero.data.datasets.png import decode_image
-from pizero.data.datasets.video import TOLERANCE, VideoDecoder, VideoError, video_end
+from pizero.data.datasets.video import VideoDecoder, VideoError
+from pizero.data.datasets.video_index import VideoIndex
 from pizero.types import UserError
 
 _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
@@ -35,33 +37,29 @@ class LeRobotDataset:
         root: str | Path,
         *,
         episodes: Sequence[int] | None = None,
-        tolerance: float | None = TOLERANCE,
+        cameras: Sequence[str] | None = None,
         skip_bad_episodes: bool = False,
     ) -> None:
         """`episodes`: the episode ids to use, in that order; all by default.
 
-        tolerance: seconds by which two frames may be more or less than 1 / fps apart; None does not look. Episodes with
-        missing or damaged files, with other lengths than the description says, or with such gaps are a BadEpisodeError,
-        or with `skip_bad_episodes` a warning each, and are left out. Video is opened for that, and not decoded.
+        cameras: whose files are looked at now, without decoding; all by default, and others when they are read. Of
+        episodes with missing or damaged files, or with other numbers of rows or frames than the description says, the
+        first is a BadEpisodeError; with `skip_bad_episodes` they are left out with one warning, and are `faults`.
         """
         self.root = Path(root)
         layout = read_layout(self.root)
         self.notes = list(layout.notes)
-        self._episodes = _select(self.root, layout.episodes, episodes)
-        if skip_bad_episodes:
-            self._episodes = self._without_faults(self._episodes, layout.fps, tolerance)
+        self._camera_keys = camera_keys(layout.features)
+        self.cameras = tuple(self._camera_keys)
+        self._videos = VideoIndex(layout.episodes, layout.fps)
+        selected = _select(self.root, layout.episodes, episodes)
+        self.faults, rows = find_faults(layout, selected, cameras, self._videos)
+        self._episodes = self._without_faults(selected, skip_bad_episodes)
         self.fps = layout.fps
         self.robot_type = layout.robot_type
         self.features = layout.features
         self.tasks = layout.tasks
         self.stats = layout.stats
-        self._camera_keys = {
-            key.removeprefix(IMAGE_PREFIX): key
-            for key, feature in layout.features.items()
-            if feature.get("dtype") in ("video", "image")
-        }
-        self.cameras = tuple(self._camera_keys)
-
         self.episodes = np.array([episode.index for episode in self._episodes], np.int64)
         self.episode_lengths = np.array([episode.length for episode in self._episodes], np.int64)
         self.episode_starts = np.cumsum(self.episode_lengths) - self.episode_lengths
@@ -70,15 +68,15 @@ class LeRobotDataset:
         # Position of each frame's episode in self.episodes.
         self._ordinals = np.repeat(np.arange(self.num_episodes), self.episode_lengths)
 
-        self._rows = self._find_rows()
+        self._rows = np.concatenate([rows[episode.index] for episode in self._episodes])
         index = self._read_columns(_INDEX_COLUMNS)
         self.episode_index: NDArray[np.int64] = index["episode_index"].astype(np.int64)
         self.frame_index: NDArray[np.int64] = index["frame_index"].astype(np.int64)
         self.task_index: NDArray[np.int64] = index["task_index"].astype(np.int64)
-        self.timestamp: NDArray[np.float32] = index["timestamp"].astype(np.float32)
+        self.timestamp: NDArray[np.float64] = index["timestamp"].astype(np.float64)
         self._check_tasks()
-        if tolerance is not None and not skip_bad_episodes:
-            self._check_clock(tolerance)
+        note = clock_note(self.fps, self.timestamp, {e.index: self._frames_of(i) for i, e in enumerate(self._episodes)})
+        self.notes += [] if note is None else [note]
         self._columns: dict[str | tuple[str, ...], NDArray[np.float32]] = {}
         self._texts: dict[str, list[str]] = {}
         self._decoders = OpenFiles(VideoDecoder, limit=16)
@@ -193,7 +191,9 @@ class LeRobotDataset:
     def _read_video(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
         video = episode.videos[key]
         try:
-            return self._decoders.get(video.path).frame_at(video.start + float(self.timestamp[frame]))
+            times = self._videos.frames(episode, key)
+            position = frame - int(self.episode_starts[self._ordinals[frame]])
+            return self._decoders.get(video.path).frame_at(float(times[position]))
         except VideoError as error:
             raise BadEpisodeError(f"{video.path}, episode {episode.index}: {error}", [episode.index]) from None
 
@@ -226,51 +226,17 @@ class LeRobotDataset:
         for path, group in groupby(order, key=lambda ordinal: self._episodes[ordinal].data_path):
             yield path, list(group)
 
-    def _without_faults(self, episodes: list[Episode], fps: float, tolerance: float | None) -> list[Episode]:
-        """Warns of each episode that is left out. UserError when none is left."""
-        good: list[Episode] = []
-        for _, group in groupby(sorted(episodes, key=lambda e: e.data_path), key=lambda e: e.data_path):
-            members = list(group)
-            try:
-                table = read_numbers(members[0].data_path, ["episode_index", "timestamp"])
-            except UserError as error:
-                warnings.warn(f"left out {episodes_text(e.index for e in members)}: {error}", stacklevel=3)
-                continue
-            ids, times = table["episode_index"].ravel(), table["timestamp"].ravel()
-            for episode in members:
-                fault = _fault(episode, times[ids == episode.index], fps, tolerance)
-                if fault is None:
-                    good.append(episode)
-                else:
-                    warnings.warn(f"left out: {fault}", stacklevel=3)
+    def _without_faults(self, episodes: list[Episode], skip: bool) -> list[Episode]:
+        if not self.faults:
+            return episodes
+        if not skip:
+            raise refusal(self.faults)
+        bad = {fault.episode for fault in self.faults}
+        good = [episode for episode in episodes if episode.index not in bad]
         if not good:
-            raise UserError(f"{self.root}: every episode has a fault; the warnings above say which")
-        order = {episode.index: position for position, episode in enumerate(episodes)}
-        return sorted(good, key=lambda episode: order[episode.index])
-
-    def _check_clock(self, tolerance: float) -> None:
-        for ordinal, episode in enumerate(self._episodes):
-            fault = _clock_fault(episode, self.timestamp[self._frames_of(ordinal)], self.fps, tolerance)
-            if fault is not None:
-                raise BadEpisodeError(
-                    f"{fault}; look at it with `pizero check`, or give --skip-bad-episodes", [episode.index]
-                )
-
-    def _find_rows(self) -> NDArray[np.int64]:
-        """[num_frames]: the row of each frame in its data file."""
-        rows = np.empty(self.num_frames, np.int64)
-        for path, ordinals in self._by_file():
-            ids = read_numbers(path, ["episode_index"])["episode_index"]
-            by_episode = np.argsort(ids, kind="stable")
-            sorted_ids = ids[by_episode]
-            for ordinal in ordinals:
-                episode = self._episodes[ordinal]
-                low, high = np.searchsorted(sorted_ids, [episode.index, episode.index + 1])
-                if high - low != episode.length:
-                    raise BadEpisodeError(_length_fault(episode, int(high - low)), [episode.index])
-                start = self.episode_starts[ordinal]
-                rows[start : start + episode.length] = by_episode[low:high]
-        return rows
+            raise nothing_left(self.faults)
+        warnings.warn(f"{self.root}: {left_out(self.faults, len(episodes))}", stacklevel=3)
+        return good
 
     def _read_columns(self, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Columns over all frames: [num_frames, ...]."""
@@ -313,43 +279,6 @@ class LeRobotDataset:
                 f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {self.task_index[unknown[0]]} "
                 f"is not in meta/tasks.parquet, which has {len(self.tasks)} tasks"
             )
-
-
-def _length_fault(episode: Episode, found: int) -> str:
-    return (
-        f"{episode.data_path}, episode {episode.index}: {found} frames, but the description says {episode.length}; "
-        "the copy is incomplete: download the dataset again"
-    )
-
-
-def _clock_fault(episode: Episode, times: NDArray[np.float32], fps: float, tolerance: float) -> str | None:
-    """What is wrong with an episode's time stamps [n]; their float32 rounding is no fault."""
-    steps = np.diff(times.astype(np.float64))
-    allowed = tolerance + 2 * np.spacing(np.abs(times[1:], dtype=np.float32)).astype(np.float64)
-    wrong = np.flatnonzero(np.abs(steps - 1 / fps) > allowed)
-    if not wrong.size:
-        return None
-    frame = int(wrong[0])
-    return (
-        f"{episode.data_path}, episode {episode.index}: frames {frame} and {frame + 1} are {steps[frame]:.4f} s apart, "
-        f"not {1 / fps:.4f} s (tolerance {tolerance:g} s)"
-    )
-
-
-def _fault(episode: Episode, times: NDArray[np.float32], fps: float, tolerance: float | None) -> str | None:
-    """What is wrong with an episode's files, without decoding; times [n]: its time stamps in the data file."""
-    if len(times) != episode.length:
-        return _length_fault(episode, len(times))
-    if tolerance is not None and (fault := _clock_fault(episode, times, fps, tolerance)) is not None:
-        return fault
-    for video in episode.videos.values():
-        try:
-            end = video_end(video.path)
-        except VideoError as error:
-            return f"{video.path}, episode {episode.index}: {error}"
-        if video.start + float(times[-1]) > end:
-            return f"{video.path}, episode {episode.index}: the video ends at {end:.3f} s, before the episode does"
-    return None
 
 
 def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:

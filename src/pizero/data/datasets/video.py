@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,18 +36,23 @@ class VideoError(Exception):
     """A video that cannot give the frame asked for; one line, without the file's name."""
 
 
+def _open(path: Path) -> tuple[Any, Any]:
+    """(container, video stream). Raises VideoError."""
+    try:
+        container = av.open(str(path))
+        return container, container.streams.video[0]
+    except FileNotFoundError:
+        raise VideoError("the file is missing; copy or download the dataset again") from None
+    except (av.error.FFmpegError, IndexError, OSError) as error:
+        raise VideoError(f"no video can be read from the file ({_reason(error)})") from None
+
+
 class VideoDecoder:
     """One open video file. `frame_at` decodes forward where that is shorter, else from the keyframe before."""
 
     def __init__(self, path: Path) -> None:
         """Raises VideoError when the file is missing or holds no video."""
-        try:
-            self._container = av.open(str(path))
-            self._stream = self._container.streams.video[0]
-        except FileNotFoundError:
-            raise VideoError("the file is missing; copy or download the dataset again") from None
-        except (av.error.FFmpegError, IndexError, OSError) as error:
-            raise VideoError(f"no video can be read from the file ({_reason(error)})") from None
+        self._container, self._stream = _open(path)
         self._stream.codec_context.thread_count = 1
         self._seconds_per_tick = float(self._stream.time_base or 0)
         rate = float(self._stream.average_rate or 30)
@@ -56,11 +62,6 @@ class VideoDecoder:
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._frame: av.VideoFrame | None = None
         self._time = -1.0
-
-    @property
-    def duration(self) -> float:
-        """Seconds, by the file's header."""
-        return float(self._stream.duration or 0) * self._seconds_per_tick
 
     def frame_at(self, timestamp: float) -> NDArray[np.uint8]:
         """uint8 [h, w, 3]: the frame shown at `timestamp` (seconds, within TOLERANCE). Raises VideoError."""
@@ -116,11 +117,51 @@ class VideoDecoder:
         return frame is not None
 
 
-def video_end(path: Path) -> float:
-    """Seconds at which the last frame is over, as the file says; opens it and decodes one frame. Raises VideoError."""
-    decoder = VideoDecoder(path)
-    decoder.frame_at(0.0)
-    return decoder.duration
+@dataclass(frozen=True)
+class VideoFrames:
+    """The frames of a video file: times [n], seconds at which they are shown, rising; height and width of all."""
+
+    times: NDArray[np.float64]
+    height: int
+    width: int
+    period: float  # seconds between two frames, as a rule
+
+
+def read_frames(path: Path) -> VideoFrames:
+    """From the file's header where it tells all, else from its packets; nothing is decoded. Raises VideoError."""
+    container, stream = _open(path)
+    with container:
+        try:
+            ticks = _ticks_of_header(stream, path)
+            if ticks is None:
+                ticks = _ticks_of_packets(container, stream)
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(f"the video is damaged ({_reason(error)})") from None
+        if not len(ticks):
+            raise VideoError("the video has no frames")
+        times = ticks.astype(np.float64) * float(stream.time_base or 0)
+        rate = float(stream.average_rate or 30)
+        period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
+        return VideoFrames(times, stream.height, stream.width, period)
+
+
+def _ticks_of_header(stream: Any, path: Path) -> NDArray[np.int64] | None:
+    """Times of the frames [n] by the index of mp4 and its like; None where it does not tell them."""
+    entries = list(getattr(stream, "index_entries", ()))  # older versions of PyAV do not have it
+    if not entries or len(entries) != stream.frames or stream.start_time is None:
+        return None
+    if max(entry.pos + entry.size for entry in entries) > path.stat().st_size:
+        raise VideoError("the file is shorter than its own index says; copy or download the dataset again")
+    decoding = np.array([entry.timestamp for entry in entries if not entry.is_discard], np.int64)
+    steps = np.diff(decoding)
+    if stream.codec_context.has_b_frames and steps.size and steps.min() != steps.max():
+        return None  # the order of showing is another one
+    return stream.start_time + decoding - decoding[:1]
+
+
+def _ticks_of_packets(container: Any, stream: Any) -> NDArray[np.int64]:
+    shown = [packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+    return np.sort(np.array(shown, np.int64))
 
 
 class EpisodeEncoder:

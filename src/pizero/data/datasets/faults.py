@@ -1,0 +1,182 @@
+"""What is wrong with single episodes of a dataset: found the same way by training, conversion and `pizero check`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout, camera_keys
+from pizero.data.datasets.parquet import read_numbers
+from pizero.data.datasets.video import VideoError
+from pizero.data.datasets.video_index import QUARTER, VideoIndex
+from pizero.types import UserError
+
+ADVICE = "`pizero check` shows all; --skip-bad-episodes leaves them out"
+CLOCK_TOLERANCE = 1e-4
+"""Seconds by which two frames may be more or less than 1 / fps apart."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """kind: two or three words. text: what is seen, and what to do; None of it names the file or the episode."""
+
+    kind: str
+    episode: int
+    text: str
+    file: Path
+
+    def __str__(self) -> str:
+        return f"{self.file}, episode {self.episode}: {self.text}"
+
+
+def find_faults(
+    layout: Layout, episodes: Sequence[Episode], cameras: Collection[str] | None, index: VideoIndex
+) -> tuple[list[Fault], dict[int, NDArray[np.int64]]]:
+    """(faults in the order of the episodes, rows [length] of the whole ones in their data files).
+
+    cameras: whose files are looked at; None for all. Every file is opened once, and no video decoded.
+    """
+    videos = {
+        key
+        for camera, key in camera_keys(layout.features).items()
+        if layout.features[key]["dtype"] == "video" and (cameras is None or camera in cameras)
+    }
+    rows, faults = _find_rows(episodes)
+    faults += _find_video_faults(episodes, index, sorted(videos))
+    order = {episode.index: position for position, episode in enumerate(episodes)}
+    return sorted(faults, key=lambda fault: order[fault.episode]), rows
+
+
+def clock_note(fps: float, times: NDArray[np.float64], frames: Mapping[int, NDArray[np.int64]]) -> str | None:
+    """What to say of time stamps [F] that are not the frame's number over fps; frames: of each episode.
+
+    Their float32 rounding is no fault.
+    """
+    off: list[int] = []
+    steps: list[NDArray[np.float64]] = []
+    for episode, positions in frames.items():
+        stamps = times[positions]
+        steps.append(np.diff(stamps))
+        allowed = CLOCK_TOLERANCE + 2 * np.spacing(np.abs(stamps[1:]).astype(np.float32)).astype(np.float64)
+        even = np.abs(steps[-1] - 1 / fps) <= allowed
+        if not (even.all() and abs(stamps[0]) <= QUARTER / fps):
+            off.append(episode)
+    if not off:
+        return None
+    step = float(np.nanmedian(np.concatenate(steps))) if any(map(len, steps)) else 1 / fps
+    rate = "" if abs(step * fps - 1) < 0.02 else f" (they come {1 / step:.3g} a second)" if step > 0 else ""
+    return (
+        f"the time stamps of {len(off)} of {len(frames)} episodes ({ranges(off)}) are not the frame's number / fps, "
+        f"fps {fps:g}{rate}: the number counts, not the time stamp"
+    )
+
+
+def _find_rows(episodes: Iterable[Episode]) -> tuple[dict[int, NDArray[np.int64]], list[Fault]]:
+    """(rows [length] of each whole episode in its data file, faults of the others); each file is read once."""
+    rows: dict[int, NDArray[np.int64]] = {}
+    faults: list[Fault] = []
+    for path, group in groupby(sorted(episodes, key=lambda e: e.data_path), key=lambda e: e.data_path):
+        members = list(group)
+        if (wrong := _file_fault(path)) is not None:
+            faults += [Fault(wrong[0], episode.index, wrong[1], path) for episode in members]
+            continue
+        try:
+            ids = read_numbers(path, ["episode_index"])["episode_index"].ravel()
+        except UserError as error:
+            text = str(error).removeprefix(f"{path} ")
+            faults += [Fault("unreadable data", episode.index, f"the file {text}", path) for episode in members]
+            continue
+        order = np.argsort(ids, kind="stable")
+        sorted_ids = ids[order]
+        for episode in members:
+            low, high = np.searchsorted(sorted_ids, [episode.index, episode.index + 1])
+            if high - low == episode.length:
+                rows[episode.index] = order[low:high]
+            else:
+                text = (
+                    f"{high - low} frames, but the description says {episode.length}; the copy is incomplete: download "
+                    "the dataset again"
+                )
+                faults.append(Fault("number of rows", episode.index, text, path))
+    return rows, faults
+
+
+def _find_video_faults(episodes: Iterable[Episode], index: VideoIndex, keys: Sequence[str]) -> list[Fault]:
+    """Of the videos of these cameras: missing, unreadable, of other frames than the episode's rows."""
+    faults: list[Fault] = []
+    files: dict[Path, tuple[str, str] | None] = {}
+    for episode in episodes:
+        for key in keys:
+            path = episode.videos[key].path
+            if path not in files:
+                files[path] = _file_fault(path) or _video_fault(path, index)
+            wrong = files[path]
+            if wrong is None:
+                try:
+                    index.frames(episode, key)
+                    continue
+                except VideoError as error:
+                    wrong = "frames of the video", str(error)
+            faults.append(Fault(wrong[0], episode.index, wrong[1], path))
+    return faults
+
+
+def refusal(faults: Sequence[Fault]) -> BadEpisodeError:
+    """The first of them, how many more, and what can be done."""
+    episodes = sorted({fault.episode for fault in faults})
+    more = f" (and {len(episodes) - 1} more: {ranges(episodes, but=faults[0].episode)})" if len(episodes) > 1 else ""
+    return BadEpisodeError(f"{faults[0]}{more}; {ADVICE}", episodes)
+
+
+def nothing_left(faults: Sequence[Fault]) -> BadEpisodeError:
+    """Where every episode has one."""
+    episodes = {fault.episode for fault in faults}
+    return BadEpisodeError(f"every episode ({len(episodes)}) has a fault; the first: {faults[0]}", episodes)
+
+
+def left_out(faults: Sequence[Fault], count: int) -> str:
+    """Which of `count` episodes were left out, and why, in one line."""
+    kinds = {kind: {fault.episode for fault in faults if fault.kind == kind} for kind in _kinds(faults)}
+    told = "; ".join(f"{kind}: {ranges(episodes)}" for kind, episodes in kinds.items())
+    return f"left out {len({fault.episode for fault in faults})} of {count} episodes ({told}); `pizero check` says more"
+
+
+def ranges(numbers: Iterable[int], but: int | None = None) -> str:
+    """ "0, 4-7, 9"."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers) - {but}):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _kinds(faults: Sequence[Fault]) -> list[str]:
+    return list(dict.fromkeys(fault.kind for fault in faults))
+
+
+def _file_fault(path: Path) -> tuple[str, str] | None:
+    """(kind, text) of a file that is not there, or is the pointer that Git LFS leaves for it."""
+    try:
+        size = path.stat().st_size
+        if size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            return "Git LFS pointer", "the file is a Git LFS pointer: run `git lfs pull` in the dataset's folder"
+    except FileNotFoundError:
+        return "missing file", "the file is missing; copy or download the dataset again"
+    except OSError as error:
+        return "unreadable file", f"the file cannot be read ({error.strerror})"
+    return None
+
+
+def _video_fault(path: Path, index: VideoIndex) -> tuple[str, str] | None:
+    try:
+        index.file(path)
+    except VideoError as error:
+        return "unreadable video", str(error)
+    return None

@@ -1,0 +1,245 @@
+"""Faults of single episodes: files, rows, frames of videos that are shared; clocks, which are none."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pizero.data.datasets.faults import ranges
+from pizero.data.datasets.layout import BadEpisodeError
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.video import EpisodeEncoder, VideoFileWriter
+
+FPS = 10
+LENGTHS = (5, 6, 7, 6)
+BRIGHTER = 8  # grey levels from frame to frame of the whole dataset
+VIDEO = "videos/observation.images.top/chunk-000/file-000.mp4"
+FROM, TO = (f"videos/observation.images.top/{name}_timestamp" for name in ("from", "to"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four episodes in one video; frame i of the dataset has the grey level 8 i."""
+    root = tmp_path_factory.mktemp("written") / "data"
+    with LeRobotWriter(
+        root, fps=FPS, robot_type="toy", state_names=["x"], action_names=["dx"], cameras={"top": (32, 32)},
+    ) as writer:  # fmt: skip
+        frame = 0
+        for length in LENGTHS:
+            for _ in range(length):
+                writer.add_frame([frame], [0], {"top": np.full((32, 32, 3), BRIGHTER * frame, np.uint8)})
+                frame += 1
+            writer.save_episode("brighten")
+    return root
+
+
+@pytest.fixture
+def root(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "data")
+
+
+def change(path: Path, column: str, values: Callable[[np.ndarray], Any], kind: pa.DataType | None = None) -> None:
+    """A column of a parquet file becomes values(column); None takes it out."""
+    table = pq.read_table(path)
+    index = table.column_names.index(column)
+    new = values(table[column].to_numpy().copy())
+    if new is None:
+        pq.write_table(table.drop_columns([column]), path)
+    else:
+        field = table.schema.field(index) if kind is None else pa.field(column, kind)
+        pq.write_table(table.set_column(index, field, pa.array(new, field.type)), path)
+
+
+def slices(root: Path, starts: Sequence[float], ends: Sequence[float] | None) -> None:
+    episodes = root / "meta/episodes/chunk-000/file-000.parquet"
+    change(episodes, FROM, lambda _: np.array(starts))
+    change(episodes, TO, lambda _: None if ends is None else np.array(ends))
+
+
+def video(path: Path, levels: Sequence[int], fps: float = FPS) -> None:
+    """One frame for each grey level."""
+    encoder = EpisodeEncoder("h264", fps, 32, 32)
+    for level in levels:
+        encoder.add(np.full((32, 32, 3), level, np.uint8))
+    writer = VideoFileWriter(path, "h264", fps, 32, 32)
+    writer.append(encoder.finish())
+    writer.close()
+
+
+def levels(dataset: LeRobotDataset) -> list[int]:
+    """Of each frame, in frames of the dataset."""
+    images = dataset.images("top", np.arange(dataset.num_frames))
+    return np.rint(images.mean(axis=(1, 2, 3)) / BRIGHTER).astype(int).tolist()
+
+
+def faults(root: Path) -> dict[int, str]:
+    """Texts by episode, as training says the first of them."""
+    with pytest.warns(UserWarning, match="left out"):
+        dataset = LeRobotDataset(root, skip_bad_episodes=True)
+    with pytest.raises(BadEpisodeError, match=re.escape(str(dataset.faults[0]))) as refused:
+        LeRobotDataset(root)
+    assert "\n" not in str(refused.value)
+    assert refused.value.episodes == tuple(sorted({fault.episode for fault in dataset.faults}))
+    assert not set(refused.value.episodes) & set(dataset.episodes.tolist())
+    return {fault.episode: fault.text for fault in dataset.faults}
+
+
+STARTS, ENDS = [0.0, 0.5, 1.1, 1.8], [0.5, 1.1, 1.8, 2.4]
+
+
+def test_whole(root: Path) -> None:
+    dataset = LeRobotDataset(root)
+    assert levels(dataset) == list(range(24))
+    assert (dataset.faults, dataset.notes) == ([], [])
+
+
+@pytest.mark.parametrize("off", [0.0005, -0.0005, 0.02])
+@pytest.mark.parametrize("ends", [True, False])
+def test_slices_less_than_a_quarter_of_a_frame_off(root: Path, off: float, ends: bool) -> None:
+    slices(root, [start + off for start in STARTS], [end + off for end in ENDS] if ends else None)
+    assert levels(LeRobotDataset(root)) == list(range(24))
+
+
+def test_slices_one_frame_off(root: Path) -> None:
+    slices(root, [0.0, 0.5, 1.2, 1.9], ENDS)
+    found = faults(root)
+    assert found == {
+        2: "its part of the video, 1.200 to 1.800 s, holds 6 frames, the episode has 7 rows",
+        3: "its part of the video, 1.900 to 2.400 s, holds 5 frames, the episode has 6 rows",
+    }
+
+
+def test_slices_one_frame_off_at_both_ends(root: Path) -> None:
+    """Every episode from there on, also those that have the right length and meet their neighbour."""
+    slices(root, [0.0, 0.6, 1.2, 1.9], [0.5, 1.2, 1.9, 2.5])
+    found = faults(root)
+    assert set(found) == {1, 2, 3}
+    assert found[2] == "it begins at 1.200 s, but episodes before it do not meet: its frames are not sure"
+    slices(root, [0.0, 0.5, 1.2, 1.9], None)  # each ends where the next one begins
+    assert set(faults(root)) == {1, 2, 3}
+
+
+def test_half_a_frame_off(root: Path) -> None:
+    slices(root, [0.0, 0.55, 1.1, 1.8], ENDS)
+    assert faults(root) == {
+        1: "0.5500 s, where meta/ says that it begins or ends, lies between two frames of the video"
+    }
+
+
+def discard(root: Path, after: int, frames: int) -> None:
+    """A take of so many black frames after that frame of the video."""
+    kept = [BRIGHTER * frame for frame in range(sum(LENGTHS))]
+    video(root / VIDEO, [*kept[:after], *[0] * frames, *kept[after:]])
+
+
+def test_a_discarded_take_in_an_episode(root: Path) -> None:
+    discard(root, 5, 9)
+    slices(root, [0.0, 0.5, 2.0, 2.7], [0.5, 2.0, 2.7, 3.3])
+    assert faults(root) == {1: "its part of the video, 0.500 to 2.000 s, holds 15 frames, the episode has 6 rows"}
+    with pytest.warns(UserWarning, match="left out"):
+        assert levels(LeRobotDataset(root, skip_bad_episodes=True)) == [*range(5), *range(11, 24)]
+
+
+def test_a_discarded_take_between_episodes(root: Path) -> None:
+    discard(root, 5, 9)
+    slices(root, [0.0, 1.4, 2.0, 2.7], [0.5, 2.0, 2.7, 3.3])
+    assert faults(root) == {
+        1: "it begins at 1.400 s, and 9 frames between it and the end of episode 0 belong to no episode"
+    }
+
+
+def test_frames_of_nobody_at_the_end(root: Path) -> None:
+    discard(root, 24, 4)
+    assert faults(root) == {3: "4 frames at the end of the video belong to no episode"}
+    slices(root, STARTS, None)
+    assert faults(root) == {3: "its part of the video, 1.800 to 2.800 s, holds 10 frames, the episode has 6 rows"}
+
+
+def test_slices_that_overlap(root: Path) -> None:
+    slices(root, [0.0, 0.5, 1.1, 1.7], [0.5, 1.1, 1.8, 2.3])
+    assert faults(root)[3] == "it begins at 1.700 s, where 1 frames are those of episode 2 as well"
+
+
+def test_episodes_that_were_taken_out(root: Path) -> None:
+    """Numbers are missing, and their frames are still in the video: the slices are right."""
+    episodes, data = root / "meta/episodes/chunk-000/file-000.parquet", root / "data/chunk-000/file-000.parquet"
+    for path in (episodes, data):
+        table = pq.read_table(path)
+        pq.write_table(table.filter([index != 1 for index in table["episode_index"].to_pylist()]), path)
+    info = root / "meta/info.json"
+    info.write_text(info.read_text().replace('"total_episodes": 4', '"total_episodes": 3').replace("24,", "18,"))
+    assert levels(LeRobotDataset(root)) == [*range(5), *range(11, 24)]
+
+
+def test_files_that_are_not_there(root: Path) -> None:
+    (root / VIDEO).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n")
+    with pytest.raises(BadEpisodeError, match=r"a Git LFS pointer: run `git lfs pull` .* \(and 3 more: 1-3\)"):
+        LeRobotDataset(root)
+    (root / VIDEO).unlink()
+    with pytest.raises(BadEpisodeError, match=r"file-000\.mp4, episode 0: the file is missing; .* \(and 3 more: 1-3\)"):
+        LeRobotDataset(root)
+    assert LeRobotDataset(root, cameras=["other"]).num_episodes == 4  # not the robot's
+
+
+def test_a_copy_that_broke_off(root: Path) -> None:
+    """The index stands in front of the frames in many files, which then open although their end is missing."""
+    import av
+
+    whole = root / "whole.mp4"
+    (root / VIDEO).rename(whole)
+    with av.open(str(whole)) as source, av.open(str(root / VIDEO), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert levels(LeRobotDataset(root)) == list(range(24))
+    (root / VIDEO).write_bytes((root / VIDEO).read_bytes()[:-20])
+    with pytest.raises(BadEpisodeError, match="the file is shorter than its own index says"):
+        LeRobotDataset(root)
+
+
+def test_a_video_of_another_rate(root: Path) -> None:
+    """Thirty frames a second for ten rows: the frame at each row's time, if the video lasts as long."""
+    video(root / VIDEO, [BRIGHTER * (frame // 3) for frame in range(72)], 3 * FPS)
+    assert levels(LeRobotDataset(root)) == list(range(24))
+    slices(root, STARTS, [*ENDS[:3], 2.3])
+    assert set(faults(root)) == {3}
+
+
+CLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "jitter": lambda times: times + np.random.default_rng(0).uniform(0, 0.03, len(times)),
+    "begins at one": lambda times: times + 0.1,
+    "epoch": lambda times: times + 1.7e9,
+    "another rate": lambda times: times * 10 / 9.25,
+    "goes on": lambda times: np.arange(len(times)) / FPS,
+    "stands still": lambda times: np.zeros(len(times)),
+    "a gap": lambda times: times + 3 * (np.arange(len(times)) > 8),
+    "not a number": lambda times: np.where(np.arange(len(times)) == 8, np.nan, times),
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()], ids=str)
+def test_the_number_of_a_frame_counts_not_its_time_stamp(root: Path, name: str, kind: pa.DataType) -> None:
+    change(root / "data/chunk-000/file-000.parquet", "timestamp", CLOCKS[name], kind)
+    dataset = LeRobotDataset(root)
+    assert levels(dataset) == list(range(24))
+    [note] = dataset.notes
+    assert "of 4 episodes" in note
+    assert "the number counts" in note
+    assert ("9.25 a second" in note) == (name == "another rate")
+
+
+def test_ranges() -> None:
+    assert ranges([4, 0, 1, 2, 9]) == "0-2, 4, 9"
+    assert ranges([3, 4], but=3) == "4"
