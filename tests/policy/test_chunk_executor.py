@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,15 @@ def test_a_policy_that_is_too_late() -> None:
     assert [executor.next_action()[0] for _ in range(5)] == [2, 3, 3, 3, 3]
     with pytest.raises(PolicyLateError, match="held for 3 control steps"):
         executor.next_action()
-    executor.load(chunk(100, 10))  # it comes after all
-    assert executor.next_action()[0] == 105
+    with pytest.warns(UserWarning, match="took 6 control steps, and 2 actions were left"):
+        executor.load(chunk(100, 10))  # it comes after all
+    assert executor.next_action()[0] == 102  # two were played since it was asked for
 
 
-def test_a_chunk_that_arrives_when_all_of_it_is_stale_is_asked_for_anew() -> None:
+@pytest.mark.filterwarnings("ignore:the policy is late")
+def test_a_chunk_that_is_shorter_than_what_was_played_is_asked_for_anew() -> None:
     executor = ChunkExecutor(2, asynchronous=True)
-    executor.load(chunk(0, 4))
+    executor.load(chunk(0, 8))
     for _ in range(2):
         executor.next_action()
     executor.question({})
@@ -120,7 +123,96 @@ def test_a_chunk_that_arrives_when_all_of_it_is_stale_is_asked_for_anew() -> Non
     executor.load(chunk(200, 4))
     assert executor.needs_chunk
     assert "previous_actions" not in executor.question({})
-    assert executor.next_action()[0] == 3  # held
+    assert executor.next_action()[0] == 5  # held
+    executor.load(chunk(600, 4))
+    assert executor.next_action()[0] == 600
+
+
+class Robot:
+    """Goes where it is told, one control step after the other; its policy plans one unit a step from where it is."""
+
+    def __init__(self, executor: ChunkExecutor, horizon: int, delay: int) -> None:
+        self.executor, self.horizon, self.delay = executor, horizon, delay
+        self.place, self.time, self.due = 0.0, 0, -1
+        self.answer = np.zeros((0, 1), np.float32)
+        self.path: list[float] = []
+        self.asked: list[int] = []
+
+    def step(self) -> None:
+        for _ in range(2):  # an answer may come before a question, or with it
+            if self.due == self.time:
+                self.executor.load(self.answer)
+                self.due = -1
+            if self.executor.needs_chunk:
+                self.executor.question({})
+                self.asked.append(self.time)
+                self.answer = self.place + np.arange(1, self.horizon + 1, dtype=np.float32)[:, None]
+                self.due = self.time + (self.delay if self.path else 0)
+        self.place = float(self.executor.next_action()[0])
+        self.path.append(self.place)
+        self.time += 1
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+
+
+@pytest.mark.parametrize(
+    ("horizon", "every", "delay", "left"),
+    [(16, 16, 24, 0), (16, 8, 24, 8), (16, 8, 12, 8), (16, 16, 1, 0), (50, 25, 30, 25), (8, 1, 100, 7)],
+)
+@pytest.mark.parametrize("settings", [{}, {"ensemble": 0.01}, {"real_time": True}])
+def test_a_policy_slower_than_its_chunk_holds_the_robot_and_says_so(
+    horizon: int, every: int, delay: int, left: int, settings: dict[str, Any]
+) -> None:
+    """The largest step stays 1, what was held is not skipped, and the warning comes once for each kind of lateness."""
+    robot = Robot(ChunkExecutor(every, asynchronous=True, **settings), horizon, delay)
+    expected = f"took {delay} control steps, and {left} actions were left to play of chunks of {horizon}"
+    with pytest.warns(UserWarning, match=expected) as told:
+        robot.run(6 * (horizon + delay))
+    assert len(told) == 1
+    assert set(np.diff(robot.path)) == {0.0, 1.0}
+    assert robot.path[-1] >= 3 * min(horizon, every + left)
+    assert list(robot.executor.delays) == [delay] * min(10, len(robot.executor.delays))
+
+
+@given(horizon=st.integers(1, 20), data=st.data(), delay=st.integers(0, 30))
+@pytest.mark.filterwarnings("ignore:the policy is late")
+def test_no_action_is_skipped_or_played_twice(horizon: int, data: st.DataObject, delay: int) -> None:
+    """Whatever the numbers; and the robot is held only where the chunk is too short (docs/real_time.md)."""
+    every = data.draw(st.integers(1, horizon))
+    settings = data.draw(st.sampled_from([{}, {"ensemble": 0.5}, {"real_time": True}]))
+    robot = Robot(ChunkExecutor(every, asynchronous=True, **settings), horizon, delay)
+    robot.run(100)
+    steps = set(np.diff(robot.path).tolist())
+    assert steps <= {0.0, 1.0}
+    assert (0.0 in steps) == (horizon < delay + max(every, delay))
+
+
+def test_the_advice_can_be_followed() -> None:
+    for every, delay, advice in ((16, 4, "an execution_horizon of 12 or less"), (8, 9, r"chunks of 18 actions")):
+        robot = Robot(ChunkExecutor(every, asynchronous=True), 16, delay)
+        with pytest.warns(UserWarning, match=advice):
+            robot.run(60)
+    for horizon, every, delay in ((16, 12, 4), (18, 8, 9)):
+        robot = Robot(ChunkExecutor(every, asynchronous=True), horizon, delay)
+        robot.run(60)
+        assert robot.path[-1] == 60
+
+
+def test_a_lost_chunk_is_told_again_only_when_all_of_it_is_stale() -> None:
+    robot = Robot(ChunkExecutor(8, asynchronous=True), 16, 9)
+    with pytest.warns(UserWarning, match="took 9") as told:
+        robot.run(60)
+    assert len(told) == 1
+    robot.delay = 12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robot.run(60)
+    robot.delay = 20
+    with pytest.warns(UserWarning, match="took 20") as told:
+        robot.run(200)
+    assert len(told) == 1
 
 
 def test_ensembling_averages_what_speaks_of_a_control_step() -> None:
@@ -204,6 +296,46 @@ def test_a_loop_never_waits_but_for_the_first_chunk() -> None:
         loop.reset()
         with pytest.raises(ConnectionError, match="gone"):
             loop.act({})
+
+
+def test_an_observation_is_asked_for_when_an_answer_is_overdue() -> None:
+    """The answer may come between the look at `needs_observation` and `act`, which then asks at once."""
+    policy = SlowPolicy()
+    policy.go.set()
+    with RobotLoop(policy, ChunkExecutor(3, asynchronous=True)) as loop:
+        played = []
+        for step in range(7):
+            if step == 1:
+                policy.go.clear()
+            played.append(loop.act({} if loop.needs_observation else None)[0])
+        needed = loop.needs_observation
+        policy.go.set()
+        wait_for(loop)
+        played.append(loop.act({} if needed else None)[0])
+        assert loop._answer is not None
+    assert played == [0, 1, 2, 3, 4, 5, 6, 104]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_policy_that_failed_is_asked_again(asynchronous: bool) -> None:
+    policy = SlowPolicy()
+    policy.go.set()
+    with RobotLoop(policy, ChunkExecutor(3, asynchronous=asynchronous)) as loop:
+        played = [loop.act({})[0] for _ in range(3)]
+        policy.broken = True
+        if asynchronous:
+            loop.act({})  # asks
+            wait_for(loop)
+        with pytest.raises(ConnectionError, match="gone"):
+            loop.act({})
+        policy.broken = False
+        assert loop.needs_observation
+        asked = policy.asked
+        loop.act({})
+        wait_for(loop)
+        assert policy.asked == asked + 1
+        assert loop.act({})[0] == 100 * asked + 1
+        assert played == [0, 1, 2]
 
 
 def test_a_synchronous_loop_asks_and_plays() -> None:

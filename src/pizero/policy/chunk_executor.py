@@ -7,12 +7,20 @@ asynchronous   the next chunk is asked for while this one plays; the actions for
 steps    0  1  2  3  4  5  6  7
 old      .  .  .  .  .  |                  played until the new one is there
 new      x  x  x  x  x  n  n  n  n         x: stale, dropped; the delay is 5
+
+A policy that is later than the old chunk's end finds the robot held where that ended. What was held was not played, so
+no action is dropped for it: the new chunk goes on from where the robot is.
+
+steps    0  1  2  3  4  5  6  7
+old      .  .  .  h  h  |                  h: held
+new      x  x  x        n  n  n            the delay is 5, and 3 actions are stale
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,14 +96,16 @@ class ChunkExecutor:
         self._hold = None if hold is None else np.asarray(hold, np.float32)
         self.delays: deque[int] = deque(maxlen=10)
         """The last delays, in control steps."""
+        self._warned = 0  # most actions that an answer was found to lack
         self.reset()
 
     def reset(self) -> None:
         """Forgets chunks and requests; call it between episodes. The measured delays stay."""
-        self._step = 0
-        self._plans: list[tuple[int, Chunk]] = []  # control step of the first action, and the chunk; oldest first
-        self._asked: int | None = None
-        self._last_asked = 0
+        self._played = 0  # control steps for which the robot was not held: the time of plans
+        self._plans: list[tuple[int, Chunk]] = []  # `_played` at the first action, and the chunk; oldest first
+        self._asked: int | None = None  # `_played` at the question that has no answer yet
+        self._waited = 0  # control steps since then
+        self._next_question = 0
         self._last: Action | None = None
         self.held = 0
         """Control steps in a row for which the robot is held."""
@@ -107,11 +117,8 @@ class ChunkExecutor:
 
     @property
     def remaining(self) -> int:
-        """Control steps until the next chunk is asked for."""
-        if not self._plans:
-            return 0
-        since = self._last_asked if self.asynchronous else self._plans[-1][0]
-        return max(since + self.execution_horizon - self._step, 0)
+        """Control steps until the next chunk is asked for, or was to be."""
+        return max(self._next_question - self._played, 0)
 
     @property
     def expected_delay(self) -> int:
@@ -122,14 +129,17 @@ class ChunkExecutor:
         """What the policy is asked now; the answer goes to `load`. Only one question at a time."""
         if self._asked is not None:
             raise RuntimeError("the last question has no answer yet: call load first")
-        self._asked = self._last_asked = self._step
-        if not self.real_time or not self._plans:
-            return observation
-        start, chunk = self._plans[-1]
-        left = chunk[self._step - start :]
-        if not len(left):
+        self._asked, self._waited = self._played, 0
+        if self.asynchronous:
+            self._next_question = self._played + self.execution_horizon
+        left = self._left()
+        if not self.real_time or not len(left):
             return observation
         return {**observation, "previous_actions": left, "inference_delay": min(self.expected_delay, len(left))}
+
+    def withdraw(self) -> None:
+        """The last question gets no answer, since the policy failed; the next one may be asked at once."""
+        self._asked, self._next_question = None, self._played
 
     def load(self, chunk: Chunk) -> None:
         """Takes a new chunk [H, robot_action_dim]: the answer to the last question, or without one an unasked chunk."""
@@ -140,30 +150,57 @@ class ChunkExecutor:
                 f"execution_horizon {self.execution_horizon} is longer than the policy's action chunk of {len(chunk)}; "
                 f"choose at most {len(chunk)}"
             )
-        if self._asked is None:
-            self._last_asked = self._step
-        elif self._plans:  # the first chunk is waited for
-            self.delays.append(self._step - self._asked)
+        start = self._played if self._asked is None or not self.asynchronous else self._asked
+        if self._asked is not None and self._plans:  # the first chunk is waited for
+            self.delays.append(self._waited)
+            if self.asynchronous and self.held:
+                self._tell_late(len(chunk))
+        if self._asked is None or not self.asynchronous:
+            self._next_question = self._played + self.execution_horizon
         self._asked = None
-        start = self._last_asked if self.asynchronous else self._step
         kept = self._plans if self.ensemble is not None else []
         self._plans = [plan for plan in kept if self._speaks(plan)] + [(start, chunk)]
 
     def next_action(self) -> Action:
         """The action [robot_action_dim] of this control step; RuntimeError if there is none and none was asked for."""
-        planned = [chunk[self._step - start] for start, chunk in self._plans if self._speaks((start, chunk))]
-        waiting = not self.asynchronous and self.remaining == 0
-        if not planned or waiting:
+        planned = [chunk[self._played - start] for start, chunk in self._plans if self._speaks((start, chunk))]
+        self._waited += 1
+        if not planned or (not self.asynchronous and self.remaining == 0):
             action = self._held_action()
         else:
             self.held = 0
+            self._played += 1
             action = planned[-1] if self.ensemble is None else self._average(planned)
         self._last = self.limits.apply(action, self._last)
-        self._step += 1
         return self._last
 
+    def _left(self) -> Chunk:
+        """What is left of the newest chunk."""
+        if not self._plans:
+            return np.zeros((0, 0), np.float32)
+        start, chunk = self._plans[-1]
+        return chunk[self._played - start :]
+
     def _speaks(self, plan: tuple[int, Chunk]) -> bool:
-        return plan[0] <= self._step < plan[0] + len(plan[1])
+        return plan[0] <= self._played < plan[0] + len(plan[1])
+
+    def _tell_late(self, horizon: int) -> None:
+        """At the first answer for which the robot was held, and at the first that came after the whole of a chunk."""
+        delay, played = self._waited, self._waited - self.held
+        if self._warned == 0 or (delay >= horizon > self._warned):
+            longest = self.expected_delay
+            advice = (
+                f"an execution_horizon of {horizon - longest} or less asks early enough"
+                if horizon >= 2 * longest
+                else f"no execution_horizon is small enough: chunks of {2 * longest} actions would be long enough"
+            )
+            warnings.warn(
+                f"the policy is late: its answer took {delay} control steps, and {played} actions were left to play of "
+                f"chunks of {horizon}; the robot was held for {self.held} control steps ({advice}; or make the policy "
+                "faster, or the control steps longer)",
+                stacklevel=3,
+            )
+        self._warned = max(self._warned, delay)
 
     def _average(self, planned: list[Action]) -> Action:
         assert self.ensemble is not None
@@ -189,7 +226,7 @@ class RobotLoop:
     """A policy and an executor for a robot's control loop: `act` in every control step.
 
     Asynchronous: the policy runs in a thread, and `act` waits for the first chunk alone. What the policy raises, `act`
-    raises. Use it as a context manager, or call `close`.
+    raises; the next `act` asks again. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, policy: Infers, executor: ChunkExecutor) -> None:
@@ -200,8 +237,10 @@ class RobotLoop:
 
     @property
     def needs_observation(self) -> bool:
-        """Whether `act` will look at its observation; images need not be taken otherwise."""
-        return self.executor.needs_chunk
+        """Whether `act` will look at its observation, or may: an answer that comes just now may be overdue. Images need
+        not be taken otherwise.
+        """
+        return self.executor.remaining == 0
 
     def act(self, observation: RobotDict | None) -> Action:
         """The action of this control step."""
@@ -212,7 +251,7 @@ class RobotLoop:
                 raise UserError("this control step needs an observation: look at needs_observation first")
             question = self.executor.question(observation)
             if self._pool is None:
-                self.executor.load(self.policy.infer(question)["actions"])
+                self._load(lambda: self.policy.infer(question))
             else:
                 self._answer = self._pool.submit(self.policy.infer, question)
                 if not self._started:
@@ -240,4 +279,11 @@ class RobotLoop:
 
     def _take(self, answer: Future[dict[str, Any]]) -> None:
         self._answer = None
-        self.executor.load(answer.result()["actions"])
+        self._load(answer.result)
+
+    def _load(self, answer: Callable[[], dict[str, Any]]) -> None:
+        try:
+            self.executor.load(answer()["actions"])
+        except BaseException:
+            self.executor.withdraw()
+            raise
