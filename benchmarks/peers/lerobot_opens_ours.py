@@ -119,8 +119,16 @@ def distance(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
 
 
+class CutAtTheEnd(PaligemmaTokenizer):
+    """Cuts a long prompt of π0.5 as LeRobot does, with the loss of the state; ours cuts the instruction."""
+
+    def encode_batch(self, prompts: Any, states: Any, length: int, convention: Any = "lerobot") -> tuple[Any, Any]:
+        tokens, mask = super().encode_batch(prompts, states, 400, convention)
+        return tokens[:, :length], mask[:, :length]
+
+
 def our_actions(folder: Path, arch: dict[str, Any], observations: list[dict[str, Any]]) -> np.ndarray:
-    policy = load_policy(folder, arch=arch, tokenizer=PaligemmaTokenizer.bytes())
+    policy = load_policy(folder, arch=arch, tokenizer=CutAtTheEnd.bytes())
     return np.stack([policy.infer(robot)["actions"] for robot in observations])
 
 

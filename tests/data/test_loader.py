@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,31 @@ def test_workers_change_no_batch_and_a_resume_within_an_epoch_goes_on() -> None:
         assert len(found) == 8 - first
         for one, other in zip(expected[first:], found, strict=True):
             batches_equal(one, other)
+
+
+def test_a_prompt_that_is_cut_is_told_before_the_workers_start(capfd: pytest.CaptureFixture[str]) -> None:
+    """With the state of its first frame; then neither the training nor its workers say it again."""
+    state, actions = DATASET.column("observation.state"), DATASET.column("action")
+    tasks, dims = sorted(set(DATASET.prompts(np.arange(DATASET.num_frames)))), state.shape[1]
+    pipeline = Pipeline(
+        generic(CAMERAS), compute_norm_stats(state, actions, "quantile"), PaligemmaTokenizer.bytes(), tuple(CAMERAS),
+        "pi05", len("Task: , State: ;\nAction: ") + 4 * dims + 10, SIZE, state_dim=8, action_dim=6,
+    )  # fmt: skip
+    cache = FrameCache(DATASET, list(CAMERAS.values()), SIZE, store="memory")
+    with pytest.warns(UserWarning, match="the instruction is cut after") as told:
+        loader = Loader([Member(DATASET, pipeline, cache, np.arange(160))], horizon=4, batch_size=40, seed=0, workers=2)
+    assert len(told) == len(tasks)
+    assert all(any(repr(task) in str(warning.message) for warning in told) for task in tasks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = list(loader.batches(0, 4))
+        assert_array_equal(batches[0].inputs["prompt_tokens"], loader.batch(0).inputs["prompt_tokens"])
+    assert len(np.unique(batches[0].inputs["prompt_tokens"], axis=0)) > len(tasks)  # the state is in it
+    assert capfd.readouterr().err == ""
+    with pytest.raises(UserError, match=f"the state's {dims} dimensions take"):
+        Loader(
+            [Member(DATASET, replace(pipeline, prompt_length=20), cache, np.arange(9))], horizon=4, batch_size=4, seed=0
+        )
 
 
 def test_a_mistake_in_a_worker_is_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:

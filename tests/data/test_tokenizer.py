@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pizero.data.tokenizer import PaligemmaTokenizer, state_bins, train_tokenizer
-from pizero.types import UserError
+from pizero.types import Convention, UserError
 
 SENTENCES = [f"{verb} the {colour} block" for verb in ("reach", "lift") for colour in ("red", "green", "blue")]
 
@@ -52,16 +52,89 @@ def test_the_newline_is_encoded_by_itself(trained: PaligemmaTokenizer) -> None:
     assert tokens[mask][-1] == newline[0]
 
 
-def test_too_long_a_prompt_is_cut_with_one_warning() -> None:
+@pytest.mark.parametrize("convention", ["openpi", "lerobot"])
+def test_too_long_a_prompt_is_cut_at_its_end_and_told_once(convention: Convention) -> None:
+    """As the released models' are: the line break at the end is lost."""
     tokenizer = PaligemmaTokenizer.bytes()
-    whole, _ = tokenizer.encode("a long prompt", None, 40)
-    with pytest.warns(UserWarning, match="15 tokens and was cut to the model's 8"):
-        tokens, mask = tokenizer.encode("a long prompt", None, 8)
+    whole, _ = tokenizer.encode("a long prompt", None, 40, convention)
+    told = "prompt 'a long prompt': 15 tokens, of which the model takes the first 8; shorten it"
+    with pytest.warns(UserWarning, match=f"^{told}$"):
+        tokens, mask = tokenizer.encode("a long prompt", None, 8, convention)
     assert tokens.tolist() == whole[:8].tolist()
     assert mask.all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokenizer.encode("another long prompt", None, 8)
+        tokenizer.encode("a long prompt", None, 8, convention)
+    with pytest.warns(UserWarning, match="prompt 'another long prompt': 21 tokens"):
+        tokenizer.encode("another long prompt", None, 8, convention)
+
+
+TIDY = "pick up the small red cup that stands beside the sink and put it upside down onto the upper shelf on the left"
+
+
+def test_the_instruction_gives_way_and_never_the_state(trained: PaligemmaTokenizer) -> None:
+    state = np.array([[-1.0, 0.0, 0.99], [0.5, 0.0, 0.99]])
+    for tokenizer in (PaligemmaTokenizer.bytes(), trained):
+        whole = tokenizer.encode(TIDY, state[0], 300)[1].sum()
+        for length in range(300, 55, -1):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tokens, mask = tokenizer.encode_batch([TIDY, TIDY], state, length)
+            assert (tokens[0] != tokens[1]).any()
+            end = tokenizer.encoder.encode(", State: 0 128 254;\nAction: ", add_bos=False)
+            assert tokens[0][mask[0]].tolist()[-len(end) :] == end
+            if length >= whole:
+                assert mask[0].sum() == whole
+    with pytest.warns(
+        UserWarning, match=r"144 tokens with the state, the model takes 80: .* cut after .*stands beside';"
+    ):
+        tokens, mask = PaligemmaTokenizer.bytes().encode(TIDY, state[0], 80)
+    assert text_of(tokens, mask) == "Task: pick up the small red cup that stands beside, State: 0 128 254;\nAction: "
+
+
+@given(
+    st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Z", "So")), max_size=60),
+    st.lists(st.floats(-2, 2), min_size=1, max_size=5),
+    st.integers(30, 90),
+)
+def test_any_text_is_cut_to_what_fits(text: str, state: list[float], length: int) -> None:
+    tokenizer = PaligemmaTokenizer.bytes()
+    suffix = f", State: {' '.join(map(str, state_bins(np.array(state))))};\nAction: "
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if len("Task: " + suffix) + 1 > length:
+            with pytest.raises(UserError, match=f"the state's {len(state)} dimensions take"):
+                tokenizer.encode(text, np.array(state), length)
+            return
+        found = text_of(*tokenizer.encode(text, np.array(state), length))
+    assert found.startswith("Task: ")
+    assert found.endswith(suffix)
+    kept = found.removeprefix("Task: ").removesuffix(suffix)
+    cleaned = text.strip().replace("_", " ").replace("\n", " ")
+    assert cleaned.startswith(kept)
+    assert bool(told) == (kept != cleaned)
+    room = length - len(f"Task: {suffix}") - 1
+    longest = next(count for count in range(len(cleaned), -1, -1) if len(cleaned[:count].encode()) <= room)
+    assert len(kept) >= len(cleaned[:longest].rstrip()) // 2
+
+
+def test_a_state_that_leaves_no_room_is_refused() -> None:
+    tokenizer = PaligemmaTokenizer.bytes()
+    with pytest.raises(UserError, match=r"the state's 50 dimensions take 225 tokens and the model's prompt has 200"):
+        tokenizer.encode("go", np.zeros(50), 200)
+    with pytest.warns(UserWarning, match="the instruction is left out"):
+        tokens, mask = tokenizer.encode("go", np.zeros(1), len("Task: , State: 128;\nAction: ") + 1)
+    assert text_of(tokens, mask) == "Task: , State: 128;\nAction: "
+
+
+def test_many_cut_prompts_do_not_fill_the_log() -> None:
+    tokenizer = PaligemmaTokenizer.bytes()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(300):
+            tokenizer.encode(f"a long prompt {number}", None, 8)
+    assert len(told) == 101
+    assert "further prompts that are cut are not told" in str(told[-1].message)
 
 
 @given(st.integers(0, 255), st.floats(0.001, 0.999))

@@ -109,7 +109,7 @@ class Recorder:
         return ByteEncoder().encode(text, add_bos)
 
 
-@pytest.mark.filterwarnings("ignore:tokenizer")
+@pytest.mark.filterwarnings("ignore:prompt")
 def test_prompts() -> None:
     for case in read_prompts()["cases"]:
         recorder = Recorder()

@@ -104,6 +104,23 @@ def test_a_batch_is_one_model_call_and_the_state_is_normalised() -> None:
     assert not seen.state[:, 3:].any()
 
 
+def test_a_long_instruction_leaves_the_state_of_a_pi05_alone() -> None:
+    """Two states, two chunks; the instruction is told to be cut, once."""
+    config = small_config("nano", pi05=True, vocab_size=259, prompt_length=60, cameras=CONFIG.cameras)
+    pipeline = dataclasses.replace(make_pipeline(), prompt_format="pi05", prompt_length=60)
+    torch.manual_seed(0)
+    policy = ModelPolicy(Pi0(config).eval(), pipeline, num_steps=2)
+    long = {**observation(), "prompt": "pick up the red cup and put it onto the upper shelf", "noise": noise(0)}
+    with pytest.warns(UserWarning, match="prompt 'pick up the red cup .* the instruction is cut after") as told:
+        chunks = [policy.infer({**long, "state": np.full(3, value, np.float32)})["actions"] for value in (-0.3, 0.3)]
+    assert len(told) == 1
+    assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
+    with pytest.raises(UserError, match="the state's 3 dimensions take"):
+        ModelPolicy(
+            Pi0(dataclasses.replace(config, prompt_length=30)).eval(), dataclasses.replace(pipeline, prompt_length=30)
+        ).infer(long)
+
+
 class EchoHistory(EchoModel):
     config = small_baseline("nano", num_history=3, objective="flow")
 

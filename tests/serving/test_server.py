@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from websockets.sync.client import connect
 
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.client import BusyError, PolicyClient, ServerError, UnreachableError
+from pizero.serving.log import logging_to_stderr
 from pizero.serving.protocol import pack, unpack
 from pizero.serving.running import Background
 from pizero.types import UserError
@@ -334,3 +336,18 @@ def test_what_runs_is_answered_at_the_end(serve: Serve, policy: ModelPolicy) -> 
         ending.result(10)
         with pytest.raises(UnreachableError):
             PolicyClient(uri, patience=0)
+
+
+def test_a_prompt_that_is_cut_is_an_event_of_the_log(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the log's own form, once for each prompt, whichever thread prepares it."""
+    long = "lift the red block and hold it over the green one"
+    with logging_to_stderr("json"), PolicyClient(serve(make_policy()).uri) as client:
+        for _ in range(3):
+            client.infer({**observation(), "prompt": long})
+        client.infer({**observation(), "prompt": long + " for a while"})
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [(event["level"], event["text"]) for event in events if event["event"] == "note"]
+    assert told == [
+        ("warning", f"prompt {long!r}: 51 tokens, of which the model takes the first 40; shorten it"),
+        ("warning", f"prompt '{long} for a w...': 63 tokens, of which the model takes the first 40; shorten it"),
+    ]

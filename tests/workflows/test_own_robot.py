@@ -70,7 +70,7 @@ def preset_of(robot: Path) -> Preset:
     return dataclasses.replace(preset, embodiment=str(robot), model=model, train=train)
 
 
-@pytest.mark.filterwarnings("ignore:tokenizer")
+@pytest.mark.filterwarnings("ignore:prompt")
 def test_from_dataset_to_policy(root: Path, tmp_path: Path) -> None:
     robot = tmp_path / "robot.toml"
     result = train_policy(root, tmp_path / "run", preset_of(robot))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,25 @@ class Member:
         state = dataset.column(embodiment.state_key)[seen]
         actions, _ = dataset.window(embodiment.action_key, frames, horizon)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
-        prompts = dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
+        prompts = self._prompts(frames)
         inputs = self.pipeline.model_inputs(images, state, prompts)
         dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
         return Batch(inputs, self.pipeline.model_actions(actions, state), dims)
+
+    def tell_cut_prompts(self) -> None:
+        """Encodes each instruction once, with the state of its first frame: what must be cut is told now, and not by
+        every process that prepares batches. UserError as for `model_inputs`.
+        """
+        firsts = dict(zip(reversed(self._prompts(self.frames)), reversed(self.frames.tolist()), strict=True))
+        state = self.dataset.column(self.pipeline.embodiment.state_key)
+        history = self.pipeline.num_history
+        for prompt, frame in firsts.items():
+            seen = np.array([frame]) if history == 1 else self.dataset.history(np.array([frame]), history)
+            self.pipeline.encode_prompts([prompt], state[seen])
+
+    def _prompts(self, frames: NDArray[np.int64]) -> list[str]:
+        embodiment = self.pipeline.embodiment
+        return self.dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
 
 
 class Loader:
@@ -106,6 +122,9 @@ class Loader:
             raise UserError(f"a batch of {self.batch_size} cannot be divided among {num_ranks} ranks")
         self._rank, self._share = rank, self.batch_size // num_ranks
         self._orders: dict[int, NDArray[np.int64]] = {}
+        with warnings.catch_warnings(action="ignore" if rank else None):
+            for member in members:
+                member.tell_cut_prompts()
         self._chances = [_chances(member, early_frames) if early_frames > 0 else None for member in members]
 
     @property

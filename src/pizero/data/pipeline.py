@@ -175,12 +175,18 @@ class Pipeline:
                 present[camera] = image
         if not present:
             raise UserError("images: every camera is absent; expected at least one image")
-        in_prompt = normalised if self.prompt_format == "pi05" else None
-        tokens, mask = self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length, self.convention)
+        tokens, mask = self._encode(prompts, normalised)
         inputs = ModelInputs(images=present, image_masks=masks, prompt_tokens=tokens.astype(np.int64), prompt_mask=mask)
         if self.prompt_format != "none":
             inputs["state"] = pad_to(normalised.astype(np.float32), self.state_dim)
         return inputs
+
+    def encode_prompts(
+        self, prompts: Sequence[str], state: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """B prompts, and the state as for `model_inputs` -> their (tokens, mask) in it, both [B, L]."""
+        own = self.embodiment.model_state(self._checked_state(state, len(prompts)))
+        return self._encode(prompts, self._normaliser(self.norm_stats.state)(own))
 
     def model_actions(
         self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
@@ -251,6 +257,12 @@ class Pipeline:
         norm_stats = NormStats.load(stats)
         with values_of(pipeline):
             return cls.from_json(values, norm_stats, read)
+
+    def _encode(
+        self, prompts: Sequence[str], normalised: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        in_prompt = normalised if self.prompt_format == "pi05" else None
+        return self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length, self.convention)
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)

@@ -5,13 +5,17 @@ With state:     "Task: {prompt}, State: {256-bin integers};\\nAction: "         
 
 The prompt is stripped, and "_" and line breaks become spaces. In the convention "lerobot" the form without state is the
 prompt as it is, "\\n" appended where it does not end in one, encoded as a whole; the form with state is the same.
+
+A prompt longer than the model's is cut, and told once. With state the instruction gives way, never the state or what
+stands around it; without state the tokens end where the room does, as the released models' do.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,6 +28,7 @@ from pizero.types import Convention, UserError
 PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID = 0, 1, 2, 3
 _STATE_BIN_EDGES = np.linspace(-1, 1, 257)[:-1]
 _CACHE_SIZE = 4096
+_MOST_TOLD = 100
 
 
 class Encoder(Protocol):
@@ -81,14 +86,15 @@ class PaligemmaTokenizer:
         self.vocab_size = vocab_size
         self.model = model
         self._cache: dict[tuple[str, Convention], list[int]] = {}
-        self._warned = False
+        self._told: set[str] = set()  # prompts that were cut
 
     def encode(
         self, prompt: str, state: NDArray[np.floating[Any]] | None, length: int, convention: Convention = "openpi"
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """(tokens, mask), both [length]; mask is true where a token is real.
 
-        state: normalised, unpadded [d], for the form with state. Too many tokens are cut, with one warning.
+        state: normalised, unpadded [d], for the form with state. Too long a prompt is cut, with one warning for each.
+        UserError where the state alone is too long.
         """
         tokens, mask = self.encode_batch([prompt], None if state is None else state[None], length, convention)
         return tokens[0], mask[0]
@@ -105,12 +111,12 @@ class PaligemmaTokenizer:
             ids = [self._encode_prompt(prompt, convention) for prompt in prompts]
         else:
             bins = cast("list[list[int]]", state_bins(states).tolist())
-            ids = [self._encode_with_state(p, b) for p, b in zip(prompts, bins, strict=True)]
+            ids = [self._encode_with_state(p, b, length) for p, b in zip(prompts, bins, strict=True)]
         tokens = np.full((len(ids), length), PADDING_ID, dtype=np.int32)
         mask = np.zeros((len(ids), length), dtype=np.bool_)
         for row, sequence in enumerate(ids):
             if len(sequence) > length:
-                self._warn(len(sequence), length)
+                self._tell(prompts[row], f"{len(sequence)} tokens, of which the model takes the first {length}")
                 sequence = sequence[:length]
             tokens[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
@@ -133,17 +139,45 @@ class PaligemmaTokenizer:
                 self._cache[prompt, convention] = ids
         return ids
 
-    def _encode_with_state(self, prompt: str, bins: list[int]) -> list[int]:
-        text = f"Task: {_clean(prompt)}, State: {' '.join(map(str, bins))};\nAction: "
-        return self.encoder.encode(text, add_bos=True)
+    def _encode_with_state(self, prompt: str, bins: list[int], length: int) -> list[int]:
+        text, state = _clean(prompt), " ".join(map(str, bins))
 
-    def _warn(self, count: int, length: int) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"tokenizer: a prompt has {count} tokens and was cut to the model's {length}; shorten the instruction",
-                stacklevel=4,
+        def encoded(kept: str) -> list[int]:
+            return self.encoder.encode(f"Task: {kept}, State: {state};\nAction: ", add_bos=True)
+
+        whole = encoded(text)
+        if len(whole) <= length:
+            return whole
+        if (least := len(encoded(""))) > length:
+            raise UserError(
+                f"prompt: the state's {len(bins)} dimensions take {least} tokens and the model's prompt has {length}: "
+                "no room for an instruction; leave dimensions of the state out, or take a longer prompt_length"
             )
+        kept = _longest_start(text, lambda start: len(encoded(start)) <= length)
+        cut = f"cut after {kept[-40:].strip()!r}" if kept else "left out"
+        self._tell(prompt, f"{len(whole)} tokens with the state, the model takes {length}: the instruction is {cut}")
+        return encoded(kept)
+
+    def _tell(self, prompt: str, what: str) -> None:
+        if prompt in self._told or len(self._told) > _MOST_TOLD:
+            return
+        self._told.add(prompt)
+        shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+        last = "; further prompts that are cut are not told" if len(self._told) > _MOST_TOLD else ""
+        warnings.warn(f"prompt {shown!r}: {what}; shorten it{last}", stacklevel=5)
+
+
+def _longest_start(text: str, fits: Callable[[str], bool]) -> str:
+    """As many characters as fit, up to the end of a word where one is near. The empty text fits."""
+    count = bisect_left(range(1, len(text) + 1), True, key=lambda length: not fits(text[:length]))
+    start = text[:count]
+    space = start.rfind(" ")
+    if count < len(text) and text[count] != " " and space > count // 2:
+        start = start[:space]
+    start = start.rstrip()
+    while not fits(start):  # a shorter text may have more tokens
+        start = start[:-1]
+    return start
 
 
 def state_bins(state: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,17 +21,23 @@ def log(event: str, *, level: int = logging.INFO, error: BaseException | None = 
 
 @contextmanager
 def logging_to_stderr(style: Literal["text", "json"]) -> Generator[None]:
-    """Writes the events to standard error meanwhile."""
+    """Writes the events to standard error meanwhile, and warnings, such as that of a prompt that was cut, as events."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+    shown, warnings.showwarning = warnings.showwarning, _log_warning
     try:
         yield
     finally:
+        warnings.showwarning = shown
         LOGGER.removeHandler(handler)
         LOGGER.propagate = True
+
+
+def _log_warning(message: Warning | str, *_: Any) -> None:
+    log("note", level=logging.WARNING, text=str(message))
 
 
 def _when(record: logging.LogRecord) -> str:
