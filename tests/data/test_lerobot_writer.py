@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from pizero.data.datasets import lerobot_files
+from pizero.data.datasets import lerobot_files, lerobot_writer
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_stats import ImageStats, merge_stats, numeric_stats
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
@@ -301,6 +302,135 @@ def test_finalize_without_context(tmp_path: Path) -> None:
     writer.abort()  # does nothing any more
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
     assert LeRobotDataset(tmp_path / "d").num_frames == 3
+
+
+# ---- an episode that cannot be saved --------------------------------------------------------------------------------
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> None:
+    """The call-th call from now on raises; after: when it has done its work."""
+    real, count = getattr(owner, name), iter(range(1, 1_000_000))
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        number = next(count)
+        result = real(*arguments, **options) if after or number != call else None
+        if number == call:
+            raise OSError(28, "No space left on device")
+        return result
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+FAILURES = [
+    (lerobot_files.TableWriter, "write", 2, False),  # the second row group of its data
+    (lerobot_files.TableWriter, "write", 2, True),
+    (lerobot_files.EpisodeTable, "append", 1, False),
+    (lerobot_files.EpisodeTable, "append", 1, True),
+    (lerobot_writer, "merge_stats", 3, False),
+]
+FAILURES_OF_VIDEO = [
+    (lerobot_files.VideoFileWriter, "append", 2, False),  # the second camera
+    (lerobot_files.VideoFileWriter, "append", 1, True),
+    (lerobot_files.EpisodeEncoder, "finish", 2, False),
+]
+FAILURES_APART = [(lerobot_writer, "write_meta", 1, after) for after in (False, True)]
+CASES = [
+    (apart, image_format, *failure)
+    for apart in (False, True)
+    for image_format in ("png", "h264")
+    for failure in [
+        *FAILURES, *(FAILURES_OF_VIDEO if image_format == "h264" else ()), *(FAILURES_APART if apart else ())
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("apart", "image_format", "owner", "name", "call", "after"), CASES)
+def test_an_episode_that_fails_is_gone_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool, image_format: str, owner: Any, name: str, call: int,
+    after: bool,
+) -> None:  # fmt: skip
+    lengths = {0: 6, 2: 8, 3: 5}
+    with make(tmp_path / "d", image_format=image_format, apart=apart) as writer:
+        for episode in (0, 1, 2, 3):
+            for frame in range(lengths.get(episode, 140)):
+                writer.add_frame(*make_frame(episode, frame))
+            if episode == 1:
+                with monkeypatch.context() as patch:
+                    fail_at(patch, owner, name, call, after=after)
+                    with pytest.raises(OSError, match="No space left"):
+                        writer.save_episode("lost")
+            else:
+                assert writer.save_episode(f"task {episode}") == max(episode - 1, 0)
+    dataset = LeRobotDataset(tmp_path / "d")
+    frames = [make_frame(episode, frame) for episode, length in lengths.items() for frame in range(length)]
+    assert dataset.episode_lengths.tolist() == [6, 8, 5]
+    assert dataset.tasks == ["task 0", "task 2", "task 3"]
+    np.testing.assert_array_equal(dataset.column("observation.state"), [state for state, _, _ in frames])
+    np.testing.assert_array_equal(dataset.column("action"), [action for _, action, _ in frames])
+    for camera in SIZES:
+        error = np.abs(dataset.images(camera, np.arange(19)).astype(int) - [one[2][camera] for one in frames]).mean()
+        assert error == 0 if image_format == "png" else error < 6
+    stats = json.loads((tmp_path / "d/meta/stats.json").read_text())
+    assert stats["action"]["count"] == [19]
+    np.testing.assert_allclose(stats["action"]["max"], np.max([action for _, action, _ in frames], axis=0))
+    assert not list((tmp_path / "d").rglob(".*"))
+
+
+@pytest.mark.parametrize(("image_format", "largest"), [("png", 60_000), ("h264", 20_000), ("h264", 30_000)])
+def test_what_was_saved_apart_is_whole_whatever_the_disk_does(tmp_path: Path, image_format: str, largest: int) -> None:
+    """No file may grow beyond a size: an episode that is larger fails in the middle of a write."""
+    lengths = [6, 150, 8]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with make(tmp_path / "d", image_format=image_format, apart=True) as writer:
+        for episode, length in enumerate(lengths):
+            for frame in range(length):
+                writer.add_frame(*make_frame(episode, frame))
+            if episode == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+                try:
+                    with pytest.raises(OSError, match="File too large"):
+                        writer.save_episode("lost")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            else:
+                writer.save_episode("go")
+            (folder,) = tmp_path.iterdir()
+            assert LeRobotDataset(folder).num_episodes == max(episode, 1)  # whole at any time
+    dataset = LeRobotDataset(tmp_path / "d")
+    assert dataset.episode_lengths.tolist() == [6, 8]
+    assert dataset.images("wrist", np.arange(14)).shape == (14, 64, 64, 3)
+
+
+def test_earlier_episodes_that_are_hit_are_told(tmp_path: Path) -> None:
+    before, writer = resource.getrlimit(resource.RLIMIT_FSIZE), make(tmp_path / "d")
+    write(writer, [6])
+    for frame in range(150):
+        writer.add_frame(*make_frame(1, frame))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.save_episode("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.add_frame(*make_frame(2, 0))
+    with pytest.raises(UserError, match="earlier ones in its file are not whole"):
+        writer.save_episode("go")
+    writer.discard_episode()
+    with pytest.raises(UserError, match="earlier ones in its file are not whole"):
+        writer.finalize()
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken_meanwhile_loses_nothing(tmp_path: Path) -> None:
+    writer = make(tmp_path / "d", apart=True)
+    write(writer, [3])
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/mine").touch()
+    with pytest.raises(UserError, match=r"d cannot be written .*; the dataset is in .*d-[0-9a-f]{8}"):
+        writer.finalize()
+    (aside,) = tmp_path.glob("d-*")
+    assert LeRobotDataset(aside).num_frames == 3
 
 
 # ---- user mistakes -----------------------------------------------------------------------------------------------

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving_helpers import observation
+from serving_helpers import make_policy, observation
 
 from pizero.configs.presets import get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 from pizero.types import UserError
@@ -77,6 +79,72 @@ def test_a_full_disk_stops_no_robot(serve: Serve, tmp_path: Path, caplog: pytest
     server.stop()
     assert "episode not recorded" in caplog.text
     assert LeRobotDataset(tmp_path / "recorded" / "policy").num_frames == 3  # those of the next episode
+
+
+def record_three(server: Background) -> None:
+    """Three robots, one after the other, of five requests each."""
+    for robot in range(3):
+        with PolicyClient(server.uri) as client:
+            for step in range(5):
+                client.infer({**observation(10 * robot + step, 32), "prompt": f"lift {robot}"})
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_an_episode_that_cannot_be_saved_is_lost_alone(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lost: int
+) -> None:
+    real, saves = LeRobotWriter.save_episode, itertools.count()
+
+    def save(writer: LeRobotWriter, task: str) -> int:
+        if next(saves) == lost:
+            raise OSError(28, "No space left on device")
+        return real(writer, task)
+
+    monkeypatch.setattr(LeRobotWriter, "save_episode", save)
+    server = serve(record=tmp_path / "recorded")
+    record_three(server)
+    server.stop()
+    dataset = LeRobotDataset(tmp_path / "recorded" / "policy")
+    kept = [robot for robot in range(3) if robot != lost]
+    assert dataset.episode_lengths.tolist() == [5, 5]
+    assert dataset.tasks == [f"lift {robot}" for robot in kept]
+    states = [observation(10 * robot + step, 32)["state"] for robot in kept for step in range(5)]
+    np.testing.assert_array_equal(dataset.column("observation.state"), states)
+    assert caplog.text.count("episode not recorded") == 1
+
+
+def test_a_recording_that_cannot_be_written_ends_the_server_with_one_line(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    server = serve(record=tmp_path / "recorded")
+    with monkeypatch.context() as patch:
+        patch.setattr(LeRobotWriter, "save_episode", refuse)
+        record_three(server)  # no robot notices
+        with pytest.raises(UserError, match=r"nothing was recorded in .*policy: none of 3 episodes could be written"):
+            server.stop()
+    assert list((tmp_path / "recorded").iterdir()) == []
+    again = serve(record=tmp_path / "recorded")
+    record_three(again)
+    again.stop()
+    assert LeRobotDataset(tmp_path / "recorded" / "policy").num_episodes == 3
+
+
+def test_a_place_that_is_taken_meanwhile_loses_no_recording(serve: Serve, tmp_path: Path) -> None:
+    server = serve({"red": make_policy(), "blue": make_policy()}, record=tmp_path)
+    for name in ("red", "blue"):
+        with PolicyClient(f"{server.uri}/{name}") as client:
+            for step in range(4):
+                client.infer({**observation(step, 32), "prompt": "lift"})
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "mine").touch()
+    with pytest.raises(UserError, match=r"red cannot be written .*the dataset is in .*red-"):
+        server.stop()
+    (aside,) = tmp_path.glob("red-*")
+    for folder in (aside, tmp_path / "blue"):
+        assert LeRobotDataset(folder).num_frames == 4
 
 
 def test_a_recording_is_not_written_over(serve: Serve, tmp_path: Path) -> None:

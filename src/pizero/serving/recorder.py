@@ -1,7 +1,8 @@
 """What came and went, as a LeRobot dataset: a frame for each request, its action the first of the chunk that it got.
 
 A robot's connection is an episode; a new one starts where its instruction changes or it was silent for long. Frames
-wait on disk until their episode ends, so that robots that work at the same time do not mix.
+wait on disk until their episode ends, so that robots that work at the same time do not mix. An episode that cannot be
+written (a full disk) is lost alone, and told; those before it are whole already, those after it are tried again.
 """
 
 from __future__ import annotations
@@ -70,21 +71,33 @@ class Recorder:
         self._frames = ThreadPoolExecutor(1, thread_name_prefix="frames")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._encoding: list[Future[None]] = []
+        self._lost = 0
 
     async def add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
-        """One request of a robot; on disk when it returns, or where that is full its episode is left out and told."""
+        """One request of a robot; on disk when it returns, or its episode so far is left out and told."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._frames, self._add, robot, observation, action)
 
     def end_episode(self, robot: int) -> None:
         """The robot is gone."""
-        self._frames.submit(self._end, robot)
+        with suppress(RuntimeError):  # the recording is closed, and so its episode is
+            self._frames.submit(self._end, robot)
 
     async def close(self) -> None:
-        """Ends every episode and gives the dataset its name."""
+        """Ends every episode and gives the dataset its name. UserError where that cannot be, or nothing was saved."""
         await asyncio.to_thread(self._close)
 
     def _add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
+        try:
+            self._write(robot, observation, action)
+        except Exception as error:
+            episode = self._episodes.pop(robot, None)
+            if episode is not None:
+                with suppress(OSError):
+                    episode.file.close()
+            self._tell_lost(observation.get("prompt", ""), error)
+
+    def _write(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
         now, prompt = time.monotonic(), str(observation.get("prompt", ""))
         episode = self._episodes.get(robot)
         if episode is not None and (episode.prompt != prompt or now - episode.times[-1] > LONGEST_PAUSE):
@@ -96,13 +109,11 @@ class Recorder:
         images = {camera: np.asarray(image) for camera, image in observation["images"].items() if image is not None}
         if state.ndim == 2:  # a history: its newest
             state, images = state[-1], {camera: image[-1] for camera, image in images.items()}
-        try:
-            episode.write({"state": state, "action": action, "images": images}, now)
-        except OSError as error:
-            log("episode not recorded", level=logging.ERROR, reason=str(error))
-            del self._episodes[robot]
-            with suppress(OSError):
-                episode.file.close()
+        episode.write({"state": state, "action": action, "images": images}, now)
+
+    def _tell_lost(self, prompt: object, error: Exception) -> None:
+        self._lost += 1
+        log("episode not recorded", level=logging.ERROR, prompt=str(prompt)[:200], reason=_one_line(error))
 
     def _end(self, robot: int) -> None:
         episode = self._episodes.pop(robot, None)
@@ -112,21 +123,21 @@ class Recorder:
 
     def _save(self, episode: _Episode) -> None:
         """Writes an episode into the dataset; one that does not fit is left out and told."""
-        with episode.file:
-            if len(episode.times) < SHORTEST:
-                return
-            try:
+        try:
+            with episode.file:
+                if len(episode.times) < SHORTEST:
+                    return
                 for frame in episode.frames():
                     if self._writer is None:
                         self._writer = self._start(frame, episode.fps)
                     self._writer.add_frame(frame["state"], frame["action"], frame["images"])
-            except (UserError, OSError) as error:
-                if self._writer is not None:
-                    self._writer.discard_episode()
-                log("episode not recorded", level=logging.ERROR, reason=str(error))
-                return
-            assert self._writer is not None
-            number = self._writer.save_episode(episode.prompt)
+                assert self._writer is not None
+                number = self._writer.save_episode(episode.prompt)
+        except Exception as error:
+            if self._writer is not None:
+                self._writer.discard_episode()
+            self._tell_lost(episode.prompt, error)
+        else:
             log("episode recorded", episode=number, frames=len(episode.times), prompt=episode.prompt)
 
     def _start(self, frame: dict[str, Any], fps: float) -> LeRobotWriter:
@@ -139,6 +150,7 @@ class Recorder:
             image_format = "png"
         return LeRobotWriter(
             self.root, fps=self.fps or fps, robot_type=self.robot_type, cameras=cameras, image_format=image_format,
+            apart=True,
             state_names=[f"state_{index}" for index in range(len(frame["state"]))],
             action_names=[f"action_{index}" for index in range(len(frame["action"]))],
         )  # fmt: skip
@@ -151,7 +163,19 @@ class Recorder:
         self._encoder.shutdown()
         writer = self._writer
         if writer is not None and writer.num_episodes:
-            writer.finalize()
-            log("recorded", dataset=self.root, episodes=writer.num_episodes, frames=writer.num_frames)
-        elif writer is not None:
+            try:
+                writer.finalize()
+            except OSError as error:
+                raise UserError(f"the recording in {self.root} could not be completed ({_one_line(error)})") from error
+            level = logging.WARNING if self._lost else logging.INFO
+            log("recorded", level=level, dataset=self.root, episodes=writer.num_episodes, frames=writer.num_frames,
+                lost=self._lost)  # fmt: skip
+            return
+        if writer is not None:
             writer.abort()
+        if self._lost:
+            raise UserError(f"nothing was recorded in {self.root}: none of {self._lost} episodes could be written")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

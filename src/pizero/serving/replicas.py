@@ -48,8 +48,13 @@ class Replica:
     async def reload(self) -> None:
         await self.server.reload()
 
-    async def drain(self) -> None:
-        await self.server.drain()
+    async def drain(self) -> str:
+        """What went wrong, as one line; nothing else."""
+        try:
+            await self.server.drain()
+        except UserError as error:
+            return str(error)
+        return ""
 
 
 def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: bool) -> None:
@@ -76,8 +81,10 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
         while asked.next() == "reload":
             handle.broadcast("reload").results()
         log("draining", replicas=replicas)
-        handle.broadcast("drain").results()
+        failed = [reason for reason in handle.broadcast("drain").results() if reason]
     log("ended")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 class _Signals:

@@ -68,9 +68,13 @@ class Background:
         return asyncio.run_coroutine_threadsafe(run_it(), self.loop).result(60)
 
     def stop(self) -> None:
+        """Drains it. Raises what went wrong in it since it started."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(60)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _run(self) -> None:
         try:

@@ -81,7 +81,9 @@ class PolicyServer:
         tell_ready(config, self.port, list(self.hosted))
 
     async def drain(self) -> None:
-        """Takes no new connection, answers what runs, closes all connections, ends."""
+        """Takes no new connection, answers what runs, closes all connections, ends. UserError where a recording
+        could not be completed; everything else has ended then as well.
+        """
         self.draining = True
         log("draining", robots=len(self._connections))
         if self._server is not None:
@@ -98,10 +100,26 @@ class PolicyServer:
             await self._server.wait_closed()
         for hosted in self.hosted.values():
             await hosted.batcher.close()
-            if hosted.recorder is not None:
-                await hosted.recorder.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        failed = await self._end_recordings()
         log("ended")
+        if failed:
+            raise UserError("; ".join(failed))
+
+    async def _end_recordings(self) -> list[str]:
+        """What went wrong with some, which keeps none of the others from its end."""
+        failed: list[str] = []
+        for hosted in self.hosted.values():
+            if hosted.recorder is None:
+                continue
+            try:
+                await hosted.recorder.close()
+            except Exception as error:
+                known = isinstance(error, UserError)
+                log("recording failed", level=logging.ERROR, error=None if known else error, checkpoint=hosted.name,
+                    reason=str(error))  # fmt: skip
+                failed.append(str(error))
+        return failed
 
     async def reload(self) -> None:
         """Loads every checkpoint anew; connections stay. One that fails goes on as it was."""

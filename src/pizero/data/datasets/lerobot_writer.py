@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pizero.data.datasets.layout import IMAGE_PREFIX
-from pizero.data.datasets.lerobot_files import CameraVideo, DataFiles, EpisodeTable
+from pizero.data.datasets.layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, TASKS_PATH
+from pizero.data.datasets.lerobot_files import CameraVideo, DataFiles, EpisodeTable, Mark
 from pizero.data.datasets.lerobot_meta import INDEX_TYPES, Recording, write_meta
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.png import encode_png
@@ -31,6 +32,10 @@ class LeRobotWriter:
 
     Everything is written to a hidden sibling folder, which becomes `root` in `finalize`; until then nothing is at
     `root`. As a context manager it finalizes, or on an exception (Ctrl-C too) removes what it wrote.
+
+    Where `save_episode` fails, that episode alone is gone, all of it, and recording goes on. Only a write that breaks
+    off in the middle of a file can hit earlier episodes of that file, which every later call then tells. With `apart`
+    it cannot: each episode is in files of its own, and a whole dataset is on disk when `save_episode` returns.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class LeRobotWriter:
         action_names: Sequence[str],
         cameras: Mapping[str, tuple[int, int]],
         image_format: ImageFormat = "h264",
+        apart: bool = False,
     ) -> None:
         """`cameras`: robot camera name -> (height, width). `root` must not exist, or be empty."""
         self.root = Path(root)
@@ -56,6 +62,8 @@ class LeRobotWriter:
             codec=None if image_format == "png" else image_format,
         )
         self._check_arguments(image_format)
+        self._apart = apart
+        self._hit = ""  # why earlier episodes are not whole
 
         self._partial = partial_path(self.root)
         self._partial.mkdir()
@@ -82,28 +90,68 @@ class LeRobotWriter:
         self._length += 1
 
     def save_episode(self, task: str) -> int:
-        """Keeps the frames added since the last episode, with the prompt `task`; returns the episode's index."""
+        """Keeps the frames added since the last episode, with the prompt `task`; returns the episode's index.
+
+        Whatever it raises, nothing is left of these frames, and of no episode a part.
+        """
         if self._length == 0:
             raise UserError("save_episode: the episode has no frames; call add_frame first")
-        columns = self._episode_columns(self._tasks.setdefault(task, len(self._tasks)))
+        self._check_whole()
+        parts = (self._data, *self._videos.values(), self._episode_table)
+        marks = [part.mark() for part in parts]
+        try:
+            tasks = {**self._tasks, task: self._tasks.get(task, len(self._tasks))}
+            stats = self._write_episode(task, tasks)
+        except BaseException:
+            self.discard_episode()
+            for part, mark in zip(parts, marks, strict=True):
+                self._take_back(part, mark)
+            raise
+        self._tasks, self._stats = tasks, stats
+        self.num_frames += self._length
+        self.num_episodes += 1
+        self._start_episode()
+        return self.num_episodes - 1
+
+    def _write_episode(self, task: str, tasks: dict[str, int]) -> dict[str, Stats]:
+        """Returns the statistics with this episode. tasks: with this one's."""
+        columns = self._episode_columns(tasks[task])
+        episode_stats = self._episode_stats(columns)
+        stats = {key: merge_stats(self._stats.get(key), values) for key, values in episode_stats.items()}
         row: dict[str, Any] = {
             "episode_index": self.num_episodes,
             "tasks": [task],
             "length": self._length,
             "dataset_from_index": self.num_frames,
             "dataset_to_index": self.num_frames + self._length,
-            **self._data.append(columns, self._length),
         }
+        for key, values in episode_stats.items():
+            row |= {f"stats/{key}/{name}": values[name].tolist() for name in STAT_NAMES}
+        row |= self._data.append(columns, self._length)
         for video in self._videos.values():
             row |= video.save_episode()
-        for key, stats in self._episode_stats(columns).items():
-            row |= {f"stats/{key}/{name}": stats[name].tolist() for name in STAT_NAMES}
-            self._stats[key] = merge_stats(self._stats.get(key), stats)
+        new = self._partial / ".new"
+        if self._apart:
+            write_meta(new, self._recording, list(tasks), stats, self.num_episodes + 1, row["dataset_to_index"])
         self._episode_table.append(row)
-        self.num_frames += self._length
-        self.num_episodes += 1
-        self._start_episode()
-        return self.num_episodes - 1
+        if self._apart:
+            for path in (STATS_PATH, TASKS_PATH, INFO_PATH):
+                os.replace(new / path, self._partial / path)
+            shutil.rmtree(new)
+        return stats
+
+    def _take_back(self, part: DataFiles | CameraVideo | EpisodeTable, mark: Mark) -> None:
+        try:
+            part.take_back(mark)
+        except Exception as error:
+            self._hit = " ".join(str(error).split())[:200]
+
+    def _check_whole(self) -> None:
+        if self._hit:
+            raise UserError(
+                f"{self.root} is not written: an episode could not be saved, and earlier ones in its file are not "
+                f"whole either ({self._hit})"
+            )
 
     def discard_episode(self) -> None:
         """Drops the frames added since the last episode."""
@@ -117,14 +165,28 @@ class LeRobotWriter:
             raise UserError(f"finalize: {self._length} frames are in no episode; call save_episode or discard_episode")
         if self.num_episodes == 0:
             raise UserError(f"{self.root} was not written: no episode was saved")
+        self._check_whole()
         self._close_files()
-        tasks = list(self._tasks)
-        write_meta(self._partial, self._recording, tasks, self._stats, self.num_episodes, self.num_frames)
-        if self.root.is_dir():
-            self.root.rmdir()  # empty, as checked at the start
-        os.replace(self._partial, self.root)
+        if not self._apart:  # where each episode is, the description is there since the last one
+            tasks = list(self._tasks)
+            write_meta(self._partial, self._recording, tasks, self._stats, self.num_episodes, self.num_frames)
+        try:
+            if self.root.is_dir():
+                self.root.rmdir()  # empty, as checked at the start
+            os.replace(self._partial, self.root)
+        except OSError as error:
+            if self._apart:
+                self._keep_aside(error)
+            raise
         self._remove_partial.detach()
         return self.root
+
+    def _keep_aside(self, error: OSError) -> None:
+        """Gives a dataset that is whole another name than `root`, and tells it."""
+        aside = self.root.with_name(f"{self.root.name}-{secrets.token_hex(4)}")
+        os.replace(self._partial, aside)
+        self._remove_partial.detach()
+        raise UserError(f"{self.root} cannot be written ({error}); the dataset is in {aside}") from error
 
     def abort(self) -> None:
         """Removes everything written; does nothing after `finalize`."""
@@ -147,14 +209,16 @@ class LeRobotWriter:
 
     def _open_files(self) -> None:
         recording = self._recording
-        self._data = DataFiles(self._partial, recording.column_types(), recording.huggingface_metadata())
+        self._data = DataFiles(self._partial, recording.column_types(), recording.huggingface_metadata(), self._apart)
         self._videos: dict[str, CameraVideo] = {}
         if recording.codec is not None:
             for camera, size in recording.cameras.items():
                 key = IMAGE_PREFIX + camera
-                self._videos[camera] = CameraVideo(self._partial, key, recording.codec, recording.fps, size)
+                self._videos[camera] = CameraVideo(
+                    self._partial, key, recording.codec, recording.fps, size, self._apart
+                )
         self._episode_table = EpisodeTable(
-            self._partial, recording.image_keys, recording.number_keys, video=recording.codec is not None
+            self._partial, recording.image_keys, recording.number_keys, recording.codec is not None, self._apart
         )
 
     def _close_files(self) -> None:

@@ -3,6 +3,7 @@
 # pyright: reportMissingTypeStubs=false, reportMissingImports=false
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +78,18 @@ def merge(sources: Sequence[Path], target: Path, row_group: int) -> None:
     metadata = tables[0].schema.metadata
     whole = _pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     _pq.write_table(whole.replace_schema_metadata(metadata), str(target), row_group_size=row_group)
+
+
+def keep_row_groups(path: Path, count: int) -> None:
+    """Removes what follows the first `count` row groups of a file. UserError when it cannot be read."""
+    file = open_parquet(path)
+    if file.metadata.num_row_groups < count:
+        raise UserError(f"{path} is not whole")
+    new = path.with_name(f".{path.name}.new")
+    with _writer(new, file.schema_arrow) as target:
+        for group in range(count):
+            target.write_table(file.read_row_group(group, use_threads=False))
+    os.replace(new, path)
 
 
 def _to_array(path: Path, name: str, column: Any) -> NDArray[Any]:
@@ -157,11 +170,7 @@ class TableWriter:
         self._types = {name: _arrow_type(kind) for name, kind in columns.items()}
         schema = _pa.schema(list(self._types.items()), metadata=dict(metadata or {}) or None)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Encoded images neither compress further nor repeat: dictionaries and compression would only cost time.
-        small = [name for name, kind in columns.items() if kind != "image"]
-        compression = {f"{name}.{leaf}": "NONE" for name in self._types for leaf in ("bytes", "path")}
-        compression |= dict.fromkeys(small, "SNAPPY")
-        self._file: Any = _pq.ParquetWriter(str(path), schema, use_dictionary=False, compression=compression)
+        self._file: Any = _writer(path, schema)
         self._schema = schema
         self.path = path
 
@@ -180,6 +189,13 @@ class TableWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _writer(path: Path, schema: Any) -> Any:
+    """Encoded images neither compress further nor repeat: dictionaries and compression would only cost time."""
+    compression = {f"{name}.{leaf}": "NONE" for name in schema.names for leaf in ("bytes", "path")}
+    compression |= {field.name: "SNAPPY" for field in schema if not _pa.types.is_struct(field.type)}
+    return _pq.ParquetWriter(str(path), schema, use_dictionary=False, compression=compression)
 
 
 def _arrow_type(kind: ColumnType) -> Any:
