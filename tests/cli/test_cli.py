@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,18 @@ def test_interrupt_is_one_line(
     assert run("collect", ["tabletop", "--output", str(tmp_path / "d")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_is_one_line_without_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(_: object) -> int:
+        warnings.warn("prompt '[a]': cut")
+        warnings.warn("old", DeprecationWarning)
+        return 0
+
+    monkeypatch.setattr("pizero.cli.inspect.run", told)
+    assert run("inspect", []) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning prompt '[a]': cut"
+    assert "DeprecationWarning: old" in "".join(lines[1:])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 COMMANDS = {
     "quickstart": "collects demonstrations in the built-in simulator, trains a tiny π0, evaluates it, writes a report",
@@ -46,7 +48,10 @@ def run(command: str, arguments: list[str]) -> int:
 
     module = import_module(f"pizero.cli.{command.replace('-', '_')}")
     try:
-        return module.run(tyro.cli(module.Arguments, args=arguments, prog=f"pizero {command}")) or 0
+        given = tyro.cli(module.Arguments, args=arguments, prog=f"pizero {command}")
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning
+            return module.run(given) or 0
     except UserError as error:
         print(f"pizero {command}: {error}", file=sys.stderr)
         return 2
@@ -55,6 +60,14 @@ def run(command: str, arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+def _tell_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """What the package tells is one line of the terminal; other warnings come with their place."""
+    from pizero.workflows.progress import tell
+
+    own = category is UserWarning
+    tell("warning", str(message) if own else warnings.formatwarning(message, category, *place[:2]).rstrip())
 
 
 def _help() -> str:
