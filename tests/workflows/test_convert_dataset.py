@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -51,6 +54,45 @@ def test_a_broken_source_leaves_nothing(tmp_path: Path) -> None:
         convert_dataset(GOLDEN / "v30_png", tmp_path / "d")
     with pytest.raises(UserError, match="leave both out"):
         convert_dataset(GOLDEN / "v21_png", tmp_path / "d", fps=10)
+
+
+def test_episodes_with_faults_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A video that is another episode's, which nothing could tell any more afterwards, and one that is missing."""
+    source = shutil.copytree(GOLDEN / "v21_av1", tmp_path / "s")
+    videos = source / "videos/chunk-000/observation.images.top"
+    (videos / "episode_000000.mp4").unlink()
+    shutil.copy(videos / "episode_000003.mp4", videos / "episode_000002.mp4")
+    assert run("convert-dataset", [str(source), str(tmp_path / "d")]) == 2
+    refused = capsys.readouterr().err
+    assert "episode_000000.mp4, episode 0: the file is missing" in refused
+    assert "(and 1 more: 2); `pizero check` shows all; --skip-bad-episodes leaves them out" in refused
+    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(missing file: 0; frames of the video: 2\)"):
+        assert run("convert-dataset", [str(source), str(tmp_path / "d"), "--skip-bad-episodes"]) == 0
+    before, after = LeRobotDataset(GOLDEN / "v21_av1", episodes=[1, 3]), LeRobotDataset(tmp_path / "d")
+    assert after.episodes.tolist() == [0, 1]
+    assert after.column("index").ravel().tolist() == list(range(79))
+    assert after.column("episode_index").ravel().tolist() == [0] * 38 + [1] * 41
+    frames = np.arange(79)
+    assert after.prompts(frames) == before.prompts(frames)
+    np.testing.assert_array_equal(after.column("action"), before.column("action"))
+    np.testing.assert_array_equal(after.images("top", frames), before.images("top", frames))
+    assert json.loads((tmp_path / "d/meta/info.json").read_text())["total_frames"] == 79
+
+
+def test_an_image_that_cannot_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = shutil.copytree(GOLDEN / "v21_png", tmp_path / "s")
+    path = source / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    cells = table["observation.images.top"].to_pylist()
+    cells[5]["bytes"] = b"no picture"
+    index = table.column_names.index("observation.images.top")
+    cells = pa.array(cells, table.schema.field(index).type)
+    pq.write_table(table.set_column(index, table.schema.field(index), cells), path)
+    assert run("convert-dataset", [str(source), str(tmp_path / "d")]) == 2
+    assert "episode 1: frame 5 of 'observation.images.top' cannot be decoded" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+    assert run("convert-dataset", [str(source), str(tmp_path / "d"), "--skip-bad-episodes"]) == 0
+    assert LeRobotDataset(tmp_path / "d").episode_lengths.tolist() == [40, 42, 41]
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ class Arguments:
     """What the robot does there, for HDF5."""
     image_format: Literal["h264", "av1", "png"] = "h264"
     """How images of HDF5 are stored."""
+    skip_bad_episodes: bool = False
+    """Leaves episodes of LeRobot datasets out whose files are missing, damaged or contradictory, with one warning."""
 
 
 def run(arguments: Arguments) -> int:
@@ -37,7 +39,7 @@ def run(arguments: Arguments) -> int:
         bar = bars.add_task("episodes", total=None, note="")
         result = convert_dataset(
             arguments.source, arguments.target, fps=arguments.fps, prompt=arguments.prompt,
-            image_format=arguments.image_format,
+            image_format=arguments.image_format, skip_bad_episodes=arguments.skip_bad_episodes,
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
     console.print(f"{result.episodes} episodes, {result.frames} frames: {arguments.target}")

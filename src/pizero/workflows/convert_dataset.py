@@ -13,25 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.checkpoints.remote import local_folder
+from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.hdf5 import open_hdf5
 from pizero.data.datasets.layout import (
     CHUNK_SIZE,
     DATA_PATH,
-    IMAGE_PREFIX,
     INFO_PATH,
     VERSION,
     VIDEO_PATH,
+    BadEpisodeError,
     Layout,
     read_layout,
 )
-from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot import EpisodeFiles, LeRobotDataset
 from pizero.data.datasets.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
 from pizero.data.datasets.lerobot_meta import write_description
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.lerobot_writer import ImageFormat, LeRobotWriter
-from pizero.data.datasets.parquet import merge, read_numbers
+from pizero.data.datasets.parquet import merge
 from pizero.files import new_folder
 from pizero.types import UserError
+from pizero.workflows.progress import tell, tell_notes
 
 BATCH = 64
 """Frames that are decoded at a time."""
@@ -50,6 +52,7 @@ def convert_dataset(
     fps: float | None = None,
     prompt: str | None = None,
     image_format: ImageFormat = "h264",
+    skip_bad_episodes: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Converted:
     """Writes `source` as a new LeRobot v3.0 dataset `target`, which appears when it is complete.
@@ -57,85 +60,118 @@ def convert_dataset(
     LeRobot v2.0 and v2.1 (a folder, or an id on the hub): video files are copied as they are, one per episode, numbers
     and statistics are written again. HDF5 (a file of robomimic, a file or folder of ACT): images are encoded as
     `image_format`; fps and prompt are asked for, since the files do not tell them.
+
+    Episodes with faults are a BadEpisodeError, or with `skip_bad_episodes` are left out. Episodes are numbered anew.
     """
     path = local_folder(source, "dataset")
     if path.suffix in (".hdf5", ".h5") or (path.is_dir() and any(path.glob("*.hdf5"))):
+        if skip_bad_episodes:
+            raise UserError(f"{path} is HDF5, of which no episodes are left out; take --skip-bad-episodes away")
         return _from_hdf5(path, target, fps, prompt, image_format, on_progress)
     if fps is not None or prompt is not None:
         raise UserError(f"{path} is no HDF5: a LeRobot dataset tells its fps and prompts itself; leave both out")
     layout = read_layout(path)
     if layout.version == VERSION:
         raise UserError(f"{path} is a LeRobot {VERSION} dataset already")
-    return _from_lerobot(layout, target, on_progress)
+    dataset = LeRobotDataset(path, skip_bad_episodes=skip_bad_episodes)
+    tell_notes(dataset.notes)
+    while True:
+        try:
+            return _from_lerobot(layout, dataset, target, on_progress)
+        except BadEpisodeError as error:  # an image that cannot be decoded
+            good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
+            if not skip_bad_episodes or not good:
+                raise
+            tell(
+                "left out", f"{'episodes' if len(error.episodes) > 1 else 'episode'} {ranges(error.episodes)}: {error}"
+            )
+            dataset = LeRobotDataset(path, episodes=good, cameras=())
 
 
 # ---------------------------------------------------------------- LeRobot v2
 
 
-def _from_lerobot(layout: Layout, target: Path, on_progress: Callable[[int, int], None]) -> Converted:
-    dataset = LeRobotDataset(layout.root)
-    images = {IMAGE_PREFIX + camera: camera for camera in dataset.cameras}
-    images = {key if key in dataset.features else camera: camera for key, camera in images.items()}
-    video = any(dataset.features[key]["dtype"] == "video" for key in images)
-    numbers = [key for key, feature in dataset.features.items() if feature["dtype"] not in ("video", "image", "string")]
+def _from_lerobot(
+    layout: Layout, dataset: LeRobotDataset, target: Path, on_progress: Callable[[int, int], None]
+) -> Converted:
+    keys = {camera: dataset.camera_key(camera) for camera in dataset.cameras}
+    video = any(dataset.features[key]["dtype"] == "video" for key in keys.values())
+    index = _index_columns(dataset)
+    others = ("video", "image", "string")
+    numbers = [key for key, feature in dataset.features.items() if feature["dtype"] not in others]
     totals: dict[str, Stats] = {}
     with new_folder(target) as folder:
-        places = _merge_data(layout, folder)
-        table = EpisodeTable(folder, list(images), numbers, video)
-        for number, episode in enumerate(layout.episodes):
-            start = int(dataset.episode_starts[number])
-            frames = np.arange(start, start + episode.length)
-            columns = read_numbers(episode.data_path, numbers)
-            stats = {key: numeric_stats(columns[key].reshape(episode.length, -1)) for key in numbers}
-            stats |= {key: _image_stats(dataset, camera, frames) for key, camera in images.items()}
+        places = _merge_data(dataset, index, folder)
+        table = EpisodeTable(folder, list(keys.values()), numbers, video)
+        for number in range(dataset.num_episodes):
+            start, length = int(dataset.episode_starts[number]), int(dataset.episode_lengths[number])
+            frames = np.arange(start, start + length)
+            columns = {key: index[key] if key in index else dataset.column(key) for key in numbers}
+            stats = {key: numeric_stats(values[frames].reshape(length, -1)) for key, values in columns.items()}
+            stats |= {key: _image_stats(dataset, camera, frames) for camera, key in keys.items()}
             row: dict[str, Any] = {
-                "episode_index": episode.index, "length": episode.length,
+                "episode_index": number, "length": length,
                 "tasks": list(dict.fromkeys(dataset.prompts(frames))),
-                "dataset_from_index": start, "dataset_to_index": start + episode.length,
+                "dataset_from_index": start, "dataset_to_index": start + length,
                 "data/chunk_index": places[number][0], "data/file_index": places[number][1],
-                **_copy_videos(layout, number, folder),
+                **_copy_videos(dataset, number, folder),
             }  # fmt: skip
             for key, found in stats.items():
                 row |= {f"stats/{key}/{name}": found[name].tolist() for name in STAT_NAMES}
                 totals[key] = merge_stats(totals.get(key), found)
             table.append(row)
-            on_progress(number + 1, len(layout.episodes))
+            on_progress(number + 1, dataset.num_episodes)
         table.close()
-        write_description(folder, _new_info(layout.root, video), dataset.tasks, totals)
-    return Converted(len(layout.episodes), dataset.num_frames)
+        write_description(folder, _new_info(layout.root, dataset, video), dataset.tasks, totals)
+    return Converted(dataset.num_episodes, dataset.num_frames)
 
 
-def _merge_data(layout: Layout, folder: Path) -> list[tuple[int, int]]:
+def _index_columns(dataset: LeRobotDataset) -> dict[str, NDArray[Any]]:
+    """[F] each; episodes are numbered from 0 without holes, also where some were left out."""
+    return {
+        "timestamp": dataset.timestamp, "frame_index": dataset.frame_index, "task_index": dataset.task_index,
+        "episode_index": np.repeat(np.arange(dataset.num_episodes), dataset.episode_lengths),
+        "index": np.arange(dataset.num_frames),
+    }  # fmt: skip
+
+
+def _merge_data(dataset: LeRobotDataset, index: dict[str, NDArray[Any]], folder: Path) -> list[tuple[int, int]]:
     """Data files of several episodes each; returns (chunk, file) by episode."""
-    groups: list[list[Path]] = [[]]
+    groups: list[list[EpisodeFiles]] = [[]]
     size = 0
     places: list[tuple[int, int]] = []
-    for episode in layout.episodes:
-        more = episode.data_path.stat().st_size
+    for number in range(dataset.num_episodes):
+        files = dataset.files(number)
+        more = files.data_path.stat().st_size
         if groups[-1] and size + more > DATA_FILE_MB * 2**20:
             groups.append([])
             size = 0
-        groups[-1].append(episode.data_path)
+        groups[-1].append(files)
         size += more
         places.append(divmod(len(groups) - 1, CHUNK_SIZE))
-    for number, paths in enumerate(groups):
+    done = 0
+    for number, group in enumerate(groups):
         chunk, file = divmod(number, CHUNK_SIZE)
-        merge(paths, folder / DATA_PATH.format(chunk_index=chunk, file_index=file), ROW_GROUP)
+        path = folder / DATA_PATH.format(chunk_index=chunk, file_index=file)
+        count = sum(len(files.rows) for files in group)
+        columns = {key: values[done : done + count] for key, values in index.items()}
+        merge([(files.data_path, files.rows) for files in group], path, ROW_GROUP, columns)
+        done += count
     return places
 
 
-def _copy_videos(layout: Layout, number: int, folder: Path) -> dict[str, Any]:
+def _copy_videos(dataset: LeRobotDataset, number: int, folder: Path) -> dict[str, Any]:
     """An episode's videos as they are, each a file of its own; returns its columns of the episode table."""
     chunk, file = divmod(number, CHUNK_SIZE)
-    episode = layout.episodes[number]
     columns: dict[str, Any] = {}
-    for key, video in episode.videos.items():
+    for key, (source, times) in dataset.files(number).videos.items():
         path = folder / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(video.path, path)
+        shutil.copyfile(source, path)
+        period = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / dataset.fps
         values = {
-            "chunk_index": chunk, "file_index": file, "from_timestamp": video.start,
-            "to_timestamp": video.start + episode.length / layout.fps,
+            "chunk_index": chunk, "file_index": file, "from_timestamp": float(times[0]),
+            "to_timestamp": float(times[-1] + period),
         }  # fmt: skip
         columns |= {f"videos/{key}/{name}": value for name, value in values.items()}
     return columns
@@ -149,7 +185,7 @@ def _image_stats(dataset: LeRobotDataset, camera: str, frames: NDArray[np.int64]
     return found.finish()
 
 
-def _new_info(root: Path, video: bool) -> dict[str, Any]:
+def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any]:
     """The old info.json with what v3.0 calls otherwise; the features stay as they are."""
     info: dict[str, Any] = json.loads((root / INFO_PATH).read_text(encoding="utf-8"))
     for name in ("total_chunks", "total_videos"):
@@ -157,6 +193,8 @@ def _new_info(root: Path, video: bool) -> dict[str, Any]:
     return info | {
         "codebase_version": VERSION, "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": DATA_FILE_MB,
         "video_files_size_in_mb": VIDEO_FILE_MB, "data_path": DATA_PATH, "video_path": VIDEO_PATH if video else None,
+        "total_episodes": dataset.num_episodes, "total_frames": dataset.num_frames, "total_tasks": len(dataset.tasks),
+        "splits": {"train": f"0:{dataset.num_episodes}"},
     }  # fmt: skip
 
 

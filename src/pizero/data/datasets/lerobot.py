@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from pizero.data.datasets.video_index import VideoIndex
 from pizero.types import UserError
 
 _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
+
+
+@dataclass(frozen=True)
+class EpisodeFiles:
+    """Where an episode lies: rows [length] of its data file; by column the video with its frames' times [length]."""
+
+    data_path: Path
+    rows: NDArray[np.int64]
+    videos: Mapping[str, tuple[Path, NDArray[np.float64]]]
 
 
 class LeRobotDataset:
@@ -144,7 +154,7 @@ class LeRobotDataset:
 
     def image_shape(self, camera: str) -> tuple[int, int]:
         """(height, width) of a camera's frames."""
-        feature = self.features[self._camera_key(camera)]
+        feature = self.features[self.camera_key(camera)]
         height, width, channels = (int(size) for size in feature["shape"])
         if list(feature.get("names") or [])[:1] in (["channels"], ["channel"]):
             height, width, channels = width, channels, height
@@ -154,17 +164,31 @@ class LeRobotDataset:
 
     def image_files(self, cameras: Sequence[str]) -> list[Path]:
         """The files that hold these cameras' frames, each once, in the order of the episodes."""
-        keys = [self._camera_key(camera) for camera in cameras]
+        keys = [self.camera_key(camera) for camera in cameras]
         video = [key for key in keys if self.features[key]["dtype"] == "video"]
         paths = [episode.videos[key].path for key in video for episode in self._episodes]
         if len(video) < len(keys):
             paths += [episode.data_path for episode in self._episodes]
         return list(dict.fromkeys(paths))
 
+    def camera_key(self, camera: str) -> str:
+        """The camera's column; UserError where there is none."""
+        if camera not in self._camera_keys:
+            raise UserError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
+        return self._camera_keys[camera]
+
+    def files(self, number: int) -> EpisodeFiles:
+        """Where the episode at this position of `episodes` lies."""
+        episode, start = self._episodes[number], int(self.episode_starts[number])
+        videos: dict[str, tuple[Path, NDArray[np.float64]]] = {}
+        for key in (key for key in self._camera_keys.values() if key in episode.videos):
+            videos[key] = episode.videos[key].path, self._frame_times(key, episode)
+        return EpisodeFiles(episode.data_path, self._rows[start : start + episode.length], videos)
+
     def images(self, camera: str, frames: ArrayLike) -> NDArray[np.uint8]:
         """uint8 [N, h, w, 3] of the frames given, in any order, repeats allowed; each is decoded once."""
         frames = self._check_frames(frames)
-        key = self._camera_key(camera)
+        key = self.camera_key(camera)
         height, width = self.image_shape(camera)
         images = np.empty((len(frames), height, width, 3), np.uint8)
         read = self._read_video if self.features[key]["dtype"] == "video" else self._read_encoded
@@ -189,13 +213,19 @@ class LeRobotDataset:
             yield positions, self.images(camera, np.arange(positions.start, positions.stop))
 
     def _read_video(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
-        video = episode.videos[key]
+        path, position = episode.videos[key].path, frame - int(self.episode_starts[self._ordinals[frame]])
+        time = float(self._frame_times(key, episode)[position])
         try:
-            times = self._videos.frames(episode, key)
-            position = frame - int(self.episode_starts[self._ordinals[frame]])
-            return self._decoders.get(video.path).frame_at(float(times[position]))
+            return self._decoders.get(path).frame_at(time)
         except VideoError as error:
-            raise BadEpisodeError(f"{video.path}, episode {episode.index}: {error}", [episode.index]) from None
+            raise BadEpisodeError(f"{path}, episode {episode.index}: {error}", [episode.index]) from None
+
+    def _frame_times(self, key: str, episode: Episode) -> NDArray[np.float64]:
+        try:
+            return self._videos.frames(episode, key)
+        except VideoError as error:
+            path = episode.videos[key].path
+            raise BadEpisodeError(f"{path}, episode {episode.index}: {error}", [episode.index]) from None
 
     def _read_encoded(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
         data = self._encoded_images.read(episode.data_path, key, int(self._rows[frame]))
@@ -208,11 +238,6 @@ class LeRobotDataset:
                 f"{episode.data_path}, episode {episode.index}: frame {self.frame_index[frame]} of {key!r} "
                 f"cannot be decoded ({error})", [episode.index],
             ) from None  # fmt: skip
-
-    def _camera_key(self, camera: str) -> str:
-        if camera not in self._camera_keys:
-            raise UserError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
-        return self._camera_keys[camera]
 
     def _check_frames(self, frames: ArrayLike) -> NDArray[np.int64]:
         positions = np.asarray(frames, dtype=np.int64)

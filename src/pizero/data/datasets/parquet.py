@@ -68,15 +68,29 @@ def read_numbers(path: Path, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
     return {name: _to_array(path, name, table[name].combine_chunks()) for name in table.column_names}
 
 
-def merge(sources: Sequence[Path], target: Path, row_group: int) -> None:
-    """The rows of several files in one, with the first one's schema; UserError where another's differs."""
-    tables = [open_parquet(path).read(use_threads=False) for path in sources]
-    for path, table in zip(sources, tables, strict=True):
+def merge(
+    sources: Sequence[tuple[Path, NDArray[np.int64]]],
+    target: Path,
+    row_group: int,
+    columns: Mapping[str, NDArray[Any] | Sequence[Any]],
+) -> None:
+    """Rows of several files in one, with the first one's schema; UserError where another's differs.
+
+    columns: values of all rows, in the place of those in the files, or new ones.
+    """
+    tables = [_rows_of(path, rows) for path, rows in sources]
+    for (path, _), table in zip(sources, tables, strict=True):
         if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
-            raise UserError(f"{path} has other columns than {sources[0]}; they cannot be one dataset")
+            raise UserError(f"{path} has other columns than {sources[0][0]}; they cannot be one dataset")
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata = tables[0].schema.metadata
     whole = _pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    for name, values in columns.items():
+        array, position = _pa.array(values), whole.schema.get_field_index(name)
+        if position < 0:
+            whole = whole.append_column(name, array)
+        else:
+            whole = whole.set_column(position, name, array.cast(whole.schema.field(position).type))
     _pq.write_table(whole.replace_schema_metadata(metadata), str(target), row_group_size=row_group)
 
 
@@ -90,6 +104,12 @@ def keep_row_groups(path: Path, count: int) -> None:
         for group in range(count):
             target.write_table(file.read_row_group(group, use_threads=False))
     os.replace(new, path)
+
+
+def _rows_of(path: Path, rows: NDArray[np.int64]) -> Any:
+    table = open_parquet(path).read(use_threads=False)
+    count: int = table.num_rows
+    return table if np.array_equal(rows, np.arange(count)) else table.take(rows)
 
 
 def _to_array(path: Path, name: str, column: Any) -> NDArray[Any]:
