@@ -30,7 +30,14 @@ from pizero.engine.packed import (
     vision_layer,
 )  # fmt: skip
 from pizero.engine.products import Kernels, check_kernels
-from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables
+from pizero.engine.time_tables import (
+    TimeTables,
+    action_weight,
+    integration_times,
+    make_tables,
+    of_any_time,
+    with_token,
+)  # fmt: skip
 from pizero.model.attention import block_mask, token_positions
 from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
 from pizero.model.gemma import GemmaBlock
@@ -51,9 +58,8 @@ class Cache(NamedTuple):
     """Per layer keys and values [B, P + S, kv_heads, head_dim]; the last places are written in each step.
 
     turns [B, S, 1, head_dim / 2, 2] of the suffix. mask [B, H, P + S] of the actions, None where they see everything.
-    token: the state's [B, 1, E], which runs beside the actions of the first step, or of all, with the mask
-    token_mask [B, S, P + S]; None where it has run. state[time][layer]: its keys and values, where they depend on the
-    time.
+    token: the state's [B, 1, E]; it has run, or runs beside the actions of the first step, with the mask token_mask
+    [B, S, P + S]. state[row][layer]: its keys and values at a time of the tables, where they depend on the time.
     """
 
     keys: list[Tensor]
@@ -62,6 +68,7 @@ class Cache(NamedTuple):
     mask: Tensor | None
     token: Tensor | None
     token_mask: Tensor | None
+    token_ran: bool
     state: list[list[KeyValue]]
 
 
@@ -220,11 +227,15 @@ class FastSampler:
         calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-            call = next(calls)
-            at, row = tables, call
+            chunk = time if places is None else time[:, -1]  # settled actions are the first ones
+            # integration asks in the tables' order; a guide at any time, as often as it likes
+            row = next(calls) if guide is None else tables.row(chunk.flatten())
+            if row is None:
+                return self.velocity(cache, *of_any_time(self.model, time, self._fold), x_t, row)
             if "time_tables" in self._without:
-                at, row = make_tables(self.model, time[:1], self._fold), 0
-            return self.velocity(cache, *at.at(row, places), x_t, call)
+                now = make_tables(self.model, chunk[-1:], self._fold)
+                return self.velocity(cache, *now.at(0, places), x_t, row)
+            return self.velocity(cache, *tables.at(row, places), x_t, row)
 
         return follow(velocity, noise, num_steps, solver, settled, guide)
 
@@ -283,24 +294,25 @@ class FastSampler:
         length = turns.shape[1] - suffix
         masked = inputs.padding is not None or self.config.action_attention == "causal"
         if not masked and self.model.state_proj is None:  # everything is seen
-            return Cache(keys, values, turns[:, -suffix:], None, None, None, [])
+            return Cache(keys, values, turns[:, -suffix:], None, None, None, True, [])
         padding = inputs.padding
         if padding is None:
             padding = torch.ones(turns.shape[0], length, dtype=torch.bool, device=self.device)
         starts = self.model.suffix_block_starts(self.device)
         whole = block_mask(F.pad(padding, (0, suffix), value=True), torch.cat([starts.new_zeros(length), starts]))
         whole, seen = whole[:, -suffix:], whole[:, length : length + 1, : length + 1] if masked else None
-        cache = Cache(keys, values, turns[:, -suffix:], whole[:, -horizon:] if masked else None, None, whole, [])
+        mask = whole[:, -horizon:] if masked else None
+        cache = Cache(keys, values, turns[:, -suffix:], mask, None, whole, True, [])
         if self.model.state_proj is None:
             return cache
         assert inputs.state is not None  # check_observation saw to it
         token = self.model.state_proj(inputs.state)[:, None].to(self.model.transformer.dtype)
         times = tables.norms[:-1] or tables.norms  # without a clean action's
         if "cached_state" in self._without or (len(times) == 1 and not alone):
-            return cache._replace(token=token)
+            return cache._replace(token=token, token_ran=False)
         first = cache.turns[:, :1]
         state = [self._state(token, first, seen, keys, values, norms) for norms in times]
-        return cache._replace(state=state if len(state) > 1 else [])
+        return cache._replace(token=token, state=state if self.config.adaptive else [])
 
     def _state(
         self, x: Tensor, turns: Tensor, mask: Tensor | None, keys: list[Tensor], values: list[Tensor],
@@ -318,21 +330,31 @@ class FastSampler:
             found.append((key[:, at:].clone(), value[:, at:].clone()))
         return found
 
-    def velocity(self, cache: Cache, bias: Tensor, norms: list[Modulation], x_t: Tensor, call: int) -> Tensor:
-        """[B, H, D] at the time of bias and norms, asked for as number `call`; it can be differentiated in x_t."""
-        horizon = self.config.action_horizon
+    def velocity(self, cache: Cache, bias: Tensor, norms: list[Modulation], x_t: Tensor, row: int | None) -> Tensor:
+        """[B, H, D] at the time of bias and norms, the one in that row of the tables; None where it is in none.
+
+        It can be differentiated in x_t. Without a guide the first velocity that is asked for is that of row 0.
+        """
+        horizon, of_layers = self.config.action_horizon, norms
         x, turns, mask = self._in(x_t, bias), cache.turns[:, -horizon:], cache.mask
-        if cache.token is not None and (call == 0 or "cached_state" in self._without):
+        if cache.token is not None and self._beside(cache, row):
             x, turns, mask = torch.cat([cache.token, x], dim=1), cache.turns, cache.token_mask
+            of_layers = with_token(norms)
         layer = expert_layer if x.requires_grad else self._expert
         for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
-            if cache.state:
+            if cache.state and row is not None:
                 place = slice(-horizon - 1, -horizon)
-                key[:, place], value[:, place] = cache.state[call][index]
+                key[:, place], value[:, place] = cache.state[row][index]
             if x.requires_grad:  # autograd follows no writes into what the next step overwrites
                 key, value = key.clone(), value.clone()
-            x = layer(block, self._attend, x, norms[2 * index : 2 * index + 2], turns, key, value, mask)
+            x = layer(block, self._attend, x, of_layers[2 * index : 2 * index + 2], turns, key, value, mask)
         return self._out(x[:, -horizon:], norms[-1])
+
+    def _beside(self, cache: Cache, row: int | None) -> bool:
+        """Whether the state token runs beside the actions: it has not run, or not at a time that it depends on."""
+        if not cache.token_ran:
+            return row == 0 or "cached_state" in self._without
+        return row is None and self.config.adaptive
 
     def _enter(self, x_t: Tensor, bias: Tensor) -> Tensor:
         """Noisy actions [B, H, D] -> the expert's tokens [B, H, E]."""

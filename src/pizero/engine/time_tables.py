@@ -17,17 +17,26 @@ from pizero.model.two_expert import TwoExpertLayer
 
 @dataclass(frozen=True)
 class TimeTables:
-    """biases [T + 1, E]: of the action embedding at each time, so that `time_mlp_in` needs no time any more.
+    """times: the T of them. biases [T + 1, E]: of the action embedding at each, so that `time_mlp_in` needs no time.
 
     norms [T + 1][i]: of the expert, the attention's and the MLP's of each layer, then the final one; for one time alone
     if they do not depend on it. The last row is a clean action's.
     """
 
+    times: list[float]
     biases: Tensor
     norms: list[list[Modulation]]
 
+    def row(self, time: Tensor) -> int | None:
+        """Of a flow time [B] that all samples share; None where they do not, or where the tables lack it.
+
+        Reads the time on the host.
+        """
+        first, *others = set(time.tolist())
+        return None if others or first not in self.times else self.times.index(first)
+
     def at(self, call: int, settled: Tensor | None = None) -> tuple[Tensor, list[Modulation]]:
-        """Bias and norms for the velocity that is asked for as number `call`: [E] each.
+        """Bias and norms of the time in row `call`, the one at which `integrate` asks as number `call`: [E] each.
 
         Where settled [B, H] is true those of a clean action: the bias is then [B, H, E], and so are the norms that
         depend on the time.
@@ -58,6 +67,7 @@ def integration_times(num_steps: int, solver: Solver) -> Tensor:
 def make_tables(model: Pi0, times: Tensor, folded: bool) -> TimeTables:
     """For integration times [T]. folded: scales of norms that do not depend on the time are in the weights."""
     width = model.config.expert.width
+    known = times.tolist() if times.device.type == "cpu" else []
     times = torch.cat([times, torch.full_like(times[:1], CLEAN)]).to(model.action_in_proj.weight.device)
     times = embed_time(times, width)  # [T + 1, E]
     bias = model.action_in_proj.bias.float()
@@ -72,7 +82,34 @@ def make_tables(model: Pi0, times: Tensor, folded: bool) -> TimeTables:
     dtype = model.transformer.dtype
     rows = [modulations(norm, times, folded, dtype) for norm in norms]
     rows.append(modulations(model.transformer.expert_norm, times, False, dtype))
-    return TimeTables(biases, [list(row) for row in zip(*rows, strict=True)])
+    return TimeTables(known, biases, [list(row) for row in zip(*rows, strict=True)])
+
+
+@torch.no_grad()
+def of_any_time(model: Pi0, time: Tensor, folded: bool) -> tuple[Tensor, list[Modulation]]:
+    """As `TimeTables.at`, for a time [B] or [B, H] of which no table is kept: [B, 1 or H, E] each."""
+    values, where = time.unique(return_inverse=True)
+    tables = make_tables(model, values, folded)
+    where = where[:, None] if where.ndim == 1 else where
+    if len(tables.norms) == 1:
+        return tables.biases[where], tables.norms[0]
+    norms: list[Modulation] = []
+    for rows in zip(*tables.norms, strict=True):  # one norm at every time
+        scale, shift, gate = (
+            None if part[0] is None else torch.stack([row for row in part if row is not None])[where]
+            for part in zip(*rows, strict=True)
+        )
+        norms.append((scale, shift, gate))
+    return tables.biases[where], norms
+
+
+def with_token(norms: list[Modulation]) -> list[Modulation]:
+    """Of a state token that runs before the actions: where each of those has a time of its own, the last one's."""
+
+    def widened(part: Tensor | None) -> Tensor | None:
+        return part if part is None or part.ndim == 1 or part.shape[1] == 1 else torch.cat([part[:, -1:], part], dim=1)
+
+    return [(widened(scale), widened(shift), widened(gate)) for scale, shift, gate in norms]
 
 
 def action_weight(model: Pi0) -> Tensor:
