@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, VIDEO_PATH
 from pizero.data.datasets.lerobot_stats import STAT_NAMES
 from pizero.data.datasets.parquet import ColumnType, TableWriter, keep_row_groups
-from pizero.data.datasets.video import EpisodeEncoder, VideoCodec, VideoFileWriter, video_end
+from pizero.data.datasets.video import EpisodeEncoder, VideoCodec, VideoFileWriter, read_frames
 
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
@@ -183,7 +183,7 @@ class CameraVideo:
             return
         self.close()
         self._bytes = float("inf")  # the next episode starts another file
-        if video_end(self._path) < (frames - 0.5) / self._fps:
+        if len(read_frames(self._path).times) < frames:
             raise OSError(f"{self._path} is not whole")
 
     def close(self) -> None:
