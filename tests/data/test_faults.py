@@ -17,7 +17,7 @@ from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.video import EpisodeEncoder, VideoFileWriter
+from pizero.data.datasets.video import EpisodeEncoder, VideoDecoder, VideoFileWriter, keep_frames, read_frames
 
 FPS = 10
 LENGTHS = (5, 6, 7, 6)
@@ -238,6 +238,19 @@ def test_the_number_of_a_frame_counts_not_its_time_stamp(root: Path, name: str, 
     assert "of 4 episodes" in note
     assert "the number counts" in note
     assert ("9.25 a second" in note) == (name == "another rate")
+
+
+def test_frames_at_the_end_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    video(path, range(0, 80, 10))
+    before = VideoDecoder(path).frame_at(0.4)
+    keep_frames(path, 5)
+    assert read_frames(path).times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(VideoDecoder(path).frame_at(0.4), before)
+    keep_frames(path, 5)
+    with pytest.raises(OSError, match="not whole"):
+        keep_frames(path, 6)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_ranges() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, VIDEO_PATH
 from pizero.data.datasets.lerobot_stats import STAT_NAMES
 from pizero.data.datasets.parquet import ColumnType, TableWriter, keep_row_groups
-from pizero.data.datasets.video import EpisodeEncoder, VideoCodec, VideoFileWriter, read_frames
+from pizero.data.datasets.video import EpisodeEncoder, VideoCodec, VideoFileWriter, keep_frames
 
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
@@ -166,10 +166,7 @@ class CameraVideo:
         return self._number.total, self._episodes, self._frames, self._file is not None
 
     def take_back(self, mark: Mark) -> None:
-        """Removes what was written since `mark` was taken. Raises where an earlier episode is hit too.
-
-        Frames that follow those of an earlier episode may stay in its file; no episode points there.
-        """
+        """Removes what was written since `mark` was taken. Raises where an earlier episode is hit too."""
         self._episode = None
         if self.mark() == mark:
             return
@@ -183,8 +180,7 @@ class CameraVideo:
             return
         self.close()
         self._bytes = float("inf")  # the next episode starts another file
-        if len(read_frames(self._path).times) < frames:
-            raise OSError(f"{self._path} is not whole")
+        keep_frames(self._path, frames)
 
     def close(self) -> None:
         file, self._file = self._file, None

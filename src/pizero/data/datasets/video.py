@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -224,6 +225,29 @@ class VideoFileWriter:
 
     def close(self) -> None:
         self._container.close()
+
+
+def keep_frames(path: Path, count: int) -> None:
+    """Removes what follows the first `count` frames of a file that `VideoFileWriter` wrote. Raises OSError where it has
+    less, or cannot be read; nothing is encoded again.
+    """
+    try:
+        there = len(read_frames(path).times)
+    except VideoError as error:
+        raise OSError(f"{path}: {error}") from None
+    if there < count:
+        raise OSError(f"{path} is not whole")
+    if there == count:
+        return
+    new = path.with_name(f".{path.stem}.new{path.suffix}")
+    with av.open(str(path)) as source, av.open(str(new), "w") as opened:
+        target: Any = opened
+        copied = target.add_stream_from_template(source.streams.video[0])
+        packets = (packet for packet in source.demux(source.streams.video[0]) if packet.dts is not None)
+        for packet in islice(packets, count):
+            packet.stream = copied
+            target.mux(packet)
+    os.replace(new, path)
 
 
 def check_encoding(codec: VideoCodec, camera: str, height: int, width: int) -> None:
