@@ -1,34 +1,82 @@
-"""Shared set-up: threads, and the Meta-World tests where OpenGL is there."""
+"""Shared set-up: threads, and tests that ask for what not every machine has."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
 
+def _opengl() -> bool:
+    from pizero.envs.offscreen import opengl_backend
+
+    return opengl_backend() is not None
+
+
+def _onednn(dtype: torch.dtype) -> bool:
+    from pizero.engine.products import has_onednn
+
+    return has_onednn(dtype)
+
+
+def _int8() -> bool:
+    from pizero.engine.int8 import largest_code
+
+    return largest_code() is not None
+
+
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "opengl": (_opengl, "no OpenGL here (install libegl1 and libgl1-mesa-dri, or libosmesa6)"),
+    "onednn": (lambda: _onednn(torch.float32), "this torch was built without oneDNN"),
+    "onednn_bfloat16": (lambda: _onednn(torch.bfloat16), "oneDNN has no bfloat16 on this processor"),
+    "int8": (_int8, "this torch has no exact int8 product on this processor"),
+}
+"""By marker: whether it is here, and why its tests are left out where it is not."""
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    config.stash[_LEFT_OUT] = {}
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    threads = max(1, _cores() // workers) if workers else 2
+    torch.set_num_threads(threads)
+    if workers:  # of processes that a test starts
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        config.pluginmanager.register(_TellsController(config))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without OpenGL the tests that draw are deselected; the summary says so."""
-    needing = [item for item in items if item.get_closest_marker("opengl")]
-    if not needing:
-        return
-    from pizero.envs.offscreen import opengl_backend
-
-    if opengl_backend() is None:
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if item not in needing]
-        config.stash[_DESELECTED] = len(needing)
+    """Tests that need what is not here are deselected; the summary says so."""
+    for marker, (is_here, _) in NEEDS.items():
+        needing = [item for item in items if item.get_closest_marker(marker)]
+        if needing and not is_here():
+            config.hook.pytest_deselected(items=needing)
+            items[:] = [item for item in items if item not in needing]
+            config.stash[_LEFT_OUT][marker] = len(needing)
 
 
-_DESELECTED = pytest.StashKey[int]()
+class _TellsController:
+    """In a worker of pytest-xdist: every one collects all tests, and the controller prints the summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_sessionfinish(self) -> None:
+        self.config.workeroutput["left_out"] = self.config.stash[_LEFT_OUT]  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    found = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash[_LEFT_OUT].update(found)  # type: ignore[attr-defined]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    count = config.stash.get(_DESELECTED, 0)
-    if count:
-        terminalreporter.write_line(
-            f"{count} Meta-World tests deselected: no OpenGL here (install libegl1 and libgl1-mesa-dri, or libosmesa6)"
-        )
+    for marker, count in config.stash[_LEFT_OUT].items():
+        terminalreporter.write_line(f"{count} tests left out: {NEEDS[marker][1]}")

@@ -50,7 +50,7 @@ def test_an_unknown_fact() -> None:
         FastSampler(random_model(), without=("speed",))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("onednn", marks=pytest.mark.onednn)])
 @pytest.mark.parametrize("variant", VARIANTS[:4], ids=variant_name)
 def test_kernels(variant: dict[str, str], kernels: Any) -> None:
     model = random_model(**variant)
@@ -96,6 +96,7 @@ def test_static_prompts_have_few_lengths() -> None:
     assert lengths == {16, 48, 60}
 
 
+@pytest.mark.int8
 def test_int8_is_near_and_keeps_what_it_is_told_to() -> None:
     model = random_model()
     observation = make_observation(model.config)

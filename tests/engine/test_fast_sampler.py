@@ -80,7 +80,7 @@ def test_more_key_heads() -> None:
     assert_same(random_model(prefix=prefix, expert=expert), make_observation(model.config), num_steps=2)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("onednn", marks=pytest.mark.onednn_bfloat16)])
 @pytest.mark.parametrize("variant", VARIANTS[:4:2], ids=variant_name)
 def test_bfloat16_is_as_near_to_float32_as_the_plain_path(variant: dict[str, str], kernels: Kernels) -> None:
     """Over twenty observations of several models, with the dtypes that a checkpoint is loaded with: so small a model's

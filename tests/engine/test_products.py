@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from model_helpers import make_observation, random_model
 from torch.nn import functional as F
 
 from pizero.engine import tuning
+from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.int8 import largest_code
 from pizero.engine.products import (
     Float8Product,
-    Int8Product,
     Kernels,
     OneDnnProduct,
     TorchProduct,
     check_kernels,
     make_gated,
     make_product,
-    quantized_tokens,
 )
 from pizero.types import UserError
 
 EXACT = {"torch": TorchProduct, "onednn": OneDnnProduct}
+EITHER = ["torch", pytest.param("onednn", marks=pytest.mark.onednn)]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +45,7 @@ def layer(
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", EITHER)
 def test_product_gelu_sum(name: str, bias: bool) -> None:
     weight, offset, x = layer(bias=bias)
     product, expected = EXACT[name](weight, offset), F.linear(x, weight, offset)
@@ -52,7 +55,7 @@ def test_product_gelu_sum(name: str, bias: bool) -> None:
     torch.testing.assert_close(product.gelu(x), F.gelu(expected, approximate="tanh"), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", EITHER)
 def test_the_derivative_in_x(name: str) -> None:
     weight, offset, x = layer()
     plus = torch.randn(2, 5, 48)
@@ -67,33 +70,13 @@ def test_the_derivative_in_x(name: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "onednn", "int8"])
+@pytest.mark.parametrize("kernels", [*EITHER, pytest.param("int8", marks=pytest.mark.int8)])
 def test_the_gated_half_of_an_mlp(kernels: Kernels) -> None:
     gate, _, x = layer()
     up = torch.randn(gate.shape, generator=torch.Generator().manual_seed(3)) * 32**-0.5
     expected = F.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)
     found = make_gated(gate, up, 5, kernels)(x)
-    assert float((found - expected).norm() / expected.norm()) < (0.02 if kernels == "int8" else 1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_close_whatever_the_size_of_a_token(dtype: torch.dtype) -> None:
-    weight, offset, x = layer(dtype, bias=False)
-    x = x * torch.tensor([1e-6, 1.0, 1e3, 1e6, 0.0])[None, :, None].to(dtype)
-    expected, product = F.linear(x.float(), weight.float()), Int8Product(weight, offset)
-    found = product(x).float()
-    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-12)
-    assert float(error.max()) < 0.02
-    plus = torch.ones_like(expected).to(dtype)
-    torch.testing.assert_close(product(x, plus), (product(x) + plus).to(dtype))
-
-
-def test_codes_of_tokens_never_wrap() -> None:
-    """In bfloat16 the factor is rounded: the greatest value of a token must still fit into a code."""
-    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
-    codes, scale = quantized_tokens(x)
-    error = ((codes.float() - 128) * scale.float() - x.float()).abs() / x.float().abs().amax(dim=-1, keepdim=True)
-    assert float(error.max()) < 0.01
+    assert float((found - expected).norm() / expected.norm()) < (0.025 if kernels == "int8" else 1e-6)
 
 
 def test_float8_weights_and_scales() -> None:
@@ -104,13 +87,14 @@ def test_float8_weights_and_scales() -> None:
     assert float(error) < 0.03
 
 
+@pytest.mark.onednn
 def test_the_fastest_is_kept(tmp_path: Path) -> None:
     weight, offset, x = layer()
     make_product(weight, offset, 5, "auto")
     kept = json.loads((tmp_path / "kernels.json").read_text())
     ((key, way),) = kept.items()
     assert way in EXACT
-    assert key.endswith("2 threads · 5 x 32 x 48 float32")
+    assert key.endswith(f"{torch.get_num_threads()} threads · 5 x 32 x 48 float32")
     other = next(iter(EXACT.keys() - {way}))
     (tmp_path / "kernels.json").write_text(json.dumps({key: other}))
     tuning._known = None
@@ -131,6 +115,45 @@ def test_a_cache_folder_that_cannot_be_written_costs_nothing(tmp_path: Path, mon
 def test_kernels_that_the_device_lacks() -> None:
     for kernels in ("int8", "onednn"):
         with pytest.raises(UserError, match=f"{kernels} kernels run on a CPU, and the model is on meta"):
-            check_kernels(kernels, torch.device("meta"))
+            check_kernels(kernels, torch.device("meta"), torch.float32)
     with pytest.raises(UserError, match="float8 kernels need an NVIDIA card"):
-        check_kernels("float8", torch.device("cpu"))
+        check_kernels("float8", torch.device("cpu"), torch.float32)
+
+
+def test_dtypes_that_onednn_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 products need AVX-512, or a Neoverse V1: said at once, and the choice does without."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False))
+    with pytest.raises(UserError, match="oneDNN's kernels have no bfloat16 on this processor; choose auto, or float32"):
+        check_kernels("onednn", torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(UserError, match="oneDNN's kernels have no float16"):
+        check_kernels("onednn", torch.device("cpu"), torch.float16)
+    weight, offset, x = layer(torch.bfloat16)
+    assert type(make_product(weight, offset, 5, "auto")) is TorchProduct
+    assert torch.equal(make_product(weight, offset, 5, "auto")(x), F.linear(x, weight, offset))
+
+
+def test_a_torch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac: no such operators. The choice does without, and what is asked for by name is one clear line."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for name in ("mkldnn", "onednn"):
+        monkeypatch.setattr(torch.ops, name, SimpleNamespace())
+    largest_code.cache_clear()
+    assert largest_code() is None
+    largest_code.cache_clear()
+    for kernels in ("int8", "onednn"):
+        with pytest.raises(UserError, match=f"built without oneDNN, which has the {kernels} kernels; choose auto"):
+            check_kernels(kernels, torch.device("cpu"), torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        weight, offset, x = layer(dtype)
+        assert torch.equal(make_product(weight, offset, 5, "auto")(x), F.linear(x, weight, offset))
+        gated = make_gated(weight, weight, 5, "auto")(x)
+        half = F.linear(x, weight)
+        torch.testing.assert_close(gated, F.gelu(half, approximate="tanh") * half)
+    model = random_model()
+    observation = make_observation(model.config)
+    noise = torch.randn(2, model.config.action_horizon, model.config.action_dim)
+    found = FastSampler(model).sample_actions(observation, noise=noise)
+    torch.testing.assert_close(found, model.sample_actions(observation, noise=noise), atol=5e-6, rtol=0)
+    with pytest.raises(UserError, match="built without oneDNN"):
+        FastSampler(model, kernels="int8")

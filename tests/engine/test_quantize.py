@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from model_helpers import make_observation, random_model
 
 from pizero.engine.quantize import sensitivity
 
 
+@pytest.mark.int8
 def test_each_layer_alone_and_all_together() -> None:
     model = random_model()
     shape = (2, model.config.action_horizon, model.config.action_dim)

@@ -242,6 +242,22 @@ def test_load_policy(model: Pi0, tmp_path: Path) -> None:
         load_policy(tmp_path / "run")
 
 
+def test_kernels_that_are_not_here_are_refused_before_weights_are_read(
+    model: Pi0, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "run", model, make_pipeline())
+    monkeypatch.setattr("pizero.checkpoints.source.fill", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("pizero.engine.products.has_onednn", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr("pizero.engine.products.largest_code", lambda: None)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    with pytest.raises(UserError, match="oneDNN's kernels have no bfloat16 on this processor"):
+        load_policy(tmp_path / "run", dtype="bfloat16", kernels="onednn")
+    with pytest.raises(UserError, match="int8 products of this torch are not exact on this processor"):
+        load_policy(tmp_path / "run", kernels="int8")
+    with pytest.raises(UserError, match="float8 kernels need an NVIDIA card"):
+        load_policy(tmp_path / "run", kernels="float8")
+
+
 def left_over(length: int, seed: int = 9) -> np.ndarray:
     """Robot actions that the pipeline's statistics take to about -1 to 1."""
     return (noise(seed)[:length, :2] * ACTION_STD + ACTION_MEAN).astype(np.float32)

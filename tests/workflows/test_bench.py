@@ -15,6 +15,7 @@ from pizero.workflows.bench_inference import BenchConfig, bench, model_config, r
 TINY = BenchConfig("tiny", "float32", cameras=2, prompt=5, num_steps=2, threads=1, rounds=2)
 
 
+@pytest.mark.int8
 def test_paths_stages_and_facts() -> None:
     threads = torch.get_num_threads()
     result = bench(TINY, ("plain", "fast", "int8"), ("cached_state", "folded_heads"))

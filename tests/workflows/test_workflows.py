@@ -189,14 +189,17 @@ def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset
         evaluate_checkpoint(tmp_path / "nothing", config.evaluate, tmp_path)
 
 
+@pytest.mark.int8
 def test_int8_of_a_checkpoint(
     demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _, _, preset = demo
     arguments = [str(folder / "train"), str(folder / "dataset"), "--observations", "3", "--worst", "1"]
     assert run("bench", ["int8", *arguments, "--json", str(tmp_path / "errors.json")]) == 0
-    assert "all but the 1 worst" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all but the 1 worst" in printed
     found = json.loads((tmp_path / "errors.json").read_text())
+    assert f"weights of {found['weight_bits']} bits" in printed
     assert isinstance(preset.model, Pi0Config)
     assert len(found["layers"]) == preset.model.vision.depth + 2 * preset.model.prefix.depth
     assert 0 < found["without_kept"]["actions"] < 0.05

@@ -78,9 +78,10 @@ class FastSampler:
     It keeps weights of its own, and is made anew after the model's changed. consume: the model gives up its large
     matrices while they are packed, so that memory never holds both; it computes nothing any more.
     kernels: "auto" measures once which of torch's kernels are fastest here. "int8" (CPU) and "float8" (NVIDIA) change
-    the numbers; keep: patterns of products that stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells
-    which ones matter). compile: with torch.compile, which needs a C++ compiler and a while at the first call; None: on
-    a GPU. graphs: one CUDA graph for a call, on a GPU. without: facts left out, for tests and ablations.
+    the numbers; UserError where this machine does not have them for the model's dtype. keep: patterns of products that
+    stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells which ones matter). compile: with torch.compile,
+    which needs a C++ compiler and a while at the first call; None: on a GPU. graphs: one CUDA graph for a call, on a
+    GPU. without: facts left out, for tests and ablations.
     """
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ class FastSampler:
         if unknown:
             raise UserError(f"unknown fact {unknown[0]!r}; expected one of {', '.join(get_args(Fact))}")
         self.model, self.config, self.device = model, model.config, model.action_in_proj.weight.device
-        check_kernels(kernels, self.device)
+        check_kernels(kernels, self.device, model.transformer.dtype)
         compile = self.device.type == "cuda" if compile is None else compile
         self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
         self._keep, self._without = tuple(keep), frozenset(without)

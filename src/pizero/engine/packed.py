@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pizero.engine.attention import Attention
-from pizero.engine.products import ROWS, Gated, Kernels, PlainGated, Product, make_gated, make_product
+from pizero.engine.int8 import ROWS
+from pizero.engine.products import Gated, Kernels, PlainGated, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
 from pizero.model.siglip import VisionBlock

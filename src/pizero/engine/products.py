@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pizero.engine.int8 import Int8Gated, Int8Product, largest_code
 from pizero.engine.tuning import fastest
 from pizero.model.layers import gelu
 from pizero.types import UserError
@@ -89,32 +90,6 @@ class _Differentiable(torch.autograd.Function):
         return grad @ ctx.product.packed.to_dense(), None
 
 
-class Int8Product:
-    """8-bit weights with a scale per output, 8-bit activations with a scale per token (AVX512-VNNI, AVX2 or AMX)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        codes, self.scale = int8_codes(weight)
-        self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self.bias = bias
-        self._zero = torch.zeros(len(weight), dtype=torch.int64)
-
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        codes, scale = quantized_tokens(x)
-        y = self.coded(codes, x.dtype).mul_(scale)
-        if self.bias is not None:
-            y += self.bias
-        return y if plus is None else y.add_(plus)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        return gelu(self(x))
-
-    def coded(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        """The product with tokens that are codes already, before their scales and the bias."""
-        return torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 128, self.packed, self.scale, self._zero, None, 1.0, 0, dtype, "none", [], ""
-        )
-
-
 class Float8Product:
     """E4M3 weights with a scale per output, activations with a scale per token (NVIDIA Ada, Hopper and later)."""
 
@@ -169,22 +144,7 @@ class OneDnnGated:
         return self.up.times(x, self.gate.gelu(x))
 
 
-@dataclass(frozen=True)
-class Int8Gated:
-    """Both products read the same codes."""
-
-    gate: Int8Product
-    up: Int8Product
-
-    def __call__(self, x: Tensor) -> Tensor:
-        codes, scale = quantized_tokens(x)
-        activated = gelu(self.gate.coded(codes, x.dtype).mul_(scale))
-        return activated.mul_(self.up.coded(codes, x.dtype)).mul_(scale)
-
-
 _FLOAT8_MAX = 448.0
-ROWS = 512
-"""Rows of a weight that are computed at a time, so that they stay in the cache."""
 
 
 def make_product(weight: Tensor, bias: Tensor | None, tokens: int, kernels: Kernels) -> Product:
@@ -216,36 +176,28 @@ def make_gated(gate: Tensor, up: Tensor, tokens: int, kernels: Kernels) -> Gated
     return makers[fastest(name, {key: makers[key] for key in allowed}, x)]()
 
 
-def check_kernels(kernels: Kernels, device: torch.device) -> None:
-    """UserError where the device does not have them."""
+def check_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """UserError where the device, this processor or this torch does not have them for weights of this dtype."""
     if kernels in ("onednn", "int8") and device.type != "cpu":
         raise UserError(f"{kernels} kernels run on a CPU, and the model is on {device}; choose auto or float8")
-    if kernels == "onednn" and not torch.backends.mkldnn.is_available():
-        raise UserError("this torch was built without oneDNN; choose auto")
+    if kernels in ("onednn", "int8") and not torch.backends.mkldnn.is_available():
+        raise UserError(f"this torch was built without oneDNN, which has the {kernels} kernels; choose auto")
+    if kernels == "onednn" and not has_onednn(dtype):
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(f"oneDNN's kernels have no {name} on this processor; choose auto, or float32 as dtype")
+    if kernels == "int8" and largest_code() is None:
+        raise UserError("the int8 products of this torch are not exact on this processor; choose auto")
     if kernels == "float8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise UserError(f"float8 kernels need an NVIDIA card of the Ada generation or later; the model is on {device}")
 
 
-def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] -> int8 codes and the scale [out] of a code, symmetric."""
-    codes = torch.empty_like(weight, dtype=torch.int8)
-    scale = torch.empty(len(weight))
-    for code, size, rows in zip(*(part.split(ROWS) for part in (codes, scale, weight)), strict=True):
-        rows = rows.float()
-        torch.amax(rows.abs() / 127, 1, out=size)
-        code.copy_((rows / size.clamp_(min=1e-12)[:, None]).round_())
-    return codes, scale
-
-
-def quantized_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., in] -> uint8 codes around 128, and the scale [..., 1] in x's dtype that turns a code into its value.
-
-    The factor is rounded to x's dtype before it is used, so that scale and codes agree; 126 leaves room for that.
-    """
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
-    factor = 126.0 / largest
-    codes = (x * factor).round_().add_(128).to(torch.uint8)
-    return codes, factor.reciprocal()
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN, and it packs weights of this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:  # on x86 with AVX-512 or AVX-NE-CONVERT, and on Arm's with bfloat16
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _makers(weight: Tensor, kernels: Kernels) -> dict[str, Callable[[Tensor, Tensor | None], Product]]:
@@ -254,13 +206,5 @@ def _makers(weight: Tensor, kernels: Kernels) -> dict[str, Callable[[Tensor, Ten
     }  # fmt: skip
     if kernels != "auto":
         return {kernels: every[kernels]}
-    names = ["torch", "onednn"] if _has_onednn(weight) else ["torch"]
+    names = ["torch", "onednn"] if weight.device.type == "cpu" and has_onednn(weight.dtype) else ["torch"]
     return {name: every[name] for name in names}
-
-
-def _has_onednn(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )

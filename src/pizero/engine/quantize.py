@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pizero.engine.fast_sampler import FastSampler
-from pizero.engine.products import Kernels
+from pizero.engine.products import Kernels, check_kernels
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation
 
@@ -50,7 +50,11 @@ def sensitivity(
     model: Pi0, observation: Observation, noise: Tensor, num_steps: int, kernels: Kernels = "int8",
     on_layer: Callable[[str], None] = lambda name: None,
 ) -> Sensitivity:  # fmt: skip
-    """Against the model in its own dtype, which stays as it is; `on_layer` hears each layer that is done."""
+    """Against the model in its own dtype, which stays as it is; `on_layer` hears each layer that is done.
+
+    kernels: "int8" as this processor has it (`engine/int8.py`), or "float8"; UserError where it has not.
+    """
+    check_kernels(kernels, model.action_in_proj.weight.device, model.transformer.dtype)
     exact, other = FastSampler(model), FastSampler(model)
     layers: dict[str, Errors] = {}
     for name in other.layer_names():

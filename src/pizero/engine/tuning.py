@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -42,14 +43,16 @@ def fastest(name: str, ways: dict[str, Callable[[], Callable[[Tensor], Tensor]]]
 
 @cache
 def machine() -> str:
-    """Processor, its instruction set and torch's version."""
+    """Processor, the instruction set that PyTorch and oneDNN may use of it, and torch's version."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{model} {torch.backends.cpu.get_cpu_capability()} · torch {torch.__version__}"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    found = f"{model} {torch.backends.cpu.get_cpu_capability()}" + (f" oneDNN {limit}" if limit else "")
+    return f"{found} · torch {torch.__version__}"
 
 
 _known: dict[str, str] | None = None

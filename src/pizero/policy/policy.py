@@ -23,7 +23,8 @@ from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
-from pizero.engine.products import Kernels
+from pizero.engine.products import Kernels, check_kernels
+from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import FAR, RealTime, sampling_options
 from pizero.types import ActionModel, RobotDict, UserError
@@ -152,8 +153,8 @@ def load_policy(
     embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
     what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
     a mixture was trained for gives that robot with its statistics; without it the first of them is run.
-    kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. num_steps, seed,
-    real_time: as for `ModelPolicy`.
+    kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights
+    are read where this machine does not have them for this dtype. num_steps, seed, real_time: as for `ModelPolicy`.
     verify: run the stored example first; UserError if it fails or there is none, as with adapters.
     adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and tell the robot.
     """
@@ -169,6 +170,10 @@ def load_policy(
     named = known.embodiment is not None and known.embodiment.name == embodiment
     facts = given(known, None if named else embodiment, norm_stats, tokenizer)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
+    if isinstance(source.config, Pi0Config):
+        check_kernels(kernels, torch.device(device), torch_dtype(dtype))
+    elif kernels != "auto":
+        raise UserError(f"{kernels} kernels are for π0 and π0.5, and {folder} is neither")
     model = source.build(device, torch_dtype(dtype))
     if verify:
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
@@ -177,6 +182,4 @@ def load_policy(
     sampler: ActionModel = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
-    elif kernels != "auto":
-        raise UserError(f"{kernels} kernels are for π0 and π0.5, and this is a {type(model).__name__}")
     return ModelPolicy(sampler, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)

@@ -71,10 +71,17 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
 
 
+WEIGHT_BITS = {
+    8: "weights of 8 bits: this processor adds products of 8 bits without saturation",
+    7: "weights of 7 bits: this processor adds products of 8 bits in 16 (no VNNI), where two of them saturate",
+}
+
+
 def print_errors(result: Mapping[str, Any]) -> None:
     """Errors of int8: as a whole, without the worst layers, and of these alone."""
     console = Console(markup=False, emoji=False)
     console.print(f"int8 against {result['dtype']}, {result['observations']} observations of {result['dataset']}")
+    console.print(f"{WEIGHT_BITS[result['weight_bits']]}; activations of 8 bits")
     table = Table(title="RMS error over the RMS of what is right", title_justify="left")
     for name in ("in int8", "velocity", "actions"):
         table.add_column(name, justify="left" if name == "in int8" else "right")

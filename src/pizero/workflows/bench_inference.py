@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pizero.engine.fast_sampler import Fact, FastSampler
 from pizero.engine.floor import floor_calls
-from pizero.engine.products import Kernels
+from pizero.engine.products import Kernels, check_kernels
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import float32_names
@@ -99,6 +99,8 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fa
     with _threads(settings.threads):
         config = model_config(settings.model, settings.horizon)
         dtype = getattr(torch, settings.dtype)
+        for name in paths:  # before minutes are spent
+            check_kernels(KERNELS.get(name, "auto"), torch.device(settings.device), dtype)
         observation = random_observation(config, settings)
         model = random_model(config, dtype, settings.device)
         shape = (settings.batch, config.action_horizon, config.action_dim)

@@ -11,11 +11,14 @@ import torch
 
 from pizero.checkpoints.facts import make_pipeline
 from pizero.checkpoints.load import load_model, read_source
+from pizero.checkpoints.native import torch_dtype
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.int8 import weight_bits
+from pizero.engine.products import check_kernels
 from pizero.engine.quantize import errors, sensitivity
-from pizero.model.pi0 import Pi0
+from pizero.model.config import Pi0Config
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint
 from pizero.workflows.progress import progress_bar
@@ -30,9 +33,10 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
     folder = local_folder(find_checkpoint(checkpoint))
     source = read_source(folder)
     pipeline = make_pipeline(source.config, source.facts)
+    if not isinstance(source.config, Pi0Config):
+        raise UserError(f"int8 is for π0 and π0.5, and {folder} is neither")
+    check_kernels("int8", torch.device("cpu"), torch_dtype(dtype))  # before gigabytes are read
     model = load_model(folder, dtype=dtype)
-    if not isinstance(model, Pi0):
-        raise UserError(f"{folder} is a {type(model).__name__}; int8 is for π0 and π0.5")
     data = LeRobotDataset(dataset)
     frames = np.linspace(0, data.num_frames - 1, observations).round().astype(int)
     raw = [recorded_observation(data, pipeline, int(frame)) for frame in frames]
@@ -47,6 +51,7 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
     without = errors(FastSampler(model), FastSampler(model, kernels="int8", keep=keep), seen, noise, steps)
     return {
         "checkpoint": str(checkpoint), "dataset": str(dataset), "observations": len(raw), "dtype": dtype,
+        "weight_bits": weight_bits(),
         "whole": dataclasses.asdict(found.whole), "kept": keep, "without_kept": dataclasses.asdict(without),
         "layers": {name: dataclasses.asdict(value) for name, value in found.layers.items()},
     }  # fmt: skip

@@ -1,0 +1,121 @@
+"""int8: close to the product it stands for, exact in its whole numbers, and never saturated without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pizero.engine import int8
+from pizero.engine.int8 import Int8Gated, Int8Product, int8_codes, largest_code, quantized_tokens, weight_bits
+
+pytestmark = pytest.mark.int8
+
+
+@pytest.fixture(params=["as here", "seven bits"])
+def _bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Both ranges, so that a processor that multiplies 8 bits exactly tests the other one's codes too."""
+    if request.param == "seven bits":
+        monkeypatch.setattr(int8, "largest_code", lambda: int8.SEVEN_BITS)
+
+
+@pytest.fixture
+def probe() -> Iterator[None]:
+    """The answer is kept for the process; a test that changes what is asked forgets it before and after."""
+    largest_code.cache_clear()
+    yield
+    largest_code.cache_clear()
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.usefixtures("_bits")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_close_whatever_the_size_of_a_token(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(48, 32, generator=generator) * 32**-0.5).to(dtype)
+    x = torch.randn(2, 5, 32, generator=generator)
+    x = (x * torch.tensor([1e-6, 1.0, 1e3, 1e6, 0.0])[None, :, None]).to(dtype)
+    expected, product = F.linear(x.float(), weight.float()), Int8Product(weight)
+    found = product(x).float()
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-12)
+    assert float(error.max()) < 0.025
+    plus = torch.ones_like(expected).to(dtype)
+    torch.testing.assert_close(product(x, plus), (product(x) + plus).to(dtype))
+
+
+@pytest.mark.usefixtures("_bits")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_values_near_their_maximum(tokens: int, dtype: torch.dtype) -> None:
+    """Every pair of products is as large as codes allow, of one sign: what adds them in 16 bits is 44 % off."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.where(torch.arange(40) < 20, 1.0, -1.0)[:, None]
+    weight = (signs * (1 - 0.05 * torch.rand(40, 96, generator=generator))).to(dtype)
+    x = (1 - 0.05 * torch.rand(tokens, 96, generator=generator)).to(dtype)
+    product = Int8Product(weight)
+    assert relative(product(x), x.double() @ weight.double().T) < 0.01
+    gated = Int8Gated(product, product)(x)
+    exact = x.double() @ weight.double().T
+    assert relative(gated, F.gelu(exact, approximate="tanh") * exact) < 0.015
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8), (3, 33, 5), (20, 1152, 64), (256, 64, 300)], ids=str)
+def test_whole_numbers_are_exact(shape: tuple[int, int, int]) -> None:
+    """With codes up to their limit, whatever kernel a shape takes here."""
+    tokens, width, outputs = shape
+    largest = largest_code()
+    assert largest is not None
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(2, 255, (tokens, width), generator=generator)
+    codes[0], codes[-1, ::2] = 254, 254
+    weight = torch.randint(-largest, largest + 1, (outputs, width), generator=generator)
+    weight[0], weight[1], weight[2, ::2] = largest, -largest, largest
+    weight[:, 0] = largest  # so that the codes are these numbers, and the scale is one
+    found = Int8Product(weight.float()).coded(codes.to(torch.uint8), torch.float32)
+    assert torch.equal(found.long(), (codes - 128) @ weight.T)
+
+
+@pytest.mark.parametrize("largest", [127, 63])
+def test_codes_of_weights(largest: int) -> None:
+    weight = torch.randn(600, 16, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    codes, scale = int8_codes(weight, largest)
+    assert int(codes.abs().amax()) == largest
+    assert float((codes * scale[:, None] - weight).abs().amax()) <= float(scale.amax()) / 2 + 1e-6
+    assert int(codes[3].abs().amax()) == 0
+
+
+def test_codes_of_tokens_never_wrap() -> None:
+    """In bfloat16 the factor is rounded: the greatest value of a token must still fit into a code."""
+    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+    codes, scale = quantized_tokens(x)
+    error = ((codes.float() - 128) * scale.float() - x.float()).abs() / x.float().abs().amax(dim=-1, keepdim=True)
+    assert float(error.max()) < 0.01
+
+
+@pytest.mark.usefixtures("probe")
+@pytest.mark.parametrize(("limit", "expected", "bits"), [(None, 127, 8), (32767, 63, 7), (20000, None, 7)])
+def test_the_range_is_what_the_product_can_hold(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: int | None, bits: int
+) -> None:
+    """limit: at which the sum of two products saturates; an exact one, one with 16 bits, one that is no use."""
+
+    def product(codes: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+        each = codes.long()[:, None] * weight.long()
+        pairs = each.unflatten(-1, (-1, 2)).sum(-1)
+        pairs = pairs if limit is None else pairs.clamp(-limit - 1, limit)
+        return (pairs.sum(-1) - 128 * weight.long().sum(-1)).float()
+
+    monkeypatch.setattr(int8, "_qlinear", product)
+    monkeypatch.setattr(torch.ops, "onednn", type("Ops", (), {"qlinear_prepack": staticmethod(lambda w, _: w)}))
+    assert largest_code() == expected
+    if expected is not None:
+        assert weight_bits() == bits
+    else:
+        with pytest.raises(RuntimeError, match="no exact int8 product"):
+            Int8Product(torch.ones(4, 4))
