@@ -337,9 +337,9 @@ FAILURES_APART = [(lerobot_writer, "write_meta", 1, after) for after in (False, 
 CASES = [
     (apart, image_format, *failure)
     for apart in (False, True)
-    for image_format in ("png", "h264")
+    for image_format in ("png", "h264", "av1")
     for failure in [
-        *FAILURES, *(FAILURES_OF_VIDEO if image_format == "h264" else ()), *(FAILURES_APART if apart else ())
+        *FAILURES, *(() if image_format == "png" else FAILURES_OF_VIDEO), *(FAILURES_APART if apart else ())
     ]
 ]  # fmt: skip
 

@@ -242,7 +242,7 @@ def keep_frames(path: Path, count: int) -> None:
     new = path.with_name(f".{path.stem}.new{path.suffix}")
     with av.open(str(path)) as source, av.open(str(new), "w") as opened:
         target: Any = opened
-        copied = target.add_stream_from_template(source.streams.video[0])
+        copied = target.add_stream_from_template(source.streams.video[0], opaque=True)
         packets = (packet for packet in source.demux(source.streams.video[0]) if packet.dts is not None)
         for packet in islice(packets, count):
             packet.stream = copied
