@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from pizero.train.seeds import SEED_RULE, Purpose, stream
 from pizero.types import UserError
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
@@ -26,13 +27,14 @@ class RoundedAdamW(Optimizer):
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float, seed: int = 0) -> None:
-        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "seed": seed, "step": 0})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "seed": seed, "step": 0, "seed_rule": SEED_RULE}
+        super().__init__(weights, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["step"] += 1
-            generator = seeded(group["params"][0].device, group["seed"], group["step"])
+            generator = _generator(group, Purpose.ROUNDING)
             for weight in group["params"]:
                 if weight.grad is not None:
                     state: dict[str, Any] = self.state[weight]
@@ -64,18 +66,21 @@ class RowSteps(Optimizer):
     """
 
     def __init__(self, tables: Iterable[nn.Parameter], lr: float, seed: int = 0) -> None:
-        super().__init__(tables, {"lr": lr, "seed": seed, "step": 0})
+        super().__init__(tables, {"lr": lr, "seed": seed, "step": 0, "seed_rule": SEED_RULE})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["step"] += 1
-            generator = seeded(group["params"][0].device, group["seed"], group["step"])
+            generator = _generator(group, Purpose.TABLE)
             for table in group["params"]:
                 if table.grad is None:
                     continue
                 rows = table.grad.any(dim=1).nonzero().squeeze(1)  # few: those of the batch's prompts
                 gradient = table.grad[rows].float()
+                # by a power of two, which rounds nothing: the squares of small or large gradients are still numbers
+                exponent = gradient.abs().amax(dim=1, keepdim=True).frexp().exponent
+                gradient = gradient.ldexp(-exponent.clamp(min=-120))
                 step = gradient / gradient.square().mean(dim=1, keepdim=True).sqrt()
                 exact = table[rows].float().sub_(step, alpha=group["lr"])
                 rounded = round_at_random(exact, generator) if table.dtype == torch.bfloat16 else exact
@@ -89,8 +94,9 @@ def round_at_random(exact: Tensor, generator: Generator) -> Tensor:
     return ((bits + noise) & -(1 << 16)).view(torch.float32).bfloat16()
 
 
-def seeded(device: torch.device, seed: int, step: int) -> Generator:
-    return Generator(device).manual_seed(seed * 2_147_483_647 + step)
+def _generator(group: dict[str, Any], purpose: Purpose) -> Generator:
+    """Of this step. A group that an older version saved names no rule."""
+    return stream(group["seed"], group["step"], purpose, group.get("seed_rule", "sum"), group["params"][0].device)
 
 
 def eight_bit_adamw(weights: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:

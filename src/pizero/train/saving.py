@@ -31,6 +31,7 @@ from pizero.train.distributed import Ranks
 from pizero.train.optim import WeightAverage, product_context
 from pizero.train.parts import choose_parts
 from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
+from pizero.train.seeds import SEED_RULE, SeedRule
 from pizero.train.selection import Selection
 from pizero.train.sharded_state import (
     SHARDS,
@@ -62,10 +63,15 @@ class Checkpoints:
     sharded: ShardedSaver | None
     make_example: Callable[[Network], Example] | None
     robots: Sequence[Pipeline]
+    seed_rule: SeedRule = SEED_RULE
+    """The run's own, which a resume takes from its checkpoint."""
 
     def save(self, step: int, skipped_steps: int) -> Path:
         target = checkpoint_folder(self.folder, step)
-        progress = {"step": step, "selection": self.selection.state(), "skipped_steps": skipped_steps}
+        progress = {
+            "step": step, "selection": self.selection.state(), "skipped_steps": skipped_steps,
+            "seed_rule": self.seed_rule,
+        }  # fmt: skip
         if self.sharded is not None:
             self._save_sharded(target, progress, self.sharded)
             return target
@@ -97,6 +103,7 @@ class Checkpoints:
         else:
             state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
             self._restore(found[-1], state)
+        self.seed_rule = state.get("seed_rule", "sum")
         if "selection" in state:
             self.selection.load(state["selection"])
         return int(state["step"]), int(state.get("skipped_steps", 0))

@@ -34,6 +34,7 @@ from pizero.train.optim import (
 from pizero.train.parts import choose_parts, keep_in_precision
 from pizero.train.run_folder import checkpoint_folder
 from pizero.train.saving import Checkpoints, sampling
+from pizero.train.seeds import Purpose, stream
 from pizero.train.selection import Selection
 from pizero.train.sharded_state import ShardedSaver
 from pizero.types import Observation, UserError
@@ -42,7 +43,7 @@ if TYPE_CHECKING:  # with it come the libraries of the datasets
     from pizero.data.loader import Batch, Loader
 
 VALIDATION_SEED = 1_000_003
-"""Noise, times and frames of the validation are the same at every step and in every run."""
+"""Noise and times of the validation are the same at every step and in every run; which frames, the run's seed says."""
 
 VALIDATION_BATCHES = 8
 
@@ -209,7 +210,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the mean loss as a tensor. NotFiniteError leaves weights and optimizers alone."""
         config = self.config
-        generator = self._generator(config.seed, self.step)
+        generator = stream(config.seed, self.step, Purpose.DRAWS, self._checkpoints.seed_rule)
         observation, actions = self._to_device(batch, generator)
         drawn = draw(config, actions, generator, self._part)
         losses = self._backward(observation, actions, drawn, self._action_mask(batch))
@@ -269,7 +270,7 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation."""
         assert self.validation is not None
-        generator = self._generator(VALIDATION_SEED, 0)
+        generator = stream(VALIDATION_SEED, 0, Purpose.VALIDATION, self._checkpoints.seed_rule)
         total, count = torch.zeros((), dtype=torch.float64), min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
         # the average of bfloat16 weights is in float32
         precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
@@ -323,6 +324,3 @@ class Trainer:
                 images, observation.image_masks, observation.state, observation.prompt_tokens, observation.prompt_mask
             )
         return observation, torch.from_numpy(batch.actions).to(self.device)
-
-    def _generator(self, seed: int, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed * 2_147_483_647 + step)
