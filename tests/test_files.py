@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pizero import files
-from pizero.files import new_folder, partial_path, write_bytes
+from pizero.files import new_folder, partial_path, read_file, read_json, read_toml, write_bytes
 from pizero.types import UserError
 
 
@@ -88,3 +88,41 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be written"):
         fill()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a pipe"])
+def test_what_may_never_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    """A downloaded archive may hold links to devices."""
+    path, pipe = tmp_path / "config.json", tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(pipe)
+        path.symlink_to(pipe)
+    for read in (read_json, read_toml):
+        with pytest.raises(UserError, match="no file, but a folder, a device or a pipe"):
+            read(path)
+    path.rmdir() if kind == "folder" else path.unlink()
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
+def test_a_file_that_hides_its_size_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"[" * 100)
+    assert read_file(path, 100) == b"[" * 100
+    with pytest.raises(UserError, match="larger than any file of this kind"):
+        read_file(path, 99)
+    with pytest.raises(UserError, match="cannot be read as JSON"):  # of /proc, where every size is 0
+        read_json(Path("/proc/self/status"))
+
+
+def test_a_key_that_is_there_twice_is_found_at_once(tmp_path: Path) -> None:
+    names = [f"k{index}" for index in range(200_000)]
+    (tmp_path / "x.json").write_text("{" + ", ".join(f'"{name}": 0' for name in [*names, names[-1]]) + "}")
+    with pytest.raises(UserError, match="the key 'k199999' is there twice"):
+        read_json(tmp_path / "x.json")

@@ -8,6 +8,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from typing import Any, cast
 
 from pizero.types import UserError
 
-_LARGEST_JSON = 64 << 20
+_LARGEST_JSON = 16 << 20
+_LARGEST_TOML = 1 << 20
 
 
 def cache_folder() -> Path:
@@ -26,15 +28,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PIZERO_CACHE", Path.home() / ".cache" / "pizero")).expanduser()
 
 
+def read_file(path: Path, largest: int) -> bytes:
+    """All of a file of at most `largest` bytes; UserError for a larger one.
+
+    OSError when there is none, or something else: a folder, a device or a pipe, which may never end, or a link to one.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("this is no file, but a folder, a device or a pipe")
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise UserError(f"{path} is larger than any file of this kind; it is not read")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
-    UserError when there is none: no such file, another content, a key twice, more than 64 MB, nested without end.
+    UserError when there is none: no such file, another content, a key twice, more than 16 MB, nested without end.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise UserError(f"{path} is larger than any file of this kind; it is not read")
-        values: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+        values: Any = json.loads(read_file(path, _LARGEST_JSON).decode(), object_pairs_hook=_distinct)
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -48,7 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables in a TOML file that a user wrote. UserError when it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_file(path, _LARGEST_TOML).decode())
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
 
@@ -68,10 +84,11 @@ def values_of(where: Path | str) -> Iterator[None]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name[:60]!r} is there twice")
+        values[name] = value
     return values
 
 

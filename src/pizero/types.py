@@ -44,6 +44,8 @@ class UserError(ValueError):
 
 LARGEST, LARGEST_LENGTH, DEEPEST = 1 << 20, 10_000, 1_000
 """Far above any model; a number beyond comes from a broken file, and would be filled with memory or time."""
+LONGEST_CHUNK = 512
+"""Actions of a chunk: ten seconds at 50 Hz. No weight depends on their number, so a wrong one would cost time alone."""
 _MOST_CAMERAS = 100
 
 

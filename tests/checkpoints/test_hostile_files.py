@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import io
 import json
+import os
 import random
 import shutil
 import warnings
@@ -627,3 +628,25 @@ def test_any_header(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
         replace_file(folder / "model.safetensors", content)
         loaded.append(outcome(folder, arch_of(name)))
     assert not all(loaded)
+
+
+@pytest.mark.parametrize("name", ["config.json", "pipeline.json", "norm_stats.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_in_a_checkpoint(name: str, kind: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved["native"], tmp_path / "x")
+    never_ending(folder / name, kind)
+    refused(lambda: load_policy(folder))
+    (folder / name).unlink()
+    shutil.copy(saved["native"] / name, folder / name)
+    load_policy(folder)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_tokenizer_that_never_ends(kind: str, tmp_path: Path) -> None:
+    never_ending(tmp_path / "tokenizer.model", kind)
+    assert "a device or a pipe" in refused(lambda: PaligemmaTokenizer(tmp_path / "tokenizer.model"))
+
+
+def never_ending(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")

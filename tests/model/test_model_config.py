@@ -36,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cameras": ()}, "cameras must be named and distinct"),
     ({"cameras": ("top", "top")}, "cameras must be named and distinct"),
     ({"action_horizon": 0}, "Pi0Config.action_horizon must be positive, got 0"),
+    ({"action_horizon": 4096}, "Pi0Config.action_horizon must be at most 512"),
     ({"action_dim": -1}, "Pi0Config.action_dim must be positive, got -1"),
 ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from pizero.baseline.lerobot_style import LerobotStyle
-from pizero.types import LARGEST, LARGEST_LENGTH, UserError, as_tuple, check_cameras, check_whole
+from pizero.types import LARGEST, LARGEST_LENGTH, LONGEST_CHUNK, UserError, as_tuple, check_cameras, check_whole
 
 ImageFusion = Literal["stacked", "separate", "shared"]
 StepEmbedding = Literal["table", "sincos"]
@@ -21,8 +21,8 @@ _CHOICES = {
 
 _MOST_LEVELS = 16
 _LIMITS: dict[str, int] = dict.fromkeys(
-    ("action_horizon", "prompt_length", "diffusion_steps", "num_history", "image_size", "kernel_size"), LARGEST_LENGTH
-)
+    ("prompt_length", "diffusion_steps", "num_history", "image_size", "kernel_size"), LARGEST_LENGTH
+) | {"action_horizon": LONGEST_CHUNK}
 
 
 @dataclass(frozen=True)

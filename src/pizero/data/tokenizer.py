@@ -22,12 +22,13 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.files import write_bytes
+from pizero.files import read_file, write_bytes
 from pizero.types import Convention, UserError
 
 PADDING_ID, END_ID, BEGIN_ID, UNKNOWN_ID = 0, 1, 2, 3
 _STATE_BIN_EDGES = np.linspace(-1, 1, 257)[:-1]
 _CACHE_SIZE = 4096
+_LARGEST_MODEL = 64 << 20
 _MOST_TOLD = 100
 
 
@@ -54,7 +55,7 @@ class PaligemmaTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         try:
-            model = Path(path).read_bytes()
+            model = read_file(Path(path), _LARGEST_MODEL)
             if not model:
                 raise OSError("the file is empty")  # SentencePiece would wait for a later one
             encoder = cast(Any, SentencePieceProcessor)(model_proto=model)

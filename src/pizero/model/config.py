@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from pizero.types import DEEPEST, LARGEST, LARGEST_LENGTH, UserError, as_tuple, check_cameras, check_whole
+from pizero.types import (
+    DEEPEST,
+    LARGEST,
+    LARGEST_LENGTH,
+    LONGEST_CHUNK,
+    UserError,
+    as_tuple,
+    check_cameras,
+    check_whole,
+)  # fmt: skip
 
 StateInput = Literal["token", "prompt", "none"]
 TimeConditioning = Literal["concat_mlp", "adarms"]
@@ -17,7 +26,7 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 """The cameras of the released checkpoints, in their order (openpi src/openpi/models/model.py)."""
 
 
-_LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": LARGEST_LENGTH}
+_LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK}
 
 
 def _check_numbers(config: Any) -> None:
