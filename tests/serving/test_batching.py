@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pizero.serving import batching
 from pizero.serving.batching import Batcher, BusyError
 from pizero.types import RobotDict, UserError
 
@@ -170,3 +171,90 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     for answer in run(work()):
         assert 0 <= answer.queued < 1
         assert 0 <= answer.inferred < 1
+
+
+class Odd(Model):
+    """Fails in the way of the observation's "how", once for each."""
+
+    def __call__(self, observations: Sequence[RobotDict]) -> Any:
+        hows = [how for observation in observations if (how := observation.get("how")) is not None]
+        replies = super().__call__(observations)
+        if not hows:
+            return replies
+        if isinstance(hows[0], type):
+            raise hows[0]("odd")
+        return {"few": replies[:-1], "many": replies * 2, "none": None, "number": 3}[hows[0]]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [StopIteration, StopAsyncIteration, asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt,
+     MemoryError, asyncio.TimeoutError, BaseExceptionGroup, "few", "many", "none", "number"],
+)  # fmt: skip
+def test_whatever_a_model_call_does_the_next_one_is_answered(how: Any) -> None:
+    async def work() -> None:
+        batcher = Batcher(Odd(), max_wait=0.0)
+        for _ in range(2):
+            asked = (batcher.ask({"n": 1}), batcher.ask({"n": 2, "how": how}), batcher.ask({"n": 3}))
+            first, odd, last = await asyncio.gather(*asked, return_exceptions=True)
+            assert isinstance(odd, Exception)
+            assert not isinstance(odd, StopIteration | asyncio.CancelledError)
+            assert (first.reply, last.reply) == ({"actions": 1}, {"actions": 3})  # type: ignore[union-attr]
+            assert (await batcher.ask({"n": 4})).reply == {"actions": 4}
+            assert not batcher.stuck
+        await batcher.close()
+
+    run(work())
+
+
+def test_batches_that_ended_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        batcher = Batcher(Model(), max_wait=0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "_take", lambda: 1 / 0)
+            with pytest.raises(RuntimeError, match="the batches ended"):
+                await batcher.ask({"n": 1})
+        assert batcher.length == 0
+        assert (await batcher.ask({"n": 2})).reply == {"actions": 2}
+        await batcher.close()
+        with pytest.raises(BusyError, match="the server ends"):
+            await batcher.ask({"n": 3})
+
+    run(work())
+
+
+def test_the_end_waits_for_no_model_call() -> None:
+    model = Model(open_gate=False)
+
+    async def work() -> list[Any]:
+        batcher = Batcher(model, max_batch=1, max_wait=0.0)
+        asked = [asyncio.create_task(batcher.ask({"n": n})) for n in range(3)]
+        while not batcher.calling:
+            await asyncio.sleep(0.001)
+        await batcher.close()
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    assert [str(error) for error in run(work())] == ["the server ends"] * 3
+    model.gate.set()
+
+
+def test_a_call_that_takes_too_long_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(open_gate=False)
+
+    async def work() -> None:
+        batcher = Batcher(model, max_wait=0.0)
+        asked = asyncio.create_task(batcher.ask({"n": 1}))
+        while not batcher.calling:
+            await asyncio.sleep(0.001)
+        assert not batcher.stuck
+        monkeypatch.setattr(batching, "LONGEST_CALL", 0.0)
+        assert batcher.stuck
+        batcher.slowest = 10.0  # others took as long
+        assert not batcher.stuck
+        model.gate.set()
+        await asked
+        batcher.slowest = 0.0
+        assert not batcher.stuck
+        await batcher.close()
+
+    run(work())

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from pizero.policy.policy import ModelPolicy
+from pizero.serving import batching
 from pizero.serving.client import BusyError, PolicyClient, ServerError, UnreachableError
 from pizero.serving.log import logging_to_stderr
 from pizero.serving.protocol import pack, unpack
@@ -351,3 +352,58 @@ def test_a_prompt_that_is_cut_is_an_event_of_the_log(serve: Serve, capsys: pytes
         ("warning", f"prompt {long!r}: 51 tokens, of which the model takes the first 40; shorten it"),
         ("warning", f"prompt '{long} for a w...': 63 tokens, of which the model takes the first 40; shorten it"),
     ]
+
+
+def test_the_end_is_bounded_whatever_the_model_does(serve: Serve, policy: ModelPolicy) -> None:
+    held = Held(policy)
+    server = serve(held, drain_s=0.2)
+    held.hold = True
+    with PolicyClient(server.uri, patience=0) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.infer, observation())
+        while not held.calls:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 5
+        assert server.server.left_behind
+        with pytest.raises(UnreachableError, match="the server ends"):
+            running.result(10)
+    held.go.set()
+    with PolicyClient(serve(held).uri) as client:  # as the robot finds the next one
+        assert client.infer(observation())["actions"].shape == (6, 5)
+
+
+def test_a_stuck_model_call_is_told(serve: Serve, policy: ModelPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(policy)
+    server = serve(held)
+    assert get(server, "/healthz") == (200, "OK\n")
+    held.hold = True
+    with PolicyClient(server.uri) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.infer, observation())
+        while not held.calls:
+            time.sleep(0.01)
+        monkeypatch.setattr(batching, "LONGEST_CALL", 0.0)
+        monkeypatch.setattr(batching, "TIMES_SLOWEST", 0.0)
+        status, text = get(server, "/healthz")
+        assert (status, text) == (503, "the model call of policy runs for 0 s\n")
+        held.go.set()
+        assert running.result(10)["actions"].shape == (6, 5)
+        assert get(server, "/healthz") == (200, "OK\n")
+        assert client.infer(observation())["actions"].shape == (6, 5)
+
+
+@pytest.mark.parametrize("how", [StopIteration, GeneratorExit, SystemExit])
+def test_a_robot_goes_on_after_any_failure_of_the_model(
+    serve: Serve, policy: ModelPolicy, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
+) -> None:
+    server = serve()
+    asked = {**observation(), "noise": noise()}
+    with PolicyClient(server.uri) as client:
+        first = client.infer(asked)["actions"]
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, "infer_batch", lambda _: (_ for _ in ()).throw(how("odd")))
+            with pytest.raises(ServerError, match="failed: the policy gave no answer"):
+                client.infer(asked)
+        np.testing.assert_array_equal(client.infer(asked)["actions"], first)
+        assert get(server, "/healthz")[0] == 200
+        assert client.connections == 1

@@ -9,16 +9,18 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from pizero.serving.worker import Worker, as_exception
 from pizero.types import RobotDict
 
 Infer = Callable[[Sequence[RobotDict]], Sequence[dict[str, Any]]]
 RECENT = 2.0
 """Seconds for which a robot that asked is expected to ask again."""
+LONGEST_CALL, TIMES_SLOWEST = 60.0, 10.0
+"""A model call is stuck after so many seconds, and so many times as long as the slowest that returned."""
 
 
 class BusyError(RuntimeError):
@@ -58,8 +60,13 @@ class Batcher:
         self._seen: dict[object, float] = {}
         self._free = time.monotonic()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._worker = Worker("model")
         self._running: asyncio.Task[None] | None = None
+        self._batch: list[_Request] = []
+        self._called: float | None = None
+        self._closed = False
+        self.slowest = 0.0
+        """Seconds of the slowest model call so far."""
 
     @property
     def length(self) -> int:
@@ -69,10 +76,13 @@ class Batcher:
     async def ask(self, observation: RobotDict, *, owner: str = "", robot: object = None) -> Answer:
         """The reply. owner: who takes turns with others. robot: who is expected to ask again soon, until `forget`.
 
-        Raises what `infer` raises for this observation, and BusyError.
+        Raises what `infer` raises for this observation, and BusyError, at the end of the server too.
         """
-        if self._running is None:
+        if self._closed:
+            raise BusyError("the server ends")
+        if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
+            self._running.add_done_callback(lambda _: self._fail_all(RuntimeError("the batches ended")))
         self._seen[robot] = time.monotonic()
         request = _Request(observation, owner, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(owner, deque()).append(request)
@@ -88,20 +98,32 @@ class Batcher:
         """That robot will not ask again."""
         self._seen.pop(robot, None)
 
-    async def run_alone(self, work: Callable[[], Any]) -> Any:
-        """Runs something in the model's thread, between batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    @property
+    def calling(self) -> float:
+        """Seconds that the model call which runs now has taken so far; 0 between calls."""
+        return 0.0 if self._called is None else time.monotonic() - self._called
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the model call that runs now takes longer than any should."""
+        return self.calling > max(LONGEST_CALL, TIMES_SLOWEST * self.slowest)
 
     async def close(self) -> None:
-        """Ends; requests that still wait are cancelled."""
+        """Ends; requests that still wait get BusyError, those of a model call that runs too: it is not waited for."""
+        self._closed = True
         if self._running is not None:
             self._running.cancel()
             with suppress(asyncio.CancelledError):
                 await self._running
-        for requests in self._waiting.values():
-            for request in requests:
-                request.answer.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._fail_all(BusyError("the server ends"))
+        self._worker.close()
+
+    def _fail_all(self, error: Exception) -> None:
+        """Every request that has no answer yet fails."""
+        waiting = [request for requests in self._waiting.values() for request in requests]
+        for request in (*self._batch, *waiting):
+            if not request.answer.done():
+                request.answer.set_exception(BusyError("the server ends") if self._closed else error)
 
     async def _run(self) -> None:
         while True:
@@ -110,9 +132,10 @@ class Batcher:
                 await self._arrived.wait()
                 continue
             await self._gather()
-            batch = self._take()
-            if batch:
-                await self._answer(batch)
+            self._batch = self._take()
+            if self._batch:
+                await self._answer(self._batch)
+            self._batch = []
 
     async def _gather(self) -> None:
         """Waits for as many requests as can be expected, or for the deadline."""
@@ -141,27 +164,29 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[_Request]) -> None:
-        started = time.monotonic()
-        loop = asyncio.get_running_loop()
-        observations = [request.observation for request in batch]
-        replies = await loop.run_in_executor(self._thread, self._call, observations)
-        self._free = time.monotonic()
+        started = self._called = time.monotonic()
+        replies = await self._worker.run(self._call, [request.observation for request in batch])
+        self._called, self._free = None, time.monotonic()
         seconds = self._free - started
+        self.slowest = max(self.slowest, seconds)
         for request, reply in zip(batch, replies, strict=True):
             if request.answer.done():  # its robot is gone
                 continue
-            if isinstance(reply, BaseException):
+            if isinstance(reply, Exception):
                 request.answer.set_exception(reply)
             else:
                 request.answer.set_result(Answer(reply, started - request.asked, seconds, len(batch)))
 
-    def _call(self, observations: list[RobotDict]) -> Sequence[dict[str, Any] | BaseException]:
+    def _call(self, observations: list[RobotDict]) -> Sequence[dict[str, Any] | Exception]:
         """The replies; where the batch fails, each observation alone, so that only the guilty one gets the error."""
         try:
-            return self.infer(observations)
-        except Exception as error:
+            replies = self.infer(observations)
+            if len(replies) != len(observations):
+                raise RuntimeError(f"the policy gave {len(replies)} replies to {len(observations)} observations")
+            return replies
+        except BaseException as error:
             if len(observations) == 1:
-                return [error]
+                return [as_exception(error)]
         return [self._call([observation])[0] for observation in observations]
 
     def _refuse_one(self, newcomer: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -21,6 +22,7 @@ from pizero.serving.config import ServeConfig
 from pizero.serving.log import log
 from pizero.serving.protocol import Limits, ProtocolError, unpack
 from pizero.serving.recorder import Recorder
+from pizero.serving.worker import Worker
 from pizero.types import RobotDict, UserError
 
 Load = Callable[[], ModelPolicy]
@@ -44,11 +46,12 @@ class Hosted:
     @classmethod
     def start(cls, name: str, load: Load, config: ServeConfig) -> Hosted:
         """Loads and warms up, which may take minutes."""
-        policy = _ready(load, config.max_batch)
+        policy, seconds = _ready(load, config.max_batch)
         batcher = Batcher(
             lambda observations: hosted.policy.infer_batch(observations),
             max_batch=config.max_batch, max_wait=config.max_wait_ms / 1000, max_queue=config.max_queue,
         )  # fmt: skip
+        batcher.slowest = seconds
         limits = Limits(max_bytes=config.max_message_mb << 20)
         hosted = cls(name, load, policy, describe(name, policy), batcher, limits, config.default_prompt)
         if config.replica is not None:
@@ -62,7 +65,10 @@ class Hosted:
 
         UserError, and the old one goes on, where robots that are connected would notice another shape.
         """
-        policy = await asyncio.to_thread(_ready, self.load, max_batch)
+        worker = Worker("reload")
+        result = worker.run(_ready, self.load, max_batch)
+        worker.close()  # when that is done
+        policy, _ = await result
         metadata = {**self.metadata, **describe(self.name, policy)}
         if changed := sorted(key for key in metadata if metadata[key] != self.metadata.get(key)):
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
@@ -150,13 +156,16 @@ def blank_observation(policy: ModelPolicy) -> RobotDict:
     }
 
 
-def _ready(load: Load, max_batch: int) -> ModelPolicy:
+def _ready(load: Load, max_batch: int) -> tuple[ModelPolicy, float]:
+    """The policy, warmed up, and the seconds of its largest call."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         policy = load()
     for warning in caught:
         log("note", text=str(warning.message))
     observation = blank_observation(policy)
+    started = time.monotonic()
     for size in sorted({1, max_batch}):
+        started = time.monotonic()
         policy.infer_batch([observation] * size)
-    return policy
+    return policy, time.monotonic() - started

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pizero.serving.log import log
 from pizero.serving.server import PolicyServer
+from pizero.types import UserError
 
 
 async def run(server: PolicyServer) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; SIGHUP loads the checkpoints anew."""
+    """Serves until SIGTERM or SIGINT, then drains; SIGHUP loads the checkpoints anew.
+
+    Where a model call is still running then, that cannot be stopped, the process ends here, with status 0, or 2 after a
+    UserError: the interpreter cannot end in good order beside it.
+    """
     await server.start()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -27,7 +36,21 @@ async def run(server: PolicyServer) -> None:
         loop.add_signal_handler(number, ended.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
     await ended.wait()
-    await server.drain()
+    try:
+        await server.drain()
+    except UserError as error:
+        if server.left_behind:
+            log("failed", level=logging.ERROR, reason=str(error))
+            _end_process(2)
+        raise
+    if server.left_behind:
+        _end_process(0)
+
+
+def _end_process(status: int) -> None:
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextmanager

@@ -40,6 +40,8 @@ from pizero.types import RobotDict, UserError
 
 _QUIET = logging.getLogger("pizero.serving.websockets")
 _QUIET.setLevel(logging.CRITICAL)
+CLOSING_S = 3.0
+"""Seconds that connections get to close when the server ends, after those that running requests get."""
 
 
 class PolicyServer:
@@ -90,16 +92,20 @@ class PolicyServer:
             self._server.close(close_connections=False)
         await self.feed.simulation.stop()
         deadline = time.monotonic() + self.config.drain_s
-        idle = [connection for connection, robot in self._connections.items() if not robot.busy]
-        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in idle))
+        closing = _close([connection for connection, robot in self._connections.items() if not robot.busy])
         while self._connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        left = list(self._open)  # pages, and robots whose answer did not come in time
-        await asyncio.gather(*(connection.close(CloseCode.GOING_AWAY, "the server ends") for connection in left))
-        if self._server is not None:
-            await self._server.wait_closed()
+        closing += _close(list(self._open))  # pages, and robots whose answer did not come in time
+        await asyncio.sleep(0)  # they are told before their requests fail
         for hosted in self.hosted.values():
+            if hosted.batcher.calling:
+                log("a model call still runs; it is not waited for", level=logging.WARNING, checkpoint=hosted.name,
+                    seconds=hosted.batcher.calling)  # fmt: skip
             await hosted.batcher.close()
+        if self._server is not None:
+            closing.append(asyncio.create_task(self._server.wait_closed()))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSING_S)
         self.pool.shutdown(wait=False, cancel_futures=True)
         failed = await self._end_recordings()
         log("ended")
@@ -120,6 +126,16 @@ class PolicyServer:
                     reason=str(error))  # fmt: skip
                 failed.append(str(error))
         return failed
+
+    def ill(self) -> str:
+        """Why robots get no answers; nothing where they do."""
+        stuck = {name: hosted.batcher.calling for name, hosted in self.hosted.items() if hosted.batcher.stuck}
+        return "; ".join(f"the model call of {name} runs for {seconds:.0f} s" for name, seconds in stuck.items())
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether something that was not waited for still runs in a thread after `drain`."""
+        return self._reloading.locked() or any(hosted.batcher.calling for hosted in self.hosted.values())
 
     async def reload(self) -> None:
         """Loads every checkpoint anew; connections stay. One that fails goes on as it was."""
@@ -169,7 +185,8 @@ class PolicyServer:
     def _answer_http(self, request: Request) -> Response | None:
         path = request.path.split("?")[0]
         if path in ("/healthz", "/health"):
-            return respond(HTTPStatus.OK, "OK\n")
+            ill = self.ill()
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE if ill else HTTPStatus.OK, f"{ill or 'OK'}\n")
         upgrade = wants_websocket(request)
         if not upgrade and (found := page_file(path)) is not None:
             return found
@@ -308,6 +325,10 @@ class PolicyServer:
     def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:
         robot.errors += 1
         self.metrics.errors.labels(hosted.name, kind).inc()
+
+
+def _close(connections: list[Connection]) -> list[asyncio.Task[None]]:
+    return [asyncio.create_task(each.close(CloseCode.GOING_AWAY, "the server ends")) for each in connections]
 
 
 def tell_ready(config: ServeConfig, port: int, checkpoints: list[str], **fields: Any) -> None:
