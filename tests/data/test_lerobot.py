@@ -142,7 +142,7 @@ def test_history_repeats_the_first_frame_of_the_episode(frames: list[int], lengt
 
 
 def test_numbers_never_touch_video(h264_copy: Path) -> None:
-    shutil.rmtree(h264_copy / "videos")
+    (h264_copy / "videos/observation.images.top/chunk-000/file-001.mp4").unlink()
     dataset = LeRobotDataset(h264_copy, cameras=())
     assert dataset.window("action", [0, 160], 4)[0].shape == (2, 4, 3)
     with pytest.raises(UserError, match=r"observation\.images\.top.*file-001\.mp4, episode 3: the file is missing"):
@@ -280,16 +280,22 @@ def test_no_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebase_version": "v2.1"}, r"episodes\.jsonl is no readable file of JSON lines"),
         ({"codebase_version": "v4.0"}, r"LeRobot v4\.0 dataset, which is not known; expected v3\.0, v2\.1, v2\.0"),
-        ({"total_frames": 200}, r"total_frames 200, but meta/episodes lists 161"),
-        ({"total_episodes": 5}, r"total_episodes 5, but meta/episodes lists 4"),
-        ({"fps": None}, "lacks fps"),
+        ({"codebase_version": None}, r"lacks codebase_version; expected v3\.0, v2\.1, v2\.0"),
+        ({"codebase_version": "v1.6"}, r"LeRobot v1\.6 dataset, which is not known"),
+        ({"features": None}, "lacks features"),
+        ({"features": [1]}, "lacks features"),
+        ({"data_path": 3}, "data_path is 3; expected text such as"),
+        ({"data_path": "data/{chunk}.parquet"}, r"but \{chunk\} is not known; a path can have chunk_index, file_index"),
+        ({"data_path": "data/{chunk_index.parquet"}, r"data_path is .* cannot be read"),
+        ({"data_path": "data/{chunk_index:zz}.parquet"}, "cannot be filled in"),
     ],
 )
 def test_info_contradicts(png_copy: Path, change: dict[str, object], message: str) -> None:
     info = json.loads((png_copy / "meta/info.json").read_text()) | change
     (png_copy / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if v is not None}))
+    if change == {"codebase_version": None}:
+        shutil.rmtree(png_copy / "meta/episodes")
     _assert_one_line(png_copy, message)
 
 
@@ -413,11 +419,13 @@ def test_damaged_descriptions_of_version_21(tmp_path: Path) -> None:
     path = root / "meta/episodes.jsonl"
     whole = path.read_text()
     path.write_text(whole.replace('"length": 38', '"size": 38'))
-    _assert_one_line(root, r"episodes\.jsonl: line 2 has not episode_index and length")
-    path.write_text(whole[:70])
-    _assert_one_line(root, r"episodes\.jsonl is no readable file of JSON lines")
-    path.write_text(whole.splitlines()[0])
-    _assert_one_line(root, r"total_episodes 4, but meta/episodes lists 1")
+    assert "does not say the length of episode 1: the rows are counted" in " ".join(LeRobotDataset(root).notes)
+    path.write_text(whole.replace('"episode_index": 1', '"episode": 1'))
+    _assert_one_line(root, r"episodes\.jsonl: line 2 has no episode_index")
+    path.write_text("[" + whole)
+    _assert_one_line(root, r"episodes\.jsonl is no readable file of JSON lines \(line 1")
+    path.write_text("3\n" + whole)
+    _assert_one_line(root, r"episodes\.jsonl: line 1 is no JSON object")
 
 
 def test_bad_episodes_are_left_out(tmp_path: Path) -> None:

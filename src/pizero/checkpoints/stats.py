@@ -7,7 +7,7 @@ from pathlib import Path
 from pizero.checkpoints.load import FORMATS, read_source
 from pizero.checkpoints.openpi_folder import ASSETS, STATS
 from pizero.checkpoints.remote import local_folder
-from pizero.data.datasets.layout import INFO_PATH, STATS_PATH
+from pizero.data.datasets.info import INFO_PATH, STATS_PATH
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import Mode, NormStats
 from pizero.files import read_json

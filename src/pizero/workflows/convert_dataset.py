@@ -13,18 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.checkpoints.remote import local_folder
+from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.hdf5 import open_hdf5
-from pizero.data.datasets.layout import (
-    CHUNK_SIZE,
-    DATA_PATH,
-    INFO_PATH,
-    VERSION,
-    VIDEO_PATH,
-    BadEpisodeError,
-    Layout,
-    read_layout,
-)
+from pizero.data.datasets.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
+from pizero.data.datasets.layout import BadEpisodeError, Layout
 from pizero.data.datasets.lerobot import EpisodeFiles, LeRobotDataset
 from pizero.data.datasets.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
 from pizero.data.datasets.lerobot_meta import write_description

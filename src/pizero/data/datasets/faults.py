@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout, camera_keys
+from pizero.data.datasets.features import camera_keys
+from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
+from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.parquet import read_numbers
 from pizero.data.datasets.video import VideoError
 from pizero.data.datasets.video_index import QUARTER, VideoIndex
@@ -164,9 +166,8 @@ def _kinds(faults: Sequence[Fault]) -> list[str]:
 def _file_fault(path: Path) -> tuple[str, str] | None:
     """(kind, text) of a file that is not there, or is the pointer that Git LFS leaves for it."""
     try:
-        size = path.stat().st_size
-        if size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            return "Git LFS pointer", "the file is a Git LFS pointer: run `git lfs pull` in the dataset's folder"
+        if is_pointer(path):
+            return "Git LFS pointer", f"the file {POINTER_ADVICE}"
     except FileNotFoundError:
         return "missing file", "the file is missing; copy or download the dataset again"
     except OSError as error:

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from pizero.data.datasets.json_files import as_table, as_whole
+
 Feature = dict[str, Any]
+IMAGE_PREFIX = "observation.images."
+
+
+def read_features(said: Mapping[str, Any], notes: list[str]) -> dict[str, Feature]:
+    """The columns, each with a "dtype" and a "shape" [whole numbers]; notes of what had to be assumed.
+
+    A shape that cannot be read is empty: the data's own counts.
+    """
+    features: dict[str, Feature] = {}
+    kinds: list[str] = []
+    for key, value in said.items():
+        feature = dict(as_table(value))
+        kind = feature.get("dtype")
+        if not isinstance(kind, str):
+            camera = key.startswith(IMAGE_PREFIX)
+            kind = "video" if camera else "float32"
+            kinds.append(f"{key!r} ({kind})")
+        shape = _shape(feature.get("shape"))
+        features[key] = {**feature, "dtype": kind, "shape": shape or []}
+    if kinds:
+        notes.append(f"meta/info.json has no dtype for {', '.join(kinds)}: what is in brackets is assumed")
+    return features
+
+
+def camera_keys(features: Mapping[str, Feature]) -> dict[str, str]:
+    """The columns that are cameras, by the camera's name."""
+    return {
+        key.removeprefix(IMAGE_PREFIX): key
+        for key, feature in features.items()
+        if feature.get("dtype") in ("video", "image")
+    }
+
+
+def number_keys(features: Mapping[str, Feature]) -> list[str]:
+    """The columns that hold numbers."""
+    return [key for key, feature in features.items() if feature.get("dtype") not in ("video", "image", "string")]
 
 
 def dimension_names(names: Any) -> tuple[str, ...]:
@@ -19,15 +57,11 @@ def dimension_names(names: Any) -> tuple[str, ...]:
     if isinstance(names, list):
         parts = [dimension_names(part) for part in cast("list[Any]", names)]
         return sum(parts, ()) if all(parts) else ()
-    if not isinstance(names, dict):
-        return ()
-    table = cast("dict[str, Any]", names)
-    if table and all(_is_number(value) for value in table.values()):
-        return tuple(sorted(table, key=lambda name: table[name]))
+    table = as_table(names)
+    if table and all(as_whole(value) is not None for value in table.values()):
+        return tuple(sorted(table, key=lambda name: as_whole(table[name]) or 0))
     groups = {str(group): dimension_names(value) for group, value in table.items()}
-    if not all(groups.values()):
-        return ()
-    return _joined(groups)
+    return _joined(groups) if all(groups.values()) else ()
 
 
 def _joined(groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -37,5 +71,8 @@ def _joined(groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(f"{group}.{name}" for group, names in groups.items() for name in names)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _shape(said: Any) -> list[int] | None:
+    """None where it cannot be read."""
+    sizes: Iterable[Any] = cast("list[Any]", said) if isinstance(said, list) else [said]
+    shape = [as_whole(size) for size in sizes]
+    return [size for size in shape if size is not None] if all(size and size > 0 for size in shape) else None

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, refusal
-from pizero.data.datasets.features import dimension_names
-from pizero.data.datasets.layout import BadEpisodeError, Episode, camera_keys, read_layout
+from pizero.data.datasets.features import camera_keys, dimension_names
+from pizero.data.datasets.layout import BadEpisodeError, Episode
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
 from pizero.data.datasets.png import decode_image
@@ -59,6 +60,7 @@ class LeRobotDataset:
         self.root = Path(root)
         layout = read_layout(self.root)
         self.notes = list(layout.notes)
+        self._missing_cameras = layout.missing_cameras
         self._camera_keys = camera_keys(layout.features)
         self.cameras = tuple(self._camera_keys)
         self._videos = VideoIndex(layout.episodes, layout.fps)
@@ -82,9 +84,8 @@ class LeRobotDataset:
         index = self._read_columns(_INDEX_COLUMNS)
         self.episode_index: NDArray[np.int64] = index["episode_index"].astype(np.int64)
         self.frame_index: NDArray[np.int64] = index["frame_index"].astype(np.int64)
-        self.task_index: NDArray[np.int64] = index["task_index"].astype(np.int64)
+        self.task_index = self._own_tasks(index["task_index"].astype(np.int64), layout.task_ids)
         self.timestamp: NDArray[np.float64] = index["timestamp"].astype(np.float64)
-        self._check_tasks()
         note = clock_note(self.fps, self.timestamp, {e.index: self._frames_of(i) for i, e in enumerate(self._episodes)})
         self.notes += [] if note is None else [note]
         self._columns: dict[str | tuple[str, ...], NDArray[np.float32]] = {}
@@ -173,6 +174,8 @@ class LeRobotDataset:
 
     def camera_key(self, camera: str) -> str:
         """The camera's column; UserError where there is none."""
+        if camera in self._missing_cameras:
+            raise UserError(f"{self.root}: camera {camera!r} cannot be used: {self._missing_cameras[camera]}")
         if camera not in self._camera_keys:
             raise UserError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}")
         return self._camera_keys[camera]
@@ -297,13 +300,17 @@ class LeRobotDataset:
         start = self.episode_starts[ordinal]
         return np.arange(start, start + self.episode_lengths[ordinal], dtype=np.int64)
 
-    def _check_tasks(self) -> None:
-        unknown = np.flatnonzero((self.task_index < 0) | (self.task_index >= len(self.tasks)))
+    def _own_tasks(self, said: NDArray[np.int64], ids: Sequence[int]) -> NDArray[np.int64]:
+        """[num_frames]: positions in `tasks` of the task numbers [num_frames] in the data."""
+        known = np.array(ids or range(len(self.tasks)), np.int64)
+        positions = np.minimum(np.searchsorted(known, said), len(known) - 1)
+        unknown = np.flatnonzero(known[positions] != said)
         if unknown.size:
             raise UserError(
-                f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {self.task_index[unknown[0]]} "
+                f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {said[unknown[0]]} "
                 f"is not in meta/tasks.parquet, which has {len(self.tasks)} tasks"
             )
+        return positions
 
 
 def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
@@ -314,7 +321,7 @@ def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | Non
         unknown = [index for index in wanted if index not in by_id]
         if unknown:
             raise UserError(
-                f"{root} has no episode {unknown[0]}; it has {len(by_id)}, from 0 to {max(by_id, default=0)}"
+                f"{root} has no episode {unknown[0]}; it has {len(by_id)}, from {min(by_id)} to {max(by_id)}"
             )
         if len(set(wanted)) != len(wanted):
             raise UserError(f"the same episode is asked for twice: {list(wanted)}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pizero.data.datasets import layout
+from pizero.data.datasets.features import IMAGE_PREFIX
+from pizero.data.datasets.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, STATS_PATH, TASKS_PATH, VERSION, VIDEO_PATH
 from pizero.data.datasets.lerobot_files import DATA_FILE_MB, VIDEO_FILE_MB
 from pizero.data.datasets.lerobot_stats import Stats
 from pizero.data.datasets.parquet import ColumnType, TableWriter
@@ -35,7 +36,7 @@ class Recording:
 
     @property
     def image_keys(self) -> list[str]:
-        return [layout.IMAGE_PREFIX + camera for camera in self.cameras]
+        return [IMAGE_PREFIX + camera for camera in self.cameras]
 
     @property
     def number_keys(self) -> list[str]:
@@ -102,17 +103,17 @@ def write_meta(
 ) -> None:
     """Writes info.json, stats.json and tasks.parquet."""
     info = {
-        "codebase_version": layout.VERSION,
+        "codebase_version": VERSION,
         "fps": _whole(recording.fps),
         "features": recording.features(),
         "total_episodes": episodes,
         "total_frames": frames,
         "total_tasks": len(tasks),
-        "chunks_size": layout.CHUNK_SIZE,
+        "chunks_size": CHUNK_SIZE,
         "data_files_size_in_mb": DATA_FILE_MB,
         "video_files_size_in_mb": VIDEO_FILE_MB,
-        "data_path": layout.DATA_PATH,
-        "video_path": layout.VIDEO_PATH if recording.codec else None,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if recording.codec else None,
         "robot_type": recording.robot_type,
         "splits": {"train": f"0:{episodes}"},
     }
@@ -121,11 +122,11 @@ def write_meta(
 
 def write_description(root: Path, info: Mapping[str, Any], tasks: Sequence[str], stats: Mapping[str, Stats]) -> None:
     """The same with an info.json that is known."""
-    _write_json(root / layout.INFO_PATH, info)
+    _write_json(root / INFO_PATH, info)
     values = {key: {name: value.tolist() for name, value in entry.items()} for key, entry in stats.items()}
-    _write_json(root / layout.STATS_PATH, values)
+    _write_json(root / STATS_PATH, values)
     columns: dict[str, ColumnType] = {"task_index": "int64", "task": "string"}
-    with TableWriter(root / layout.TASKS_PATH, columns, {"pandas": _pandas_metadata()}) as table:
+    with TableWriter(root / TASKS_PATH, columns, {"pandas": _pandas_metadata()}) as table:
         table.write({"task_index": list(range(len(tasks))), "task": list(tasks)})
 
 

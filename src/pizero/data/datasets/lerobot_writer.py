@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pizero.data.datasets.layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, TASKS_PATH
+from pizero.data.datasets.features import IMAGE_PREFIX
+from pizero.data.datasets.info import INFO_PATH, STATS_PATH, TASKS_PATH
 from pizero.data.datasets.lerobot_files import CameraVideo, DataFiles, EpisodeTable, Mark
 from pizero.data.datasets.lerobot_meta import INDEX_TYPES, Recording, write_meta
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
