@@ -17,8 +17,8 @@ from rich.text import Text
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
-from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.description import read_layout
+from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.video_index import VideoIndex
 from pizero.data.doctor.examine import examine

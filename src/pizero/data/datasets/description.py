@@ -13,7 +13,7 @@ from pizero.data.datasets.episode_table import Described, read_episodes
 from pizero.data.datasets.features import Feature, camera_keys
 from pizero.data.datasets.frame_rate import find_frame_rate
 from pizero.data.datasets.info import STATS_PATH, Info, read_info
-from pizero.data.datasets.json_files import as_table, read_object
+from pizero.data.datasets.json_files import as_table, is_there, read_object
 from pizero.data.datasets.layout import Episode, Layout, VideoSlice, episodes_text
 from pizero.data.datasets.parquet import column_names, count_rows, read_columns
 from pizero.data.datasets.places import find_files
@@ -74,7 +74,7 @@ def _with_lengths(episodes: Sequence[Described], found: Sequence[Files], notes: 
 
 
 def _count(path: Path, index: int) -> int:
-    if not path.is_file():
+    if not is_there(path):
         return 0
     if "episode_index" not in column_names(path):
         return count_rows(path)
@@ -87,11 +87,11 @@ def _missing_cameras(root: Path, features: Mapping[str, Feature], found: Sequenc
     for camera, key in camera_keys(features).items():
         if features[key]["dtype"] == "video":
             paths = list(dict.fromkeys(videos[key] for _, videos in found if key in videos))
-            if not any(path.is_file() for path in paths):
+            if not any(is_there(path) for path in paths):
                 first = f", the first would be {paths[0].relative_to(root)}" if paths else ""
                 missing[camera] = f"meta/info.json has it, but no file of it is there{first}"
         else:
-            data = next((path for path, _ in found if path.is_file()), None)
+            data = next((path for path, _ in found if is_there(path)), None)
             if data is not None and not _has_column(data, key) and not (root / "images" / key).is_dir():
                 missing[camera] = f"meta/info.json has it, but {data.relative_to(root)} has no column {key!r}"
     return missing

@@ -9,6 +9,8 @@ from pizero.data.datasets.json_files import as_table, as_whole
 
 Feature = dict[str, Any]
 IMAGE_PREFIX = "observation.images."
+LARGEST = 2**14
+"""Of a shape's sizes; what is larger is no picture and no robot."""
 
 
 def read_features(said: Mapping[str, Any], notes: list[str]) -> dict[str, Feature]:
@@ -75,4 +77,4 @@ def _shape(said: Any) -> list[int] | None:
     """None where it cannot be read."""
     sizes: Iterable[Any] = cast("list[Any]", said) if isinstance(said, list) else [said]
     shape = [as_whole(size) for size in sizes]
-    return [size for size in shape if size is not None] if all(size and size > 0 for size in shape) else None
+    return [size for size in shape if size] if all(size and 0 < size <= LARGEST for size in shape) else None

@@ -21,6 +21,14 @@ def is_pointer(path: Path) -> bool:
     return path.read_bytes().startswith(POINTER)
 
 
+def is_there(path: Path) -> bool:
+    """Whether it is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object. UserError when the file is none."""
     try:
@@ -76,9 +84,9 @@ def as_number(value: Any) -> float | None:
 
 
 def as_whole(value: Any) -> int | None:
-    """A whole number, also written as 3.0 or "3"; None for all else."""
+    """A whole number that counts something, also written as 3.0 or "3"; None for all else."""
     number = as_number(value)
-    return int(number) if number is not None and number.is_integer() else None
+    return int(number) if number is not None and number.is_integer() and abs(number) < 2**53 else None
 
 
 def as_table(value: Any) -> Mapping[str, Any]:

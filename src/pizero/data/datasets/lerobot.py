@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, refusal
 from pizero.data.datasets.features import camera_keys, dimension_names
+from pizero.data.datasets.info import INFO_PATH
 from pizero.data.datasets.layout import BadEpisodeError, Episode
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
@@ -156,8 +157,10 @@ class LeRobotDataset:
     def image_shape(self, camera: str) -> tuple[int, int]:
         """(height, width) of a camera's frames."""
         feature = self.features[self.camera_key(camera)]
+        if len(feature["shape"]) != 3:
+            raise UserError(f"{self.root / INFO_PATH}: the shape of camera {camera!r} is not height, width, channels")
         height, width, channels = (int(size) for size in feature["shape"])
-        if list(feature.get("names") or [])[:1] in (["channels"], ["channel"]):
+        if dimension_names(feature.get("names"))[:1] in (("channels",), ("channel",)):
             height, width, channels = width, channels, height
         if channels != 3:
             raise UserError(f"{self.root}: camera {camera!r} has {channels} channels; only RGB cameras can be read")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pizero.data.datasets.episode_table import Described
 from pizero.data.datasets.info import DATA_PATH, DATA_PATH_V2, INFO_PATH, VIDEO_PATH, VIDEO_PATH_V2, Info, fill
+from pizero.data.datasets.json_files import is_there
 from pizero.types import UserError
 
 
@@ -54,7 +55,7 @@ class _Finder:
         path = fill(self._root, self.template, names)
         if path not in self._known:
             self._known[path] = path
-            if not path.is_file():
+            if not is_there(path):
                 elsewhere = self._elsewhere(path, names)
                 if elsewhere is not None:
                     self.moved.append(elsewhere)
@@ -63,7 +64,7 @@ class _Finder:
 
     def _elsewhere(self, path: Path, names: Mapping[str, int | str]) -> Path | None:
         usual = fill(self._root, self._default, names)
-        if usual.is_file():
+        if is_there(usual):
             return usual
         if not self._by_name:
             return None
