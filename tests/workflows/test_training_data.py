@@ -101,4 +101,4 @@ def test_options_of_a_single_dataset(mixture: Path) -> None:
 def test_a_resume_with_another_robot(mixture: Path, tmp_path: Path) -> None:
     train_policy(DATASETS / "v30_png", tmp_path / "run", preset(1, str(tmp_path / "arm.toml")))
     with pytest.raises(UserError, match="knows the robots arm, but the data is of 'cart'"):
-        train_policy(mixture, tmp_path / "run", preset(1, str(tmp_path / "arm.toml")), resume=True)
+        train_policy(mixture, tmp_path / "run", preset(2, str(tmp_path / "arm.toml")), resume=True)

@@ -18,21 +18,27 @@ if TYPE_CHECKING:
 class Arguments:
     """Trains a policy on a LeRobot dataset, from scratch or from a checkpoint. Settings come from a preset.
 
-    Example: pizero train runs/tabletop-data --preset tabletop --output runs/tabletop
+    Examples: pizero train DATASET --preset small --output runs/mine
+              pizero train DATASET --preset full --checkpoint gs://openpi-assets/checkpoints/pi0_base --lora \
+                  --device cuda --output runs/mine
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
     (examples/mixture.toml)."""
-    preset: Literal["tabletop", "metaworld", "pusht", "aloha", "droid", "libero", "metaworld-full", "tabletop-full"]
-    """Model size, optimisation settings and robot. aloha, droid, libero and those with -full have the full sizes."""
+    preset: Literal[
+        "small", "tabletop", "metaworld", "pusht", "full", "aloha", "droid", "libero", "metaworld-full", "tabletop-full"
+    ]
+    """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset. full: for
+    any robot, with the full sizes, as aloha, droid, libero and those with -full have them."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
     model: Literal["pi0", "pi05", "diffusion"] = "pi0"
     """pi05: adaptive RMSNorm and the state in the prompt. diffusion: the baseline, a diffusion policy that sees five
     observations and neither state nor instruction."""
     embodiment: str | None = None
-    """Robot, by name or as a TOML file (examples/my_arm.toml), instead of the preset's."""
+    """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), or own: the dataset's own columns
+    and cameras."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
@@ -159,12 +165,20 @@ def run(arguments: Arguments) -> int:
 
 
 def _plan(arguments: Arguments, preset: Preset) -> int:
+    from pizero.configs.presets import OWN
     from pizero.workflows.plan import Place, plan_training, print_plan
+    from pizero.workflows.training_data import open_sources
 
     machines, local_ranks = arguments.plan_ranks
     memory = None if arguments.plan_memory is None else int(arguments.plan_memory * 2**30)
     place = Place(arguments.device, machines, local_ranks, arguments.sharding, arguments.recompute, memory)
-    print_plan(plan_training(preset, place, arguments.checkpoint), preset, place)
+    sources = None
+    if preset.from_data or preset.embodiment == OWN:
+        sources = open_sources(
+            arguments.dataset, preset.embodiment, skip_bad_episodes=arguments.skip_bad_episodes,
+            cameras=None if preset.from_data else preset.model.cameras,
+        )  # fmt: skip
+    print_plan(plan_training(preset, place, arguments.checkpoint, sources), preset, place)
     return 0
 
 

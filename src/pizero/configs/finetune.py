@@ -9,13 +9,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pizero.configs.preset import ModelName, Preset, norm_mode
+from pizero.configs.preset import OWN, ModelName, Preset, norm_mode
 from pizero.model.config import Pi0Config
 from pizero.train.config import LoraConfig, TrainConfig
 from pizero.types import UserError
 
 _DEFAULTS = TrainConfig(precision="mixed")
 """openpi's: 30,000 steps of 32 samples, 2.5e-5 after 1,000 steps down to 2.5e-6, average 0.99."""
+
+
+def full(model: ModelName = "pi0") -> Preset:
+    """Any robot with the full sizes: the dataset's own columns and cameras, absolute actions, chunks of 50.
+
+    command   pizero train DATASET --preset full --checkpoint gs://openpi-assets/checkpoints/pi0_base --lora
+              --output RUN
+    hardware  as for aloha
+    time      20,000 steps of 32 samples
+    result    not measured here
+    """
+    return _full(OWN, model, replace(_DEFAULTS, steps=20_000), execution_horizon=25)
 
 
 def aloha(model: ModelName = "pi0") -> Preset:

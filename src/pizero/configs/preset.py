@@ -10,6 +10,9 @@ from pizero.data.norm_stats import Mode
 from pizero.model.config import Pi0Config
 from pizero.train.config import TrainConfig
 
+OWN = "own"
+"""In the place of a robot's name: the dataset's own columns and cameras."""
+
 Pi0Name = Literal["pi0", "pi05"]
 ModelName = Literal["pi0", "pi05", "diffusion"]
 
@@ -19,7 +22,7 @@ class Preset:
     """A model, how it is trained, and what its data looks like."""
 
     embodiment: str
-    """Name, or path of a TOML file."""
+    """Name, or path of a TOML file; `OWN` takes the dataset's own columns and cameras."""
     model: Pi0Config | BaselineConfig
     """With a start, that checkpoint's sizes hold; action horizon and state input are the preset's all the same."""
     train: TrainConfig
@@ -28,6 +31,8 @@ class Preset:
     """Pieces of the SentencePiece model that is trained on the dataset's own prompts."""
     execution_horizon: int
     """Actions played before the next chunk is asked for."""
+    from_data: bool = False
+    """Whether cameras, image size, dimensions and horizons come from the dataset (`workflows/sizes.py`)."""
 
 
 def norm_mode(model: ModelName) -> Mode:

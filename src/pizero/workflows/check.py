@@ -26,11 +26,11 @@ from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.open_loop import Replay, summarize
 from pizero.data.embodiments import Embodiment
 from pizero.data.loader import split_episodes
-from pizero.model.config import CAMERAS
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.check import check_report
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint, write_json
+from pizero.workflows.own_robot import own_robot
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import replay, spread_over
 
@@ -136,12 +136,7 @@ def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodi
 
 
 def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
-    if (embodiment := _given_embodiment(config, policy)) is not None:
-        return embodiment
-    if not dataset.cameras:
-        raise UserError(f"{dataset.root} has no camera; a policy needs at least one")
-    names = [*CAMERAS, *(f"camera_{number}" for number in range(len(CAMERAS), len(dataset.cameras)))]
-    return Embodiment("the dataset's own columns", dict(zip(names, dataset.cameras, strict=False)))
+    return _given_embodiment(config, policy) or own_robot(dataset)
 
 
 def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -> tuple[NDArray[np.int64], str]:

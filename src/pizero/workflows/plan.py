@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from pizero.train.plan import Layout, StepPlan, plan_step
 from pizero.types import UserError
 from pizero.workflows.memory import free_memory
 from pizero.workflows.progress import console
+from pizero.workflows.sizes import sized
+from pizero.workflows.training_data import Source
 
 EFFICIENCY = 0.4
 """Share of the speed of one large product that a step reaches; docs/training.md has what was measured."""
@@ -80,9 +82,17 @@ class TrainingPlan:
         return None if self.memory is None else self.step.total <= self.memory
 
 
-def plan_training(preset: Preset, place: Place, start: str | None = None) -> TrainingPlan:
-    """Loads nothing: of a checkpoint in a folder the sizes are read, of one elsewhere those of the preset are taken."""
-    preset = replace(preset, model=_sizes(preset, start))
+def plan_training(
+    preset: Preset, place: Place, start: str | None = None, sources: Sequence[Source] | None = None
+) -> TrainingPlan:
+    """Loads nothing: of a checkpoint in a folder the sizes are read, of one elsewhere those of the preset are taken.
+
+    sources: of a preset whose robot or sizes are the data's.
+    """
+    if sources is not None:
+        preset = sized(preset, sources)
+    robots = [get_embodiment(preset.embodiment)] if sources is None else [source.embodiment for source in sources]
+    preset = replace(preset, model=_sizes(preset, start, {name for robot in robots for name in robot.cameras}))
     step, memory = _plan(preset, place), _memory(place)
     advice = tuple(_advice(preset, place, step, memory)) if memory is not None and step.total > memory else ()
     speed, measured = _speed(place.device, multiplies_in_bfloat16(preset.train.precision, torch.device(place.device)))
@@ -120,8 +130,8 @@ def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
 # -------------------------------------------------------------------- inside
 
 
-def _sizes(preset: Preset, start: str | None) -> Pi0Config:
-    """With the cameras that the robot has: the others are left out of a batch."""
+def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
+    """With the cameras that the robot has, `present`: the others are left out of a batch."""
     model = preset.model
     if not isinstance(model, Pi0Config):
         raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
@@ -129,7 +139,6 @@ def _sizes(preset: Preset, start: str | None) -> Pi0Config:
         known = read_source(Path(start)).config
         if isinstance(known, Pi0Config):
             model = replace(known, action_horizon=model.action_horizon)
-    present = set(get_embodiment(preset.embodiment).cameras)
     return replace(model, cameras=tuple(name for name in model.cameras if name in present) or model.cameras)
 
 

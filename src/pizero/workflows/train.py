@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pizero.checkpoints import openpi_jax, paligemma
 from pizero.checkpoints.example import Example, make_example
 from pizero.checkpoints.load import read_source
-from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
-from pizero.checkpoints.remote import local_folder
-from pizero.checkpoints.source import Facts, Source
+from pizero.checkpoints.models import Network, empty_model
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameStore
 from pizero.data.pipeline import Pipeline
-from pizero.files import write_bytes
-from pizero.model.config import Pi0Config
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import check_compiler, checkpoint_activations, compile_blocks
-from pizero.train.config import LoraConfig
 from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
-from pizero.train.metrics import TRACKERS, Tracker
+from pizero.train.metrics import TRACKERS, Tracker, read_metrics
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.trainer import Progress, Trainer
 from pizero.types import UserError
@@ -37,7 +30,17 @@ from pizero.workflows.measures import MeasureConfig, make_measures
 from pizero.workflows.memory import keep_freed_memory
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import recorded_observation
-from pizero.workflows.training_data import build_pipelines, load_pipelines, make_loaders, open_sources
+from pizero.workflows.run_settings import is_finished, settle_settings
+from pizero.workflows.sizes import as_started, chosen, model_cameras, sized, with_prompts
+from pizero.workflows.start import initial_model, open_start
+from pizero.workflows.training_data import (
+    Source,
+    build_pipelines,
+    load_pipelines,
+    make_loaders,
+    make_tokenizer,
+    open_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -78,144 +81,130 @@ def train_policy(
     sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing. compiled: blocks
     through torch.compile, π0 and π0.5 in one process alone.
     """
+    options = _Options(
+        resume, start, tokenizer, stats, episodes, skip_bad_episodes, frames, workers, measure or MeasureConfig(),
+        track, sharding, recompute, compiled,
+    )  # fmt: skip
     with torchrun_ranks(device) as (ranks, own_device):
         torch.set_num_threads(preset.train.threads or max((os.cpu_count() or 1) // ranks.local_count, 1))
         console.quiet = not ranks.is_first
-        return _train(
-            dataset_root, folder, preset, ranks, resume=resume, start=start, tokenizer=tokenizer, stats=stats,
-            device=own_device, episodes=episodes, skip_bad_episodes=skip_bad_episodes, frames=frames, workers=workers,
-            measure=measure or MeasureConfig(), track=track, sharding=sharding, recompute=recompute, compiled=compiled,
-        )  # fmt: skip
+        return _train(dataset_root, folder, preset, ranks, own_device, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """As for `train_policy`."""
+
+    resume: bool
+    start: str | Path | None
+    tokenizer: Path | None
+    stats: str | Path | None
+    episodes: Sequence[int] | None
+    skip_bad_episodes: bool
+    frames: FrameStore
+    workers: int | None
+    measure: MeasureConfig
+    track: Sequence[str]
+    sharding: Sharding
+    recompute: bool
+    compiled: bool
 
 
 def _train(
-    dataset_root: Path,
-    folder: Path,
-    preset: Preset,
-    ranks: Ranks,
-    *,
-    resume: bool,
-    start: str | Path | None,
-    tokenizer: Path | None,
-    stats: str | Path | None,
-    device: str,
-    episodes: Sequence[int] | None,
-    skip_bad_episodes: bool,
-    frames: FrameStore,
-    workers: int | None,
-    measure: MeasureConfig,
-    track: Sequence[str],
-    sharding: Sharding,
-    recompute: bool,
-    compiled: bool,
+    dataset_root: Path, folder: Path, preset: Preset, ranks: Ranks, device: str, options: _Options
 ) -> TrainResult:
     found = ranks.from_first(lambda: list_checkpoints(folder))
-    if found and not resume:
-        raise UserError(f"{folder} holds checkpoints up to step {int(found[-1].name)}; give --resume or another folder")
+    step = int(found[-1].name) if found else None
+    if step is not None and not options.resume:
+        raise UserError(f"{folder} holds checkpoints up to step {step}; give --resume or another folder")
+    if step is not None and is_finished(folder, step, preset.train):
+        return _result(folder, found[-1], empty_model(read_source(found[-1]).config))
+    start = None if options.start is None else open_start(options.start, preset)
     sources = open_sources(
-        dataset_root, preset.embodiment, episodes=episodes, norm_stats=stats, skip_bad_episodes=skip_bad_episodes
-    )
-    model, facts, adapters = _initial_model(preset, start, resume=bool(found))
+        dataset_root, preset.embodiment, episodes=options.episodes, norm_stats=options.stats,
+        skip_bad_episodes=options.skip_bad_episodes, cameras=model_cameras(preset, start),
+    )  # fmt: skip
+    preset, tokenizer = ranks.from_first(lambda: _fitted(preset, sources, found, options))
+    model, facts, adapters = initial_model(preset, start, resume=bool(found))
     preset = replace(preset, model=model.config)
-    _change_blocks(model, device, ranks, recompute, compiled)
-    ranks.from_first(lambda: _check_run_settings(folder, preset, resume))
+    _change_blocks(model, device, ranks, options)
+    ranks.from_first(lambda: settle_settings(folder, preset, step))
     pipelines = ranks.from_first(
-        lambda: (
-            load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, folder, tokenizer, facts)
-        )
+        lambda: load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, tokenizer, facts)
     )
     pipeline, *robots = pipelines.values()
-    workers = (0 if torch.device(device).type == "cpu" else min(4, os.cpu_count() or 1)) if workers is None else workers
     with progress_bar() as bars:
         loader, validation = ranks.after_first(  # frames on the disk are decoded once
             lambda: make_loaders(
-                sources, pipelines, preset, bars, frames=frames, workers=workers, skip_bad_episodes=skip_bad_episodes,
-                rank=ranks.index, num_ranks=ranks.count,
+                sources, pipelines, preset, bars, frames=options.frames, workers=_workers(options, device),
+                skip_bad_episodes=options.skip_bad_episodes, rank=ranks.index, num_ranks=ranks.count,
             )
         )  # fmt: skip
         trainer = Trainer(
             model, pipeline, preset.train, loader, validation, folder,
             make_example=_example_maker(sources[0].dataset, pipeline, preset.model.action_horizon), robots=robots,
             measures=make_measures(
-                measure, preset.train, pipeline, validation, preset.execution_horizon, device
+                options.measure, preset.train, pipeline, validation, preset.execution_horizon, device
             ),
-            trackers=[_tracker(name, folder) for name in track if ranks.is_first],
-            start_adapters=adapters, device=device, ranks=ranks, sharding=sharding,
+            trackers=[_tracker(name, folder) for name in options.track if ranks.is_first],
+            start_adapters=adapters, device=device, ranks=ranks, sharding=options.sharding,
         )  # fmt: skip
-        if resume and trainer.resume():
-            console.print(f"resuming from step {trainer.step} of {preset.train.steps}")
-        last = _run(trainer, bars)
+        if options.resume and trainer.resume():
+            console.print(_resumed(trainer))
+        _run(trainer, bars)
+    return _result(folder, ranks.from_first(lambda: list_checkpoints(folder)[-1]), model)
+
+
+def _fitted(
+    preset: Preset, sources: Sequence[Source], found: Sequence[Path], options: _Options
+) -> tuple[Preset, PaligemmaTokenizer | None]:
+    """The preset with the sizes that come from the data, and the tokenizer of a training that begins. A run that goes
+    on keeps its own.
+    """
+    if found:
+        return as_started(preset, read_source(found[-1]).config), None
+    preset = sized(preset, sources)
+    if options.start is not None:
+        tokenizer = None if options.tokenizer is None else PaligemmaTokenizer(options.tokenizer)
+    else:
+        tokenizer = make_tokenizer(sources, preset, options.tokenizer)
+        preset = preset if tokenizer is None else with_prompts(preset, sources, tokenizer)
+    for line in chosen(preset, sources, from_scratch=options.start is None):
+        console.print(line)
+    return preset, tokenizer
+
+
+def _resumed(trainer: Trainer) -> str:
+    if trainer.selection.ended:
+        return (
+            f"{trainer.folder} is finished: it ended at step {trainer.step:,}, after "
+            f"{trainer.selection.worse_since} measurements without an improvement. A larger --patience goes on."
+        )
+    return f"resuming from step {trainer.step:,} of {trainer.config.steps:,}"
+
+
+def _result(folder: Path, checkpoint: Path, model: Network) -> TrainResult:
+    """With the loss and the speed of the last line of metrics.jsonl that has them."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    last: dict[str, Any] = lines[-1] if lines else {}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    checkpoint = ranks.from_first(lambda: list_checkpoints(folder)[-1])
-    return TrainResult(checkpoint, parameters, last.loss, last.samples_per_second)
+    return TrainResult(checkpoint, parameters, last.get("loss", float("nan")), last.get("samples_per_second", 0.0))
 
 
-def _change_blocks(model: Network, device: str, ranks: Ranks, recompute: bool, compiled: bool) -> None:
-    if compiled:
+def _workers(options: _Options, device: str) -> int:
+    if options.workers is not None:
+        return options.workers
+    return 0 if torch.device(device).type == "cpu" else min(4, os.cpu_count() or 1)
+
+
+def _change_blocks(model: Network, device: str, ranks: Ranks, options: _Options) -> None:
+    if options.compiled:
         if ranks.count > 1 or not isinstance(model, Pi0):
             raise UserError("--compile is for π0 and π0.5 in one process, not for several ranks or the baseline")
         check_compiler(device)
         compile_blocks(model)
-    if recompute:
+    if options.recompute:
         checkpoint_activations(model)
-
-
-Adapters = Mapping[str, Tensor] | None
-
-
-def _initial_model(preset: Preset, start: str | Path | None, resume: bool) -> tuple[Network, Facts | None, Adapters]:
-    """With fresh weights, which the seed gives, or with a checkpoint's, what that one tells of its inputs, and the LoRA
-    adapters that it has and that are trained further.
-    """
-    folder = None if start is None else local_folder(start)
-    if folder is None or paligemma.detect(folder):
-        if folder is None and preset.train.parts.lora is not None and not resume:
-            raise UserError("LoRA adapts trained weights; give them with --checkpoint")
-        torch.manual_seed(preset.train.seed)
-        model = make_model(preset.model)
-        if folder is None:
-            return model, None, None
-        if not isinstance(model, Pi0):
-            raise UserError(f"{folder} holds PaliGemma, which is a start for π0 and π0.5 alone")
-        for note in paligemma.start_from_paligemma(folder, model):
-            console.print(note)
-        return model, Facts(), None
-    source, adapters = _read_start(folder, preset.train.parts.lora)
-    for note in source.notes:
-        console.print(note)
-    name, wanted = model_name(source.config), model_name(preset.model)
-    if name != wanted:
-        raise UserError(f"{start} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
-    source = replace(source, config=_with_free_fields(source.config, preset.model))
-    return source.build(dtype=torch.float32), source.facts, adapters
-
-
-def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[Source, Adapters]:
-    """A checkpoint; one of openpi with LoRA adapters is taken apart where adapters are trained."""
-    source = read_source(folder)
-    if lora is None or source.format != openpi_jax.NAME:
-        return source, None
-    unmerged, adapters = openpi_jax.read_unmerged(folder)
-    if not adapters:
-        return source, None
-    if (lora.prefix_rank and lora.prefix_rank != lora.prefix_alpha) or (
-        lora.expert_rank and lora.expert_rank != lora.expert_alpha
-    ):
-        raise UserError(f"{folder} has adapters of scale 1; alphas must equal the ranks to go on with them")
-    return unmerged, adapters
-
-
-def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
-    """What no weight depends on is the preset's choice: the action horizon, and whether the prompt tells the state."""
-    if not isinstance(config, Pi0Config) or not isinstance(wanted, Pi0Config):
-        return config
-    state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
-    changed = replace(config, action_horizon=wanted.action_horizon, state_input=state_input)
-    for name in ("action_horizon", "state_input"):
-        new, old = getattr(changed, name), getattr(config, name)
-        if new != old:
-            console.print(f"{name}: {new}, as the preset says, in the place of the checkpoint's {old}")
-    return changed
 
 
 def _tracker(name: str, folder: Path) -> Tracker:
@@ -224,13 +213,10 @@ def _tracker(name: str, folder: Path) -> Tracker:
     return TRACKERS[name](folder)
 
 
-def _run(trainer: Trainer, bars: Any) -> Progress:
-    reached = Progress(trainer.step, float("nan"), 0.0, 0.0)
+def _run(trainer: Trainer, bars: Any) -> None:
     bar = bars.add_task("training", total=trainer.config.steps, completed=trainer.step, note="")
 
     def show(progress: Progress) -> None:
-        nonlocal reached
-        reached = progress
         data = f" · data-bound: {100 * progress.data_share:.0f} %" if progress.data_share > 0.1 else ""
         note = f"loss {progress.loss:.4f} · {progress.samples_per_second:.0f} samples/s{data}"
         bars.update(bar, completed=progress.step, note=note)
@@ -238,7 +224,6 @@ def _run(trainer: Trainer, bars: Any) -> Progress:
     if trainer.device.type == "cpu":
         keep_freed_memory()
     trainer.run(show)
-    return reached
 
 
 def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) -> Callable[[Network], Example]:
@@ -253,18 +238,3 @@ def _example_maker(dataset: LeRobotDataset, pipeline: Pipeline, horizon: int) ->
         return example
 
     return make
-
-
-def _check_run_settings(folder: Path, preset: Preset, resume: bool) -> None:
-    """Writes run.json into the folder of a new run; a resumed run must have the same settings."""
-    path = folder / "run.json"
-    settings = json.loads(json.dumps({"model": preset.model.to_json(), "train": preset.train.to_json()}))
-    if resume and path.is_file():
-        stored = json.loads(path.read_text())
-        changed = [
-            f"{part}.{name}" for part in stored for name in stored[part]
-            if stored[part][name] != settings.get(part, {}).get(name)
-        ]  # fmt: skip
-        if changed:
-            raise UserError(f"{folder} was started with other settings ({', '.join(changed)}); give them again")
-    write_bytes(path, json.dumps(settings, indent=1).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from pizero.checkpoints.native import load_robots
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
-from pizero.configs.presets import Preset
+from pizero.configs.presets import OWN, Preset
 from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
@@ -27,6 +28,7 @@ from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
 from pizero.types import UserError
 from pizero.workflows.norm_stats import datasets_norm_stats
+from pizero.workflows.own_robot import own_robot
 from pizero.workflows.progress import tell, tell_notes
 
 Pipelines = dict[str, Pipeline]
@@ -50,35 +52,32 @@ def open_sources(
     episodes: Sequence[int] | None = None,
     norm_stats: str | Path | None = None,
     skip_bad_episodes: bool = False,
+    cameras: Sequence[str] | None = None,
 ) -> list[Source]:
     """The dataset at `path` (folder or hub id), or those of a mixture, a .toml file.
 
-    embodiment: name or TOML file, for a dataset that does not say its own. episodes, norm_stats: of a single dataset.
+    embodiment: name, TOML file or `OWN`, for a dataset that does not say its own. episodes, norm_stats: of a single
+    dataset. cameras: the model's, for an `own_robot`.
     """
     if path.suffix != ".toml":
-        known = get_embodiment(embodiment)
-        dataset = LeRobotDataset(
-            local_folder(path, "dataset"), episodes=episodes, cameras=list(known.cameras.values()),
-            skip_bad_episodes=skip_bad_episodes,
-        )  # fmt: skip
+        dataset, robot = _open(
+            local_folder(path, "dataset"), embodiment, cameras, episodes=episodes, skip_bad_episodes=skip_bad_episodes
+        )
         tell_notes(dataset.notes)
-        return [Source(dataset, known, None, norm_stats)]
+        return [Source(dataset, robot, None, norm_stats)]
     if episodes is not None or norm_stats is not None:
         raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset")
     sources: list[Source] = []
     for entry in _entries(path):
         folder = local_folder(_beside(path, entry["path"]), "dataset")
-        robot = entry.get("embodiment", embodiment)
-        known = get_embodiment(str(_beside(path, robot)) if robot.endswith(".toml") else robot)
+        named = entry.get("embodiment", embodiment)
         stats = entry.get("norm_stats")
-        sources.append(
-            Source(
-                LeRobotDataset(folder, cameras=list(known.cameras.values()), skip_bad_episodes=skip_bad_episodes),
-                known,
-                entry.get("weight"),
-                None if stats is None else _beside(path, stats),
-            )
+        dataset, robot = _open(
+            folder, str(_beside(path, named)) if named.endswith(".toml") else named, cameras,
+            skip_bad_episodes=skip_bad_episodes,
         )  # fmt: skip
+        source = Source(dataset, robot, entry.get("weight"), None if stats is None else _beside(path, stats))
+        sources.append(_named_apart(source, sources) if named == OWN else source)
     for source in sources:
         tell_notes(source.dataset.notes, source.dataset.root.name)
         first = next(other for other in sources if other.embodiment.name == source.embodiment.name)
@@ -90,29 +89,59 @@ def open_sources(
     return sources
 
 
+def _open(
+    folder: Path, embodiment: str, cameras: Sequence[str] | None, **options: Any
+) -> tuple[LeRobotDataset, Embodiment]:
+    """A dataset, whose faults are those of the robot's cameras, and the robot."""
+    if embodiment == OWN:
+        dataset = LeRobotDataset(folder, **options)
+        return dataset, own_robot(dataset, cameras)
+    robot = get_embodiment(embodiment)
+    return LeRobotDataset(folder, cameras=list(robot.cameras.values()), **options), robot
+
+
+def _named_apart(source: Source, others: Sequence[Source]) -> Source:
+    """Of a mixture, whose datasets have several instructions: robots that the datasets describe differently get
+    different names.
+    """
+    robot = replace(source.embodiment, default_prompt="")
+    for number in range(1, len(others) + 2):
+        named = replace(robot, name=robot.name if number == 1 else f"{robot.name}_{number}")
+        same = [other for other in others if other.embodiment.name == named.name]
+        if all((other.embodiment, other.norm_stats) == (named, source.norm_stats) for other in same):
+            return replace(source, embodiment=named)
+    raise AssertionError("one name more than there are others is free")
+
+
+def make_tokenizer(sources: Sequence[Source], preset: Preset, given: Path | None = None) -> PaligemmaTokenizer | None:
+    """Of a training without a start: the SentencePiece file given, or a small vocabulary trained on all prompts; None
+    where the model's table is PaliGemma's.
+    """
+    if given is not None:
+        return PaligemmaTokenizer(given)
+    if preset.model.vocab_size == PALIGEMMA_VOCABULARY:
+        return None
+    prompts = sorted({text for source in sources for text in prompts_of(source)})
+    with TemporaryDirectory() as folder:
+        return train_tokenizer(prompts, Path(folder) / "tokenizer.model", preset.tokenizer_size)
+
+
 def build_pipelines(
     sources: Sequence[Source],
     preset: Preset,
-    folder: Path,
-    tokenizer: Path | None = None,
+    tokenizer: PaligemmaTokenizer | None = None,
     start: Facts | None = None,
 ) -> Pipelines:
     """For every robot: statistics of all its datasets together, unless others are given, and the shared tokenizer.
 
-    tokenizer: a SentencePiece file; without one a small model is trained on all prompts and written into `folder`.
-    start: of the checkpoint whose weights are trained further; its tokenizer, its way of preparing images and the mode
-    of its statistics stay.
+    tokenizer: without one the start's. start: of the checkpoint whose weights are trained further; its way of preparing
+    images and the mode of its statistics stay.
     """
     config = preset.model
     mode = preset.norm_mode if start is None or start.norm_stats is None else start.norm_stats.mode
-    folder.mkdir(parents=True, exist_ok=True)
     facts = start or Facts()
     if tokenizer is not None:
-        facts = replace(facts, tokenizer=PaligemmaTokenizer(tokenizer))
-    elif start is None and config.vocab_size != PALIGEMMA_VOCABULARY:
-        prompts = sorted({text for source in sources for text in _prompts(source)})
-        own = train_tokenizer(prompts, folder / "tokenizer.model", preset.tokenizer_size)
-        facts = replace(facts, tokenizer=own)
+        facts = replace(facts, tokenizer=tokenizer)
     pipelines: Pipelines = {}
     for source in sources:
         name = source.embodiment.name
@@ -130,11 +159,11 @@ def build_pipelines(
     return pipelines
 
 
-def _prompts(source: Source) -> Sequence[str]:
-    """All instructions of a dataset."""
+def prompts_of(source: Source) -> Sequence[str]:
+    """All instructions of a dataset; an empty one where there is none."""
     dataset, robot = source.dataset, source.embodiment
     if robot.prompt_key == "task" and not robot.default_prompt:
-        return dataset.tasks
+        return dataset.tasks or [""]
     return dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
 
 

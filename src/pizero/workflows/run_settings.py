@@ -1,0 +1,94 @@
+"""The settings of a run, kept in its folder as run.json: what a resume may change, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pizero.configs.presets import Preset
+from pizero.files import read_json, write_bytes
+from pizero.train.config import TrainConfig
+from pizero.train.optim import learning_rate
+from pizero.types import UserError
+from pizero.workflows.progress import console
+
+FREE = (
+    "train.log_every", "train.validate_every", "train.save_every", "train.keep", "train.threads",
+    "train.selection.patience", "train.selection.keep_best",
+)  # fmt: skip
+"""May change when a run goes on: no loss depends on them. More steps may be asked for too."""
+
+
+def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
+    """Whether the run, whose newest checkpoint is of `step`, has nothing left to do; says so. UserError when the steps
+    asked for lie behind it, but the run's own do not.
+    """
+    if step < config.steps:
+        return False
+    path = folder / "run.json"
+    own = int(read_json(path)["train"]["steps"]) if path.is_file() else step
+    if step < own:
+        raise UserError(
+            f"{folder} is at step {step:,} of {own:,}, and {config.steps:,} steps are asked for; give --steps {own} to "
+            "go on, or another folder"
+        )
+    goes_on = "with --resume and more --steps it goes on from there"
+    console.print(f"{folder} is finished: step {step:,} of {own:,}; {goes_on}")
+    return True
+
+
+def settle_settings(folder: Path, preset: Preset, step: int | None) -> None:
+    """Writes run.json. step: of the checkpoint that a resumed run goes on from; what changed since is said, or a
+    UserError with old and new values where losses depend on it.
+    """
+    path = folder / "run.json"
+    settings = json.loads(json.dumps({"model": preset.model.to_json(), "train": preset.train.to_json()}))
+    if step is not None and path.is_file():
+        new = dict(_flat(settings))
+        changed = {name: (old, new.get(name)) for name, old in _flat(read_json(path)) if new.get(name) != old}
+        free = {name: values for name, values in changed.items() if name in FREE}
+        more = changed.get("train.steps")
+        if more is not None and more[1] > more[0]:
+            free["train.steps"] = more
+        refused = {name: values for name, values in changed.items() if name not in free}
+        if refused:
+            raise UserError(
+                f"{folder} was started with other settings: {_text(refused)}; give the old values to go on, or start "
+                "anew in another folder"
+            )
+        if free:
+            console.print(f"changed: {_text(free)}")
+        if "train.steps" in free:
+            console.print(_rate_text(preset.train, step, more))
+    write_bytes(path, json.dumps(settings, indent=1).encode())
+
+
+def _rate_text(config: TrainConfig, step: int, steps: Any) -> str:
+    before, now = (learning_rate(dataclasses.replace(config, steps=count), step) for count in steps)
+    return (
+        f"the learning rate follows the schedule of {config.steps:,} steps from here on: {now:.2g} at step {step:,}, "
+        f"where that of {steps[0]:,} has {before:.2g}"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _text(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    shown = [
+        f"{name.removeprefix('train.')} was {_value(old)}, now {_value(new)}" for name, (old, new) in changed.items()
+    ]
+    return "; ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,120 @@
+"""Sizes of a model that is trained from scratch, by the data that it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pizero.baseline.config import BaselineConfig
+from pizero.checkpoints.models import NetworkConfig
+from pizero.configs.preset import OWN, Preset
+from pizero.data.embodiments import Key
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.model.config import CAMERAS, Pi0Config
+from pizero.workflows.start import Start
+from pizero.workflows.training_data import Source, prompts_of
+
+SIDES = (32, 64, 96)
+"""Image sizes to choose from; with more than three cameras the last one would be slow."""
+SHORTEST, LONGEST = 10, 50
+"""Actions of a chunk: those of a second, within these limits."""
+LONGEST_PROMPT = 512
+"""Tokens; a longer instruction is cut, with a warning."""
+_OF_THE_DATA = (
+    "cameras", "image_size", "state_dim", "action_dim", "action_horizon", "prompt_length", "vision", "stem_stride"
+)  # fmt: skip
+
+
+def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
+    """A preset `from_data` with the sizes of these datasets; another as it is."""
+    if not preset.from_data:
+        return preset
+    cameras = list(dict.fromkeys(name for source in sources for name in source.embodiment.cameras))
+    horizon = min(max(round(max(source.dataset.fps for source in sources)), SHORTEST), LONGEST)
+    widths = [_widths(source) for source in sources]
+    sizes: dict[str, Any] = {
+        "cameras": tuple(sorted(cameras, key=lambda name: (CAMERAS.index(name) if name in CAMERAS else len(CAMERAS)))),
+        "image_size": _side(sources, len(cameras)),
+        "state_dim": max(state for state, _ in widths), "action_dim": max(action for _, action in widths),
+        "action_horizon": horizon,
+    }  # fmt: skip
+    if isinstance(preset.model, BaselineConfig):
+        sizes["stem_stride"] = min(sizes["image_size"] // 16, 4)  # leaves 4 x 4 positions or more for the keypoints
+    else:
+        sizes["vision"] = replace(preset.model.vision, patch_size=16 if sizes["image_size"] > 32 else 8)
+    return replace(preset, model=replace(preset.model, **sizes), execution_horizon=max(horizon // 2, 1))
+
+
+def with_prompts(preset: Preset, sources: Sequence[Source], tokenizer: PaligemmaTokenizer) -> Preset:
+    """The preset with room for the longest instruction of the data; no weight depends on that."""
+    model = preset.model
+    state = np.full(model.state_dim, 2.0) if model.state_input == "prompt" else None  # whose bins are longest
+    prompts = {text for source in sources for text in prompts_of(source)}
+    longest = max(
+        int(tokenizer.encode(text, state, LONGEST_PROMPT)[1].sum()) for text in prompts
+    )  # fmt: skip
+    length = max(model.prompt_length, -(-longest // 8) * 8)
+    return replace(preset, model=replace(model, prompt_length=length))
+
+
+def as_started(preset: Preset, model: NetworkConfig) -> Preset:
+    """The preset with what the model of its run took from the data, which may have grown since."""
+    if type(model) is not type(preset.model):
+        return preset
+    names = [name for name in _OF_THE_DATA if hasattr(model, name)] if preset.from_data else ["prompt_length"]
+    changes = {name: getattr(model, name) for name in names}
+    horizon = max(model.action_horizon // 2, 1) if preset.from_data else preset.execution_horizon
+    return replace(preset, model=replace(preset.model, **changes), execution_horizon=horizon)
+
+
+def model_cameras(preset: Preset, start: Start | None) -> tuple[str, ...] | None:
+    """Of the model that will be trained; None where it gets as many as the dataset has."""
+    if start is not None and start.source is not None:
+        return start.source.config.cameras
+    return None if preset.from_data else preset.model.cameras
+
+
+def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Iterator[str]:
+    """What was taken from the data without being asked for, a line for each robot and one for the model."""
+    robots = {source.embodiment.name: source for source in sources}
+    for source in robots.values() if preset.embodiment == OWN else ():
+        robot, dataset = source.embodiment, source.dataset
+        cameras = ", ".join(f"{own} as {model}" for model, own in robot.cameras.items())
+        left_out = [name for name in dataset.cameras if name not in robot.cameras.values()]
+        state, action = _widths(source)
+        more = f" (left out: {', '.join(left_out)})" if left_out else ""
+        yield (
+            f"{robot.name}: cameras {cameras}{more}; state {_key_text(robot.state_key)} ({state}); "
+            f"actions {_key_text(robot.action_key)} ({action}), as they are"
+        )
+    if preset.from_data and from_scratch:
+        model = preset.model
+        kind = "diffusion policy" if not isinstance(model, Pi0Config) else "π0.5" if model.adaptive else "π0"
+        seconds = model.action_horizon / max(source.dataset.fps for source in sources)
+        yield (
+            f"small {kind}: images {model.image_size} x {model.image_size}, {model.state_dim} state and "
+            f"{model.action_dim} action dimensions, chunks of {model.action_horizon} actions ({seconds:.2g} s), "
+            f"instructions of up to {model.prompt_length} tokens"
+        )
+
+
+def _key_text(key: Key) -> str:
+    return key if isinstance(key, str) else " + ".join(key)
+
+
+def _widths(source: Source) -> tuple[int, int]:
+    robot, dataset = source.embodiment, source.dataset
+    state, action = (dataset.column(key).shape[1] for key in (robot.state_key, robot.action_key))
+    return robot.state_dim or state, robot.action_dim or action
+
+
+def _side(sources: Sequence[Source], num_cameras: int) -> int:
+    """The largest of the sides that the images fill."""
+    largest = max(
+        max(source.dataset.image_shape(own)) for source in sources for own in source.embodiment.cameras.values()
+    )  # fmt: skip
+    choices = SIDES if num_cameras <= len(CAMERAS) else SIDES[:-1]
+    return max((side for side in choices if side <= largest), default=choices[0])

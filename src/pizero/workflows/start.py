@@ -1,0 +1,95 @@
+"""What a training begins with: fresh weights, those of a checkpoint, or a PaliGemma's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pizero.checkpoints import openpi_jax, paligemma
+from pizero.checkpoints.load import read_source
+from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
+from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.source import Facts, Source
+from pizero.configs.presets import Preset
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+from pizero.train.config import LoraConfig
+from pizero.types import UserError
+from pizero.workflows.progress import console
+
+Adapters = Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Trained weights in a folder. source: None for a PaliGemma. adapters: LoRA's, to be trained further."""
+
+    folder: Path
+    source: Source | None
+    adapters: Adapters
+
+
+def open_start(path: str | Path, preset: Preset) -> Start:
+    """Reads no weights yet. UserError when it holds another model than the preset's."""
+    folder = local_folder(path)
+    if paligemma.detect(folder):
+        return Start(folder, None, None)
+    source, adapters = _read_start(folder, preset.train.parts.lora)
+    for note in source.notes:
+        console.print(note)
+    name, wanted = model_name(source.config), model_name(preset.model)
+    if name != wanted:
+        raise UserError(f"{path} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
+    return Start(folder, source, adapters)
+
+
+def initial_model(preset: Preset, start: Start | None, resume: bool) -> tuple[Network, Facts | None, Adapters]:
+    """With fresh weights, which the seed gives, or with the start's, what that one tells of its inputs, and the LoRA
+    adapters that it has and that are trained further.
+    """
+    if start is not None and start.source is not None:
+        source = replace(start.source, config=_with_free_fields(start.source.config, preset.model))
+        return source.build(dtype=torch.float32), source.facts, start.adapters
+    if start is None and preset.train.parts.lora is not None and not resume:
+        raise UserError("LoRA adapts trained weights; give them with --checkpoint")
+    torch.manual_seed(preset.train.seed)
+    model = make_model(preset.model)
+    if start is None:
+        return model, None, None
+    if not isinstance(model, Pi0):
+        raise UserError(f"{start.folder} holds PaliGemma, which is a start for π0 and π0.5 alone")
+    for note in paligemma.start_from_paligemma(start.folder, model):
+        console.print(note)
+    return model, Facts(), None
+
+
+def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[Source, Adapters]:
+    """A checkpoint; one of openpi with LoRA adapters is taken apart where adapters are trained."""
+    source = read_source(folder)
+    if lora is None or source.format != openpi_jax.NAME:
+        return source, None
+    unmerged, adapters = openpi_jax.read_unmerged(folder)
+    if not adapters:
+        return source, None
+    if (lora.prefix_rank and lora.prefix_rank != lora.prefix_alpha) or (
+        lora.expert_rank and lora.expert_rank != lora.expert_alpha
+    ):
+        raise UserError(f"{folder} has adapters of scale 1; alphas must equal the ranks to go on with them")
+    return unmerged, adapters
+
+
+def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
+    """What no weight depends on is the preset's choice: the action horizon, and whether the prompt tells the state."""
+    if not isinstance(config, Pi0Config) or not isinstance(wanted, Pi0Config):
+        return config
+    state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
+    changed = replace(config, action_horizon=wanted.action_horizon, state_input=state_input)
+    for name in ("action_horizon", "state_input"):
+        new, old = getattr(changed, name), getattr(config, name)
+        if new != old:
+            console.print(f"{name}: {new}, as the preset says, in the place of the checkpoint's {old}")
+    return changed
