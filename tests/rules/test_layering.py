@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pizero"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"types", "files"},
+    {"types", "files", "processes"},
     {"model", "baseline", "data", "envs"},
     {"engine", "checkpoints"},
     {"policy", "train"},
@@ -21,7 +21,13 @@ LAYERS = (
     {"workflows", "configs", "cli"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-WITHIN = {("files", "types"), ("workflows", "configs"), ("cli", "workflows"), ("cli", "configs")}
+WITHIN = {
+    ("files", "types"),
+    ("processes", "types"),
+    ("workflows", "configs"),
+    ("cli", "workflows"),
+    ("cli", "configs"),
+}
 """Imports between parts of one layer."""
 BASELINE_MAY_USE = {"pizero.model.flow_matching", "pizero.model.layers"}
 

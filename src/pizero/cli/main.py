@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -34,16 +36,23 @@ def main() -> None:
     if arguments[0] == "--version":
         print(f"pizero {version('pizero')}")
         raise SystemExit(0)
-    raise SystemExit(run(arguments[0], arguments[1:]))
+    from pizero.processes import ended_by_signals, leave_at_once
+
+    atexit.register(leave_at_once)
+    with ended_by_signals():
+        raise SystemExit(run(arguments[0], arguments[1:]))
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Runs one command and returns its exit status: 0, 1 (it found a failure), 2 (a mistake), 130 (interrupted)."""
+    """Runs one command and returns its exit status: 0, 1 (it found a failure), 2 (a mistake), 128 and the number of the
+    signal that ended it: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     if command not in COMMANDS:
         print(f"pizero: unknown command {command!r}; `pizero --help` lists them", file=sys.stderr)
         return 2
     import tyro
 
+    from pizero.processes import received
     from pizero.types import UserError
 
     module = import_module(f"pizero.cli.{command.replace('-', '_')}")
@@ -52,14 +61,23 @@ def run(command: str, arguments: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _tell_warning
             return module.run(given) or 0
-    except UserError as error:
-        print(f"pizero {command}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"pizero {command}: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+        return _interrupted(command, received() or signal.SIGINT)
+    except Exception as error:
+        if (number := received()) is not None:  # what was under way failed for that
+            return _interrupted(command, number)
+        if isinstance(error, UserError):
+            print(f"pizero {command}: {error}", file=sys.stderr)
+            return 2
+        if isinstance(error, BrokenPipeError):
+            return 1
+        raise
+
+
+def _interrupted(command: str, number: int) -> int:
+    what = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    print(f"pizero {command}: {what}; nothing half-written is left", file=sys.stderr)
+    return 128 + number
 
 
 def _tell_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
 from pizero.data.pipeline import ModelInputs, Pipeline
+from pizero.processes import end_with_parent
 from pizero.types import UserError
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -159,7 +160,8 @@ class Loader:
                 yield self.batch(step)
             return
         ahead = DataLoader(
-            _Steps(self), batch_size=None, sampler=range(first, last), num_workers=self._workers, prefetch_factor=4
+            _Steps(self), batch_size=None, sampler=range(first, last), num_workers=self._workers, prefetch_factor=4,
+            worker_init_fn=end_with_parent,
         )  # fmt: skip
         for batch in cast("Iterator[Batch | UserError]", ahead):
             if isinstance(batch, UserError):

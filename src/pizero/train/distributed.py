@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pizero.processes import end_with_launcher
 from pizero.train.activations import BLOCKS
 from pizero.types import UserError
 
@@ -132,6 +133,8 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
         device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     index = int(os.environ["RANK"])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     try:
         if not dist.is_initialized():  # once: a process cannot leave and come back under the same address
             dist.init_process_group(backend)

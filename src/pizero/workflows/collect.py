@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
+from pizero.processes import Workers
 from pizero.types import Env, UserError
 from pizero.workflows.progress import console, progress_bar
 
@@ -79,8 +79,8 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
             cameras=cameras, image_format=config.image_format,  # type: ignore[arg-type]
         )  # fmt: skip
         saved = frames = attempts = 0
-        with writer:
-            for demonstration in _attempts(config, env):
+        with writer, closing(_attempts(config, env)) as demonstrations:
+            for demonstration in demonstrations:
                 attempts += 1
                 if demonstration.success:
                     _write(writer, demonstration)
@@ -130,7 +130,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
     return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)
 
 
-def _attempts(config: CollectConfig, env: Env) -> Iterator[Demonstration]:
+def _attempts(config: CollectConfig, env: Env) -> Generator[Demonstration]:
     """Attempts 0, 1, 2, ... without end, in their order, from this process or from several."""
     tasks = env.task_names
     if config.workers <= 1:
@@ -139,16 +139,13 @@ def _attempts(config: CollectConfig, env: Env) -> Iterator[Demonstration]:
             yield record_episode(env, tasks[attempt % len(tasks)], config.seed + attempt, config.noise)
             attempt += 1
     share = 8
-    with ProcessPoolExecutor(config.workers, get_context("spawn"), _start_worker, (config,)) as pool:
-        waiting = [pool.submit(_work, tasks, start, share) for start in range(0, share * config.workers * 2, share)]
+    with Workers(config.workers, _start_worker, (config,)) as workers:
+        waiting = [workers.submit(_work, tasks, start, share) for start in range(0, share * config.workers * 2, share)]
         start = share * len(waiting)
-        try:
-            while True:
-                yield from waiting.pop(0).result()
-                waiting.append(pool.submit(_work, tasks, start, share))
-                start += share
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while True:
+            yield from waiting.pop(0).result()
+            waiting.append(workers.submit(_work, tasks, start, share))
+            start += share
 
 
 _worker: dict[str, Any] = {}

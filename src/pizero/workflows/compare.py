@@ -10,9 +10,8 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rich.table import Table
 from pizero.configs.ladder import CHANGES, STEP_COUNTS, STEP_RUNGS, STUDIES, variant_preset
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
+from pizero.processes import Workers
 from pizero.report.compare import compare_report
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect_once
@@ -97,20 +97,15 @@ def _jobs(config: CompareConfig, num_tasks: int, folder: Path) -> Iterator[Job]:
 
 
 def _run(jobs: Sequence[Job], workers: int) -> None:
-    context = get_context("spawn")
-    with progress_bar() as bars, ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
+    with progress_bar() as bars, Workers(workers, tasks_each=1) as pool:
         bar = bars.add_task("runs", total=len(jobs), note="")
         waiting = {pool.submit(function, *arguments): (name, path) for name, path, function, arguments in jobs}
-        try:
-            for future in as_completed(waiting):
-                future.result()
-                name, path = waiting[future]
-                result = json.loads(path.read_text())
-                bars.advance(bar)
-                bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in as_completed(waiting):
+            future.result()
+            name, path = waiting[future]
+            result = json.loads(path.read_text())
+            bars.advance(bar)
+            bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
 
 
 def summarize_runs(config: CompareConfig, folder: Path) -> dict[str, Any]:
