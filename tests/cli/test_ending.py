@@ -155,6 +155,7 @@ def test_the_end_comes_in_the_middle_of_a_long_step() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
+    time.sleep(0.5)  # into the long step
     process.terminate()
     assert process.wait(SECONDS) == 143
 
