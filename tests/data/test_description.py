@@ -250,7 +250,7 @@ def test_a_task_with_a_line_separator(old: Path) -> None:
 @pytest.mark.parametrize("name", ["meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl"])
 def test_pointers_of_git_lfs(old: Path, name: str) -> None:
     (old / name).write_text(POINTER)
-    refused(old, rf"{Path(name).name} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    refused(old, rf"{Path(name).name} is a Git LFS pointer: run `git lfs pull`")
 
 
 @pytest.mark.parametrize("name", [EPISODES, "meta/tasks.parquet", DATA])

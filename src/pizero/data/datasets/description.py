@@ -82,7 +82,10 @@ def _count(path: Path, index: int) -> int:
 
 
 def _missing_cameras(root: Path, features: Mapping[str, Feature], found: Sequence[Files]) -> dict[str, str]:
-    """Why, by the camera's name, where there is not one file of a camera that info.json has."""
+    """Why, by the camera's name, where there is not one file of a camera that info.json has, but some of others.
+
+    Without any of all cameras the copy is incomplete, which is a fault of its episodes.
+    """
     missing: dict[str, str] = {}
     for camera, key in camera_keys(features).items():
         if features[key]["dtype"] == "video":
@@ -94,7 +97,7 @@ def _missing_cameras(root: Path, features: Mapping[str, Feature], found: Sequenc
             data = next((path for path, _ in found if is_there(path)), None)
             if data is not None and not _has_column(data, key) and not (root / "images" / key).is_dir():
                 missing[camera] = f"meta/info.json has it, but {data.relative_to(root)} has no column {key!r}"
-    return missing
+    return missing if len(missing) < len(camera_keys(features)) else {}
 
 
 def _has_column(path: Path, key: str) -> bool:

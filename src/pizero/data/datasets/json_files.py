@@ -11,7 +11,7 @@ from typing import Any, cast
 from pizero.types import UserError
 
 POINTER = b"version https://git-lfs"
-POINTER_ADVICE = "is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder"
+POINTER_ADVICE = "is a Git LFS pointer: run `git lfs pull` in the dataset's folder"
 
 
 def is_pointer(path: Path) -> bool:
