@@ -260,7 +260,7 @@ def measure(dataset: Path, folder: Path, run: Run, steps: int, step: int, weight
         state = torch.load(checkpoint / "training_state" / "state.pt", map_location=device, weights_only=True)
         model.load_state_dict(state["weights"])
     # all episodes at once, so few calls, each of another size: not worth a CUDA graph
-    policy = ModelPolicy(model.eval(), Pipeline.load(checkpoint), device=device, fast=not run.on_gpu)
+    policy = ModelPolicy(model.eval(), Pipeline.load(checkpoint), fast=not run.on_gpu)
     config = EvaluateConfig("tabletop", EPISODES, image_size=32, execution_horizon=2, num_envs=200, threads=1)
     rollouts = evaluate_policy(policy, config, None)
     assert not rollouts["errors"]

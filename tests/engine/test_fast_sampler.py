@@ -98,6 +98,16 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_path(variant: dict[str, str
     assert fast**0.5 < 1.1 * plain**0.5
 
 
+def test_float16_on_a_cpu_with_padding() -> None:
+    model = random_model()
+    observation, noise = make_observation(model.config), noise_for(model, 2)
+    exact = model.sample_actions(observation, noise=noise)
+    cast_weights(model, torch.float16)
+    for half in (model, FastSampler(model)):
+        found = half.sample_actions(observation, noise=noise)
+        assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
 def test_noise_steps_and_repeated_calls() -> None:
     model = random_model()
     sampler, observation = FastSampler(model), make_observation(model.config)

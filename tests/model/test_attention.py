@@ -87,3 +87,19 @@ def test_masked_keys_do_not_matter(seed: int, kv_heads: int) -> None:
     for function in (attend_folded, attend_fused):
         short = function(query, key[:, :4], value[:, :4], mask[..., :4])
         assert torch.allclose(function(query, key, value, mask), short, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_in_every_dtype(dtype: torch.dtype) -> None:
+    """Large logits beside masked ones, and a row without any key: numbers, and those of float32 but for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 6, heads, 8, generator=generator) for heads in (4, 1, 1))
+    query = query * torch.tensor([1.0, 20.0])[:, None, None, None]
+    mask = torch.rand(2, 6, 6, generator=generator) < 0.5
+    mask[:, 2] = False
+    with torch.no_grad():
+        expected = attend_folded(query, key, value, mask)
+        found = attend_folded(query.to(dtype), key.to(dtype), value.to(dtype), mask).float()
+    assert bool(found.isfinite().all())
+    seen = mask.any(-1)
+    assert float((found - expected)[seen].abs().mean()) < 0.05

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from pizero.baseline.config import small_baseline
-from pizero.checkpoints.example import make_example
+from pizero.checkpoints.example import device_of, make_example
 from pizero.checkpoints.native import save_checkpoint
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.engine.fast_sampler import FastSampler
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy, load_policy
@@ -313,3 +314,24 @@ def test_a_model_that_cannot_continue_a_chunk_says_so(model: Pi0) -> None:
     pipeline = dataclasses.replace(make_pipeline(), action_dim=baseline.config.action_dim)
     with pytest.raises(UserError, match=r"only π0 and π0\.5 can continue a chunk"):
         ModelPolicy(baseline, pipeline).infer(asking)
+
+
+def test_the_device_is_the_models_own() -> None:
+    """A host copy of a model that is trained elsewhere, or one on another device than the usual: nobody has to tell."""
+    pipeline = make_pipeline()
+    seen: list[tuple[str, str]] = []
+
+    class Watched(EchoModel):
+        device = torch.device("meta")
+
+        def sample_actions(self, observation: Observation, **options: Any) -> Tensor:
+            seen.append((observation.prompt_tokens.device.type, options["noise"].device.type))
+            return torch.zeros(options["noise"].shape)
+
+    ModelPolicy(Watched(), pipeline).infer(observation())
+    ModelPolicy(Watched(), pipeline, device="cpu").infer(observation())
+    assert seen == [("meta", "meta")] * 2
+    assert device_of(EchoModel()) == torch.device("cpu")
+    assert device_of(EchoModel(), "meta") == torch.device("meta")
+    on_meta = Pi0(CONFIG).to("meta")
+    assert device_of(on_meta) == device_of(FastSampler(on_meta, kernels="torch", graphs=False)) == torch.device("meta")

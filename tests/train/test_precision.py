@@ -21,6 +21,7 @@ from pizero.train.config import PartsConfig, TrainConfig
 from pizero.train.low_memory import RoundedAdamW, RowSteps, round_at_random
 from pizero.train.optim import WeightAverage, make_optimizers, product_context
 from pizero.train.parts import choose_parts, keep_in_precision
+from pizero.train.saving import sampling
 from pizero.types import Observation, UserError
 from pizero.workflows.train import train_policy
 
@@ -189,3 +190,17 @@ def test_bfloat16_is_for_pi0() -> None:
         keep_in_precision(DiffusionPolicy(nano_baseline()), "bfloat16", mixed=True)
     with pytest.raises(UserError, match="muon needs float32 weights"):
         TrainConfig(optimizer="muon", precision="bfloat16")
+
+
+def test_a_host_copy_with_frozen_bfloat16_weights_is_sampled_where_it_is() -> None:
+    """With shards that is what is measured and saved, whatever device the training is on."""
+    model = Pi0(nano_model())
+    choose_parts(model, PartsConfig(freeze=("vision", "prefix")))
+    keep_in_precision(model, "mixed", mixed=True)
+    observation = observation_of(model.config)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        model.sample_actions(observation, num_steps=2)
+    with sampling(model):
+        assert bool(model.sample_actions(observation, num_steps=2).isfinite().all())
+    with sampling(Pi0(nano_model()).to("meta")):  # one kind of weights, on a device without autocast
+        assert not torch.is_autocast_enabled("cpu")

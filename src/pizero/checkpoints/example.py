@@ -119,12 +119,11 @@ def sample_chunks(
 
     The one way from raw observations through the model and back: values are checked, and the batch is one model call.
     Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
-    device: where the model is; None asks its parameters. timing: gets the milliseconds of each stage. options: of
-    `sample_actions`.
+    device: where a model is that does not tell it, as for `device_of`. timing: gets the milliseconds of each stage.
+    options: of `sample_actions`.
     """
     marks = [time.perf_counter()]
-    if device is None:
-        device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
+    device = device_of(model, device)
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
     marks.append(time.perf_counter())
     noises = torch.from_numpy(noise).to(device)
@@ -138,6 +137,16 @@ def sample_chunks(
         for stage, start, end in zip(("inputs_ms", "model_ms", "outputs_ms"), marks, marks[1:], strict=False):
             timing[stage] = 1000 * (end - start)
     return in_units
+
+
+def device_of(model: ActionModel, otherwise: str | torch.device | None = None) -> torch.device:
+    """Where a module's parameters are, or what an attribute `device` says; `otherwise`, or the host, for a model with
+    neither.
+    """
+    device = getattr(model, "device", None)
+    if device is None and isinstance(model, torch.nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), None)
+    return torch.device(device or otherwise or "cpu")
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -26,9 +26,10 @@ WARM_UPS = 3
 
 
 class CudaGraphs:
-    """One graph for each shape of the inputs, in one pool of memory."""
+    """One graph for each shape of the inputs, in one pool of memory of `device`, whichever is the current one."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
         self._pool: Any = None
 
@@ -38,18 +39,19 @@ class CudaGraphs:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         key = what, str(structure), shapes
-        if key not in self._captured:
-            self._captured[key] = self._capture(function, leaves, structure)
-        graph, places, output = self._captured[key]
-        for place, tensor in zip(places, tensors, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return output.clone()
+        with torch.cuda.device(self._device):
+            if key not in self._captured:
+                self._captured[key] = self._capture(function, leaves, structure)
+            graph, places, output = self._captured[key]
+            for place, tensor in zip(places, tensors, strict=True):
+                place.copy_(tensor)
+            graph.replay()
+            return output.clone()
 
     def _capture(
         self, function: Callable[..., Tensor], leaves: list[Any], structure: Any
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        copies = [leaf.cuda().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        copies = [leaf.to(self._device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inputs = _pytree.tree_unflatten(copies, structure)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -58,7 +60,9 @@ class CudaGraphs:
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: other threads, such as a server's that answers while a checkpoint is loaded anew, may allocate;
+        # with a stream: torch's own one for captures is of the device that was first captured on
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             output = function(*inputs)
         self._pool = graph.pool()
         return graph, [copy for copy in copies if isinstance(copy, Tensor)], output

@@ -108,7 +108,7 @@ class FastSampler:
         ready = compiled if compile else _as_it_is
         self._see, self._prefix, self._expert = ready(vision_layer), ready(prefix_layer), ready(expert_layer)
         self._in, self._out = ready(self._enter), ready(self._leave)
-        self._graphs = CudaGraphs() if graphs and self.device.type == "cuda" else None
+        self._graphs = CudaGraphs(self.device) if graphs and self.device.type == "cuda" else None
 
     @torch.no_grad()
     def sample_actions(

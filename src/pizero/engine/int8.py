@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pizero.engine.derivative import differentiable
 from pizero.model.layers import gelu
 
 ROWS = 512
@@ -36,6 +37,9 @@ class Int8Product:
         self._zero = torch.zeros(len(weight), dtype=torch.int64)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        if x.requires_grad:
+            y = differentiable(self, x)
+            return y if plus is None else plus + y
         codes, scale = quantized_tokens(x)
         y = self.coded(codes, x.dtype).mul_(scale)
         if self.bias is not None:
@@ -49,6 +53,10 @@ class Int8Product:
         """The product with tokens that are codes already, before their scales and the bias."""
         return _qlinear(codes, self.packed, self.scale, self._zero, dtype)
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weights [out, in] that the codes stand for."""
+        return (self.packed.to_dense().t() * self.scale[:, None]).to(dtype)
+
 
 @dataclass(frozen=True)
 class Int8Gated:
@@ -58,6 +66,8 @@ class Int8Gated:
     up: Int8Product
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return gelu(self.gate(x)) * self.up(x)
         codes, scale = quantized_tokens(x)
         activated = gelu(self.gate.coded(codes, x.dtype).mul_(scale))
         return activated.mul_(self.up.coded(codes, x.dtype)).mul_(scale)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pizero.engine.derivative import differentiable
 from pizero.engine.int8 import Int8Gated, Int8Product, largest_code
 from pizero.engine.tuning import fastest
 from pizero.model.layers import gelu
@@ -60,7 +61,7 @@ class OneDnnProduct:
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if x.requires_grad:
-            y = _Differentiable.apply(x, self)
+            y = differentiable(self, x)
             return y if plus is None else plus + y
         if plus is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.packed, self.bias, "add")
@@ -76,18 +77,8 @@ class OneDnnProduct:
             return self(x) * factor
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, self.bias, "mul")
 
-
-class _Differentiable(torch.autograd.Function):
-    """oneDNN's packed product with a derivative in x; the weights are fixed."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, product: OneDnnProduct) -> Tensor:  # pyright: ignore
-        ctx.product = product
-        return product(x.detach())
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        return grad @ ctx.product.packed.to_dense(), None
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.packed.to_dense().to(dtype)
 
 
 class Float8Product:
@@ -99,6 +90,9 @@ class Float8Product:
         self.bias = bias
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        if x.requires_grad:
+            y = differentiable(self, x)
+            return y if plus is None else plus + y
         rows = x.flatten(0, -2)
         scale = (rows.float().abs().amax(1, keepdim=True) / _FLOAT8_MAX).clamp(min=1e-12)
         codes = (rows.float() / scale).to(torch.float8_e4m3fn)
@@ -109,6 +103,9 @@ class Float8Product:
 
     def gelu(self, x: Tensor) -> Tensor:
         return gelu(self(x))
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return (self.codes.float() * self.scale).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 MASKED = -2.3819763e38
 """Logit of a masked pair (Gemma's own constant). Finite: a query row without any key becomes uniform, never NaN."""
+MASKED_FLOAT16 = -32_752.0
+"""The same where numbers end at 65,504; a logit beside it is no infinity either."""
 
 
 def block_mask(padding_mask: Tensor, block_starts: Tensor) -> Tensor:
@@ -77,7 +79,8 @@ def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     if torch.is_grad_enabled():  # the softmax computes in float32 anyway; its derivative is kept exact too
         logits = logits.float()
     if mask is not None:  # to add costs a tenth of filling in
-        logits = logits + mask.logical_not().to(logits.dtype).mul_(MASKED)[:, None, None]
+        masked = MASKED if logits.dtype != torch.float16 else MASKED_FLOAT16
+        logits = logits + mask.logical_not().to(logits.dtype).mul_(masked)[:, None, None]
     weights = logits.softmax(dim=-1).to(value.dtype).view(batch, kv_heads, group * length, key.shape[1])
     out = torch.matmul(weights, value.transpose(1, 2))  # [B, K, G * S, head_dim]
     out = out.view(batch, kv_heads, group, length, head_dim)

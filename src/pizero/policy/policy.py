@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.adapters import merge_adapters
-from pizero.checkpoints.example import sample_chunks
+from pizero.checkpoints.example import device_of, sample_chunks
 from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.native import Checkpoint, load_example, load_robots, torch_dtype, verify_example
@@ -34,8 +34,9 @@ class ModelPolicy:
     """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`, unless `fast`
     is false, as for a model in training: its weights stay where they are.
 
-    device: where the model is. num_steps: of sampling; None takes the model's own number. seed: of the noise, drawn on
-    the host and observation by observation, so that a batch gets the noise that the same observations get one by one.
+    device: where a model is that is no module and has no attribute `device`; any other tells it. num_steps: of
+    sampling; None takes the model's own number. seed: of the noise, drawn on the host and observation by observation,
+    so that a batch gets the noise that the same observations get one by one.
     real_time: how "previous_actions" of an observation are continued (`policy/real_time.py`).
     """
 
@@ -44,7 +45,7 @@ class ModelPolicy:
         model: ActionModel,
         pipeline: Pipeline,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         num_steps: int | None = None,
         seed: int = 0,
         fast: bool = True,
@@ -67,7 +68,7 @@ class ModelPolicy:
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
         """Of one observation's noise: (H, action_dim)."""
-        self._device = torch.device(device)
+        self._told_device = device
         self._generator = torch.Generator().manual_seed(seed)
 
     def infer(self, observation: RobotDict) -> dict[str, Any]:
@@ -85,9 +86,10 @@ class ModelPolicy:
             return []
         noise = np.stack([self._noise(observation) for observation in observations])
         timing: dict[str, float] = {}
-        options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, self._device)
+        device = device_of(self._sampler, self._told_device)
+        options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, device)
         actions = sample_chunks(
-            self._sampler, self.pipeline, observations, noise, self.num_steps, self._device, timing, **options
+            self._sampler, self.pipeline, observations, noise, self.num_steps, device, timing, **options
         )
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
@@ -182,4 +184,4 @@ def load_policy(
     sampler: ActionModel = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
-    return ModelPolicy(sampler, pipeline, device=device, num_steps=num_steps, seed=seed, real_time=real_time)
+    return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)

@@ -148,7 +148,7 @@ class Checkpoints:
             if self.config.parts.lora is not None and isinstance(model, Pi0):
                 adapters.save_adapters(folder / "adapters", model, self.pipeline)
 
-        with sampling(model, self.device):
+        with sampling(model):
             example = self.make_example(model) if self.make_example is not None else None
         try:
             target.parent.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ class Checkpoints:
             optimizer.load_state_dict(saved)
 
 
-def sampling(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
-    """For sampling from a model as it is: frozen bfloat16 weights beside float32 ones need autocast."""
+def sampling(model: nn.Module) -> AbstractContextManager[Any]:
+    """For sampling from a model as it is, where it is: frozen bfloat16 weights beside float32 ones need autocast."""
     mixed = len(matrix_dtypes(model)) > 1
-    return product_context("mixed", device) if mixed else nullcontext()
+    return product_context("mixed", next(model.parameters()).device) if mixed else nullcontext()

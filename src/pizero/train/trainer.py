@@ -257,10 +257,10 @@ class Trainer:
             values["validation_loss"] = self.validate()
         due = [measure for measure in self.measures if last or self.step % measure.every == 0]
         if due:
-            with self.average.applied(), sampling(self.model, self.device):
-                model = self._checkpoints.whole_model().eval()
+            with self.average.applied():
+                model = self._checkpoints.whole_model().eval()  # with shards on the host
                 for measure in due:
-                    values.update(self.ranks.from_first(lambda measure=measure: measure.run(model)))
+                    values.update(self.ranks.from_first(lambda measure=measure: _measured(measure, model)))
             self.model.train()
         if values:
             metrics.write(self.step, **values)
@@ -324,3 +324,8 @@ class Trainer:
                 images, observation.image_masks, observation.state, observation.prompt_tokens, observation.prompt_mask
             )
         return observation, torch.from_numpy(batch.actions).to(self.device)
+
+
+def _measured(measure: Measure, model: Network) -> Mapping[str, float]:
+    with sampling(model):
+        return measure.run(model)

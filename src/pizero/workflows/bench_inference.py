@@ -272,7 +272,7 @@ def _rms(a: Tensor, b: Tensor) -> float:
 
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
@@ -295,10 +295,10 @@ def _peak_memory(device: str) -> Generator[list[int]]:
     """One number afterwards: bytes that were taken at most, above what was taken before; -1 where nobody tells."""
     found = [-1]
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         yield found
-        found[0] = torch.cuda.max_memory_allocated() - before
+        found[0] = torch.cuda.max_memory_allocated(device) - before
         return
     status = Path("/proc/self/status")
     try:

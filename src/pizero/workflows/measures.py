@@ -37,21 +37,20 @@ class MeasureConfig:
 
 
 def make_measures(
-    config: MeasureConfig, train: TrainConfig, pipeline: Pipeline, held_out: Loader | None, execution_horizon: int,
-    device: str,
-) -> list[Measure]:  # fmt: skip
+    config: MeasureConfig, train: TrainConfig, pipeline: Pipeline, held_out: Loader | None, execution_horizon: int
+) -> list[Measure]:
     """Those that the config asks for; UserError for a replay where no episode is held out."""
     measures: list[Measure] = []
     if config.open_loop_chunks:
         if held_out is None:
             raise UserError("open-loop errors need held-out episodes; raise validation_fraction")
-        measures.append(_open_loop(config, train.validate_every, held_out, device))
+        measures.append(_open_loop(config, train.validate_every, held_out))
     if config.env is not None:
-        measures.append(_simulator(config, config.env, pipeline, execution_horizon, device))
+        measures.append(_simulator(config, config.env, pipeline, execution_horizon))
     return measures
 
 
-def _open_loop(config: MeasureConfig, every: int, held_out: Loader, device: str) -> Measure:
+def _open_loop(config: MeasureConfig, every: int, held_out: Loader) -> Measure:
     """open_loop_error: mean absolute error over the moving dimensions, in standard deviations of the recorded actions.
 
     open_loop_constant: what always giving the median action would reach; a policy must be below.
@@ -61,7 +60,7 @@ def _open_loop(config: MeasureConfig, every: int, held_out: Loader, device: str)
         errors: list[float] = []
         constants: list[float] = []
         for member in held_out.members:
-            policy = ModelPolicy(model, member.pipeline, device=device, fast=False)
+            policy = ModelPolicy(model, member.pipeline, fast=False)
             found = summarize(replay(member.dataset, policy, spread_over(member.frames, config.open_loop_chunks)))
             errors += [error for error in found["relative_error"] if error is not None]
             constants += [error for error in found["constant_error"] if error is not None]
@@ -70,11 +69,11 @@ def _open_loop(config: MeasureConfig, every: int, held_out: Loader, device: str)
     return Measure(every, ("open_loop_error", "open_loop_constant"), run)
 
 
-def _simulator(config: MeasureConfig, env: str, pipeline: Pipeline, execution_horizon: int, device: str) -> Measure:
+def _simulator(config: MeasureConfig, env: str, pipeline: Pipeline, execution_horizon: int) -> Measure:
     """success_rate over the episodes of all tasks; UserError when the simulator fails in one of them."""
 
     def run(model: Network) -> dict[str, float]:
-        policy = ModelPolicy(model, pipeline, device=device, fast=False)
+        policy = ModelPolicy(model, pipeline, fast=False)
         results = evaluate(
             policy, env, tasks=config.tasks or None, episodes=config.episodes, seed=EVALUATION_SEED,
             execution_horizon=execution_horizon, image_size=pipeline.image_size[0],

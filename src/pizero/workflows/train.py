@@ -144,7 +144,7 @@ def _train(
             model, pipeline, preset.train, loader, validation, folder,
             make_example=_example_maker(sources[0].dataset, pipeline, preset.model.action_horizon), robots=robots,
             measures=make_measures(
-                options.measure, preset.train, pipeline, validation, preset.execution_horizon, device
+                options.measure, preset.train, pipeline, validation, preset.execution_horizon
             ),
             trackers=[_tracker(name, folder) for name in options.track if ranks.is_first],
             start_adapters=adapters, device=device, ranks=ranks, sharding=options.sharding,
