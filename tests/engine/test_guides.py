@@ -75,7 +75,8 @@ def assert_same(model: Pi0, sampler: FastSampler | None = None, **settings: Any)
     noise = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
     expected = model.sample_actions(observation, noise=noise, **settings)
     found = (sampler or FastSampler(model)).sample_actions(observation, noise=noise, **settings)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    # a pull makes actions of up to a hundred, and what is added to them is rounded as they are
+    torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize("guide", [reused, late, twice, between, never, of_each_sample, pulled])
@@ -108,7 +109,7 @@ def test_a_guide_without_a_fact(without: Any) -> None:
         assert_same(model, sampler, settled=ActionPrefix(torch.randn(2, 6, 4), torch.tensor([2, 1])), num_steps=1)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("onednn", marks=pytest.mark.onednn)])
 def test_kernels_with_a_guide(kernels: Kernels) -> None:
     model = random_model()
     assert_same(model, FastSampler(model, kernels=kernels), guide=pulled, num_steps=3)
