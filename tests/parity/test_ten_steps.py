@@ -6,6 +6,7 @@ import dataclasses
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,6 @@ def rate(step: int) -> float:
     return FINAL + (PEAK - FINAL) * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2
 
 
-class OneBatch:
-    batch_size = 2
-
-
 def smaller(golden: Any) -> tuple[Pi0, Observation]:
     """The golden weights, and 56 x 56 pixels of the golden images: 16 patches with the first 16 positions."""
     model = Pi0(dataclasses.replace(golden.config, image_size=56))
@@ -40,7 +37,7 @@ def smaller(golden: Any) -> tuple[Pi0, Observation]:
     weights["vision_tower.position_embedding"] = weights["vision_tower.position_embedding"][:16]
     model.load_state_dict(weights)
     seen, used = golden.observation, int(golden.observation.prompt_mask.sum(1).max())
-    there = {name: torch.ones(2, dtype=torch.bool) for name in golden.config.cameras}
+    there = {name: torch.ones(len(seen.prompt_tokens), dtype=torch.bool) for name in golden.config.cameras}
     images = {name: image[:, 80:136, 80:136] for name, image in seen.images.items()}
     return model, Observation(images, there, seen.state, seen.prompt_tokens[:, :used], seen.prompt_mask[:, :used])
 
@@ -60,10 +57,11 @@ def test_ten_adamw_steps(golden: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Trainer, "_action_mask", lambda self, batch: None)
     config = TrainConfig(
         steps=STEPS, warmup_steps=WARMUP, learning_rate=PEAK, final_learning_rate=FINAL, weight_decay=0.1,
-        clip_norm=0.5, ema_decay=0.9, batch_size=2, precision="float32",
+        clip_norm=0.5, ema_decay=0.9, batch_size=len(actions), precision="float32",
     )  # fmt: skip
     start = {name: tensor.detach().double().numpy().copy() for name, tensor in model.named_parameters()}
-    trainer = Trainer(model, None, config, OneBatch(), None, tmp_path)  # type: ignore[arg-type]
+    loader: Any = SimpleNamespace(batch_size=len(actions))
+    trainer = Trainer(model, None, config, loader, None, tmp_path)  # type: ignore[arg-type]
     exact = reference.AdamW(dict(start), config.weight_decay, config.clip_norm, config.ema_decay)
     for step in range(STEPS):
         weights = {name: torch.from_numpy(weight).requires_grad_() for name, weight in exact.weights.items()}

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from pizero.baseline.config import BaselineConfig
-from pizero.configs.ladder import CHANGES, STEP_COUNTS, STUDIES, LadderConfig, rung_preset, variant_preset
+from pizero.configs.ladder import CHANGES, STUDIES, LadderConfig, rung_preset, variant_preset
 from pizero.model.config import Pi0Config
+from pizero.train.metrics import read_metrics
 from pizero.types import UserError
+from pizero.workflows import compare as compare_runner
+from pizero.workflows import compare_runs
 from pizero.workflows.compare import CompareConfig, compare, print_comparison
+from pizero.workflows.compare_runs import SPEED_STEPS
 
 NANO = LadderConfig("tabletop", size="nano", steps=3, batch_size=4, execution_horizon=8)
 
@@ -40,7 +44,9 @@ def test_each_rung_changes_one_thing() -> None:
         rung_preset(9, LadderConfig(), 0)
 
 
-def test_compare_measures_keeps_and_adds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_measures_keeps_and_adds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CompareConfig(NANO, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",), workers=2)
     first = compare(config, tmp_path)
     kept = (tmp_path / "rung0_seed0" / "result.json").stat().st_mtime_ns
@@ -59,21 +65,39 @@ def test_compare_measures_keeps_and_adds(tmp_path: Path, capsys: pytest.CaptureF
     assert "dual experts" in capsys.readouterr().err
     with pytest.raises(UserError, match="other settings"):
         compare(dataclasses.replace(config, episodes=2), tmp_path)
+    monkeypatch.setattr(compare_runner, "STEP_COUNTS", (1, 5))  # each is a process
     stepped = compare(dataclasses.replace(config, study="steps", rungs=(7,)), tmp_path)
-    assert [row["num_steps"] for row in stepped["steps"]] == list(STEP_COUNTS)
+    assert [row["num_steps"] for row in stepped["steps"]] == [1, 5]
     assert stepped["rows"] == results["rows"]
     with pytest.raises(UserError, match="rung4_seed0 is not trained yet"):
         compare(dataclasses.replace(config, study="steps", rungs=(4,)), tmp_path)
 
 
 def test_a_budget_by_time_gives_each_variant_its_own_steps(tmp_path: Path) -> None:
-    ladder = dataclasses.replace(NANO, seconds=0.5)
-    config = CompareConfig(ladder, rungs=(0, 7), demonstrations=6, episodes=1, tasks=("reach",))
-    rows = compare(config, tmp_path)["rows"]
-    for row in rows:
-        steps = json.loads((tmp_path / f"rung{row['rung']}_seed0" / "steps.json").read_text())["steps"]
+    """By its own speed as it was measured here; two variants may happen to be equally fast."""
+    ladder = dataclasses.replace(NANO, seconds=0.2)
+    config = CompareConfig(ladder, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",))
+    for row in compare(config, tmp_path)["rows"]:
+        run = tmp_path / f"rung{row['rung']}_seed0"
+        steps = json.loads((run / "steps.json").read_text())["steps"]
         assert row["samples"] == steps * NANO.batch_size
-    assert rows[0]["samples"] != rows[1]["samples"]
+        # of the short training, whose first line warms up
+        second = [line for line in read_metrics(run / "speed" / "metrics.jsonl") if "cpu_seconds" in line][1]
+        per_step = second["cpu_seconds"] / (SPEED_STEPS / 2)
+        assert steps == max(round(ladder.seconds / per_step), SPEED_STEPS)
+
+
+def test_a_faster_variant_gets_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = rung_preset(0, NANO, 0)
+    monkeypatch.setattr(compare_runs, "train_policy", lambda *_, **__: None)
+    for name, rate, steps in (("slow", 40.0, 200), ("fast", 100.0, 500), ("too_slow", 1.0, SPEED_STEPS)):
+        monkeypatch.setattr(compare_runs, "_samples_per_second", lambda folder, preset, rate=rate: rate)
+        (tmp_path / name).mkdir()
+        fitted = compare_runs._fit_to_time(preset, 20.0, tmp_path, [0], tmp_path / name)
+        assert fitted.train.steps == steps
+    monkeypatch.setattr(compare_runs, "_samples_per_second", lambda folder, preset: 1e6)
+    again = compare_runs._fit_to_time(preset, 20.0, tmp_path, [0], tmp_path / "fast")
+    assert again.train.steps == 500  # measured once, so that a resumed run agrees
 
 
 def test_studies() -> None:
