@@ -2,8 +2,8 @@
 
 The numbers differ by the order in which floats are added, which is the processor's: one rounding is 1e-7 of a loss, and
 AdamW, which makes whole steps of gradients near nothing, carries it on for eight steps, to 2e-6 where most was seen.
-Weights may be off by a five-hundredth of one step (1e-3). The vision tower's key biases are left out: a softmax does not
-see them, so their gradient is rounding alone.
+Weights may be off by a five-hundredth of one step (1e-3). The vision tower's key biases are left out: a softmax does
+not see them, so their gradient is rounding alone.
 """
 
 from __future__ import annotations
