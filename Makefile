@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -29,6 +29,9 @@ test-parity: setup
 
 test-robust: setup
 	$(BIN)/python -m pytest -m "slow or not slow" tests/train/test_robust.py tests/train/test_distributed.py
+
+test-gpu: setup  # once per release, on a machine with one; with two, all of them
+	$(BIN)/python -m pytest -m gpu
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -27,10 +27,17 @@ def _int8() -> bool:
     return largest_code() is not None
 
 
+def _float8() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+
+
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "opengl": (_opengl, "no OpenGL here (install libegl1 and libgl1-mesa-dri, or libosmesa6)"),
     "onednn": (lambda: _onednn(torch.float32), "this torch was built without oneDNN"),
     "onednn_bfloat16": (lambda: _onednn(torch.bfloat16), "oneDNN has no bfloat16 on this processor"),
+    "gpu": (torch.cuda.is_available, "no CUDA device here"),
+    "two_gpus": (lambda: torch.cuda.device_count() > 1, "not two CUDA devices here"),
+    "float8": (_float8, "no CUDA device with float8 here (NVIDIA Ada, Hopper and later)"),
     "int8": (_int8, "this torch has no exact int8 product on this processor"),
 }
 """By marker: whether it is here, and why its tests are left out where it is not."""

@@ -15,6 +15,7 @@ from train_helpers import nano_model, nano_preset
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
+from pizero.workflows.measures import MeasureConfig
 from pizero.workflows.train import train_policy
 
 
@@ -27,6 +28,11 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
         changes["gradient"] = GradientConfig(**changes["gradient"])
     if "lora" in changes:
         changes["parts"] = PartsConfig(lora=LoraConfig(**changes.pop("lora")))
+    if "freeze" in changes:
+        changes["parts"] = PartsConfig(freeze=tuple(changes.pop("freeze")))
+    arguments = dict(run.get("arguments", {}))
+    if "measure" in arguments:
+        arguments["measure"] = MeasureConfig(**arguments["measure"])
     preset = nano_preset(**changes)
     if run.get("pi05"):
         preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
@@ -43,7 +49,7 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", step)
         try:
-            train_policy(dataset, Path(run["output"]), preset, **run.get("arguments", {}))
+            train_policy(dataset, Path(run["output"]), preset, **arguments)
             assert stop is None
         except KeyboardInterrupt:
             assert stop is not None
