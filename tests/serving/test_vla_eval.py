@@ -122,3 +122,67 @@ def test_beside_robots_and_by_name(serve: Serve, policy: ModelPolicy) -> None:
     with harness(server, "/blue/vla-eval") as robot, PolicyClient(server.uri + "/red") as other:
         assert robot.action(harness_observation()).shape == (5,)
         assert other.infer(observation())["actions"].shape == (6, 5)
+
+
+def test_pictures_are_measured_before_they_are_decoded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kB of PNG are many MB of pixels: as many as a message may have, of all its pictures together."""
+    server = serve(max_message_mb=1)
+    decoded: list[tuple[int, int]] = []
+    real = Image.Image.convert
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda image, *a, **k: decoded.append(image.size) or real(image, *a, **k)
+    )
+    large, fits = picture(np.zeros((1024, 1024, 3), np.uint8)), picture(np.zeros((512, 512, 3), np.uint8))
+    tiff, eps = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tiff, "TIFF")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(eps, "EPS")
+    disguised = [{**fits, "data": file.getvalue()} for file in (tiff, eps)]
+    with harness(server) as robot:
+        for images in ([large], [fits, large], [fits, fits]):
+            decoded.clear()
+            reply = robot.ask("observation", harness_observation(images=dict(zip("ab", images, strict=False))))
+            assert reply["type"] == "error"
+            assert reply["error"].startswith("bad request: images of a message beyond --max-message-mb when decoded")
+            assert all(width * height * 3 <= 1 << 20 for width, height in decoded)
+        for image in disguised:
+            assert "neither PNG nor JPEG" in robot.ask("observation", harness_observation(images={"a": image}))["error"]
+        assert robot.action(harness_observation(images={"a": fits})).shape == (5,)
+
+
+def test_a_connection_keeps_no_large_pictures(serve: Serve) -> None:
+    server = serve()
+    robot_sends = observation(size=1500)
+    history = {"images": {name: picture(image) for name, image in robot_sends["images"].items()}}
+    with harness(server) as robot, PolicyClient(server.uri) as client:
+        robot.action(harness_observation(**history))
+        client.infer(robot_sends)
+        kept = server.call(lambda server: [one.observation["images"] for one in server.live.robots.values()])
+        for images in kept:
+            for name, image in images.items():
+                assert image.shape == (500, 500, 3)
+                assert image.base is None  # not a view of the large one
+                np.testing.assert_array_equal(image, robot_sends["images"][name][::3, ::3])
+        assert robot.action(harness_observation()).shape == (5,)
+
+
+@pytest.mark.parametrize("place", ["type", "seq", "__image__", "format", "data", "shape", "dtype", "image", "prompt"])
+def test_an_array_in_any_place_is_a_bad_request(serve: Serve, place: str) -> None:
+    odd = {b"__ndarray__": True, b"data": b"\x01\x02", b"dtype": "|u1", b"shape": [2]}
+    message = {"type": "observation", "payload": harness_observation(), "seq": 1, "timestamp": 1.5}
+    if place in message:
+        message[place] = odd
+    elif place == "image":
+        message["payload"]["images"]["wrist"] = odd
+    elif place == "prompt":
+        message["payload"]["task_description"] = odd
+    elif place in ("shape", "dtype"):
+        message["payload"]["images"]["wrist"] = {**array(observation()["images"]["ego"]), place: odd}
+    else:
+        message["payload"]["images"]["wrist"][place] = odd
+    with harness(serve()) as robot:
+        robot._connection.send(msgpack.packb(message))
+        reply = msgpack.unpackb(robot._connection.recv(timeout=20))
+        assert reply["type"] == "error"
+        assert reply["payload"]["error"].startswith("bad request: ")
+        robot.number = 1
+        assert robot.action(harness_observation()).shape == (5,)

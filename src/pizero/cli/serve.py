@@ -33,7 +33,8 @@ class Arguments:
     port: int = 8000
     """Port to listen on."""
     api_keys: Path | None = None
-    """File of keys, one a line; a robot must then send one: Authorization: Api-Key KEY."""
+    """File of keys, one a line; a robot must then send one: Authorization: Api-Key KEY. A line "KEY admin" is of a key
+    whose pages see and command all robots, not those of its own alone."""
     certificate: Path | None = None
     """PEM file for TLS, with --private-key."""
     private_key: Path | None = None

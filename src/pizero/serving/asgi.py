@@ -8,6 +8,8 @@ from websockets.frames import CloseCode
 from websockets.http11 import Response
 
 from pizero.serving.connection import AsgiConnection, Receive, Scope, Send, asgi_request
+from pizero.serving.feed import LARGEST_COMMAND
+from pizero.serving.gate import LIVE
 from pizero.serving.server import PolicyServer
 
 
@@ -18,7 +20,7 @@ def application(server: PolicyServer) -> Callable[[Scope, Receive, Send], Awaita
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
-        response = server.admit(asgi_request(scope))
+        response = server.admit(asgi_request(scope), str((scope.get("client") or ("unknown", 0))[0]))
         if scope["type"] == "http":
             assert response is not None  # as nobody asks for a websocket
             await _respond(send, response, "http.response")
@@ -35,7 +37,8 @@ def application(server: PolicyServer) -> Callable[[Scope, Receive, Send], Awaita
 async def _connect(server: PolicyServer, scope: Scope, receive: Receive, send: Send) -> None:
     await receive()  # "websocket.connect"
     await send({"type": "websocket.accept"})
-    connection = AsgiConnection(scope, receive, send, server.config.max_message_mb << 20)
+    largest = LARGEST_COMMAND if scope["path"] == LIVE else server.config.max_message_mb << 20
+    connection = AsgiConnection(scope, receive, send, largest)
     try:
         await server.connected(connection)
         await connection.close()

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pizero.types import UserError
 
+ADMIN = " admin"
+"""How the line of a key ends whose pages see and command every robot."""
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -17,7 +20,8 @@ class ServeConfig:
     others. max_queue: waiting requests of one checkpoint. max_rate: requests per second of one connection. idle_s:
     silence after which a connection is closed. ping_s: seconds between pings, and for the answer to one; a robot that
     vanished is noticed after at most two. drain_s: seconds that running requests get when the server ends. origins:
-    hosts, besides localhost and addresses, under which browsers may show the page. record: folder for what came and
+    hosts, besides localhost and addresses, under which browsers may show the page. api_keys: "KEY", or "KEY admin" for
+    one whose pages see and command the robots of all keys. record: folder for what came and
     went; record_fps: control steps a second of the recording, None measures it. replica: which of several servers
     behind one address this is; told to robots.
     """
@@ -54,7 +58,7 @@ class ServeConfig:
             raise UserError(f"port must be from 0 to 65535, got {self.port}")
         if (self.certificate is None) != (self.private_key is None):
             raise UserError("TLS needs both the certificate and its private key")
-        if any(not key.isascii() or not key.strip() for key in self.api_keys):
+        if any(not key.isascii() or not key.removesuffix(ADMIN).strip() for key in self.api_keys):
             raise UserError("API keys must be of ASCII characters and not empty")
 
     @property
@@ -67,7 +71,7 @@ class ServeConfig:
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """API keys from a file, one a line; empty lines and those that start with # are left out."""
+    """Lines of a file, "KEY" or "KEY admin"; empty ones and those that start with # are left out."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

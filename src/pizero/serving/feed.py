@@ -6,8 +6,11 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from pizero.serving.connection import Connection
+from pizero.serving.listener import PAGE, PacedConnection
 from pizero.serving.live import Robot
+from pizero.serving.log import log
 from pizero.serving.simulated import Simulation
 
 if TYPE_CHECKING:
@@ -25,9 +30,10 @@ if TYPE_CHECKING:
 
 PERIOD = 0.3
 """Seconds between two states."""
-LONGEST_COMMAND, LONGEST_PROMPT, THUMBNAIL = 4096, 500, 192
-MOST_PAGES, KEY_S = 64, 120.0
-"""Pages at once, and seconds that one has to give its key."""
+LONGEST_COMMAND, LARGEST_COMMAND, LONGEST_PROMPT, THUMBNAIL = 4096, 16_384, 500, 192
+"""Characters of a command, beyond which it is ignored, and bytes, beyond which the page is closed."""
+MOST_PAGES, KEY_S, ADDRESS_PAGES = 64, 10.0, 8
+"""Pages at once, seconds that one has to give its key, and pages of one address that have not given it yet."""
 
 
 class Feed:
@@ -36,67 +42,89 @@ class Feed:
     def __init__(self, server: PolicyServer) -> None:
         self._server, self._started = server, time.monotonic()
         self.simulation = Simulation(server)
-        self.pages = 0
-        """How many are open."""
+        self.pages: Counter[str] = Counter()
+        """How many are open, by owner."""
+        self.waiting: Counter[str] = Counter()
+        """How many have not given a key yet, by address."""
 
-    async def serve(self, connection: Connection) -> None:
-        """One page: waits for a key where one is needed, then tells the state until the page is closed."""
-        self.pages += 1
-        try:
-            await self._serve(connection)
-        finally:
-            self.pages -= 1
-
-    async def _serve(self, connection: Connection) -> None:
+    async def serve(self, connection: Connection, address: str) -> None:
+        """One page: takes its key where one is needed, then tells the state until the page is closed."""
         with suppress(ConnectionClosed, TimeoutError):
-            if not await asyncio.wait_for(self._let_in(connection), KEY_S):
+            with _counted(self.waiting, address):
+                owner = await asyncio.wait_for(self._let_in(connection, address), KEY_S)
+            if owner is None:
                 return
-            page = _Page(connection)
-            sending = asyncio.create_task(self._tell(page))
-            try:
-                async for message in connection:
-                    await self._obey(page, message)
-            finally:
-                sending.cancel()
+            if isinstance(connection, PacedConnection):
+                connection.let_in(PAGE, LARGEST_COMMAND)
+            with _counted(self.pages, owner):
+                await self._serve(_Page(connection, owner))
 
-    async def _let_in(self, connection: Connection) -> bool:
-        refusals = 0
-        while refusals < 5:
-            command = _command(await connection.recv())
-            keys = self._server.config.api_keys
-            if not keys or self._server.gate.owner_of(str(command.get("key", ""))) is not None:
-                return True
-            if "key" not in command:
-                continue
-            refusals += 1
-            await connection.send(json.dumps({"key": "needed"}))
-            await asyncio.sleep(0.5)
+    async def _serve(self, page: _Page) -> None:
+        sending = asyncio.create_task(self._tell(page))
+        try:
+            async for message in page.connection:
+                await self._obey(page, message)
+        finally:
+            sending.cancel()
+
+    async def _let_in(self, connection: Connection, address: str) -> str | None:
+        """Whose page it is, by its first message; None where it brings no key that is known."""
+        keys = self._server.config.api_keys
+        given = str(_command(await connection.recv()).get("key", ""))
+        owner = self._server.gate.owner_of(given) if keys else address
+        if owner is not None and self.pages[owner] < self._server.gate.share(MOST_PAGES):
+            return owner
+        if owner is not None:
+            await connection.close(CloseCode.TRY_AGAIN_LATER, f"{self.pages[owner]} pages are open")
+            return None
+        if given:
+            log("wrong key", level=logging.WARNING, at_most=1, address=address, at="page")
+        await connection.send(json.dumps({"key": "needed"}))
         await connection.close(CloseCode.POLICY_VIOLATION, "no API key")
-        return False
+        return None
 
     async def _tell(self, page: _Page) -> None:
+        """Sends the state again and again; a round that fails is logged, and the page shows that it is old."""
         with suppress(ConnectionClosed):
             while True:
-                state = await asyncio.get_running_loop().run_in_executor(self._server.pool, self._state, page)
-                await page.connection.send(state)
+                try:
+                    state, images = self._state(page)
+                    if images:
+                        state["watched"]["images"] = await self._server.turns.run("pages", _pictures, images)
+                    text = json.dumps(state)
+                except Exception as error:
+                    log("page not told", level=logging.ERROR, error=error, at_most=1)
+                else:
+                    await page.connection.send(text)
                 await asyncio.sleep(PERIOD)
 
     async def _obey(self, page: _Page, message: str | bytes) -> None:
         command = _command(message)
         robot = self._server.live.robots.get(_number(command.get("robot")))
+        if robot is not None and not self._may_see(page, robot):
+            robot = None
         if command.get("do") == "watch":
-            page.watched = _number(command.get("robot"))
+            page.watched = 0 if robot is None else robot.number
         elif command.get("do") == "prompt" and robot is not None:
             text = str(command.get("text", "")).strip()[:LONGEST_PROMPT]
             robot.new_prompt = text or None
+            log("instruction changed by a page", robot=robot.number, by=page.owner, prompt=text or "its own again")
         elif command.get("do") == "simulate":
+            log("simulated robot asked for by a page", by=page.owner)
             await self.simulation.start(str(command.get("checkpoint", "")))
         elif command.get("do") == "stop":
+            log("simulated robot stopped by a page", by=page.owner)
             await self.simulation.stop()
 
-    def _state(self, page: _Page) -> str:
+    def _may_see(self, page: _Page, robot: Robot) -> bool:
+        return robot.simulated or self._server.gate.commands(page.owner, robot.owner)
+
+    def _state(self, page: _Page) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
+        """What a page shows, and the watched robot's images, not encoded yet. In the event loop: there nothing changes
+        meanwhile.
+        """
         server = self._server
-        robots = [robot.to_json() for robot in list(server.live.robots.values())]
+        robots = [robot.to_json() for robot in server.live.robots.values() if self._may_see(page, robot)]
         state: dict[str, Any] = {
             "seconds": round(time.monotonic() - self._started, 1),
             "draining": server.draining,
@@ -107,38 +135,49 @@ class Feed:
             "queue": sum(hosted.batcher.length for hosted in server.hosted.values()),
             "simulation": self.simulation.to_json(),
         }
-        watched = server.live.robots.get(page.watched)
-        if watched is not None:
-            state["watched"] = page.look(watched)
-        return json.dumps(state)
+        watched, images = server.live.robots.get(page.watched), dict[str, NDArray[np.uint8]]()
+        if watched is not None and self._may_see(page, watched):
+            state["watched"], images = page.look(watched)
+        return state, images
 
 
 class _Page:
     """One open page: the robot that it watches, whose pictures are sent once for each request."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.watched = connection, 0
+    def __init__(self, connection: Connection, owner: str) -> None:
+        self.connection, self.owner, self.watched = connection, owner, 0
         self._sent: tuple[int, int, int] | None = None
 
-    def look(self, robot: Robot) -> dict[str, Any]:
-        """The watched robot's figures; chunk, timing and pictures only where they are new."""
+    def look(self, robot: Robot) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
+        """The watched robot's figures, and its images; chunk, timing and images only where they are new."""
         now = (robot.number, robot.requests, robot.pictures)
         seen: dict[str, Any] = {"robot": robot.number}
         if now == self._sent:
-            return seen
+            return seen, {}
         self._sent = now
         observation, chunk = robot.observation, robot.chunk
         if observation is None or chunk is None:
-            return seen
-        images = {name: _newest(image) for name, image in observation["images"].items() if image is not None}
+            return seen, {}
+        images = {name: image for name, image in observation["images"].items() if image is not None}
         if robot.picture is not None:
             images = {"scene": robot.picture, **images}
         return seen | {
             "chunk": np.round(chunk, 4).T.tolist(),  # per dimension
             "before": np.round(robot.played, 4).T.tolist() if robot.played is not None else None,
             "timing": {name: round(value, 2) for name, value in robot.timing.items()},
-            "images": {name: _picture(image) for name, image in images.items()},
-        }
+            "images": {},
+        }, images
+
+
+@contextmanager
+def _counted(counter: Counter[str], name: str) -> Generator[None]:
+    counter[name] += 1
+    try:
+        yield
+    finally:
+        counter[name] -= 1
+        if not counter[name]:
+            del counter[name]
 
 
 def _command(message: str | bytes) -> dict[str, Any]:
@@ -155,8 +194,15 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _newest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image[-1] if image.ndim == 4 else image
+def _pictures(images: dict[str, NDArray[np.uint8]]) -> dict[str, str]:
+    """Each that can be shown."""
+    pictures: dict[str, str] = {}
+    for name, image in images.items():
+        try:
+            pictures[name] = _picture(image)
+        except Exception as error:
+            log("image not shown", camera=name, reason=str(error)[:200], at_most=1)
+    return pictures
 
 
 def _picture(image: NDArray[np.uint8]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import socket
 from http import HTTPStatus
 from importlib.resources import files
 from ipaddress import ip_address
@@ -12,10 +13,12 @@ from urllib.parse import urlsplit
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from pizero.serving.config import ServeConfig
+from pizero.serving.config import ADMIN, ServeConfig
 
 LIVE = "/live"
 """Path of the page's own connection."""
+_ONCE = ("Host", "Origin", "Authorization", "Upgrade")
+"""Headers that decide; two of one kind could mean either."""
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page/page.css": ("page.css", "text/css"),
@@ -39,6 +42,8 @@ class Gate:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
+        self._keys = [key.removesuffix(ADMIN).strip().encode() for key in config.api_keys]
+        self._admins = {f"key {number + 1}" for number, key in enumerate(config.api_keys) if key.endswith(ADMIN)}
 
     def owner(self, request: Request, address: str) -> str | None:
         """Whose connection this is: a key's number, or the address; None if it brings no key that is known."""
@@ -49,10 +54,42 @@ class Gate:
     def owner_of(self, given: str) -> str | None:
         """The name of an API key; all are compared, each in constant time."""
         found = None
-        for number, key in enumerate(self.config.api_keys):
-            if hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key.encode()):
+        for number, key in enumerate(self._keys):
+            if hmac.compare_digest(given.encode("utf-8", "surrogatepass"), key):
                 found = f"key {number + 1}"
         return found
+
+    def commands(self, owner: str, other: str) -> bool:
+        """Whether a page of `owner` sees and commands the robots of `other`: without keys everybody does."""
+        return not self._keys or owner == other or owner in self._admins
+
+    def share(self, most: int) -> int:
+        """How many of `most` places one owner may take, so that others find one."""
+        if self._keys:
+            return -(-most // len(self._keys))
+        return most if self.config.local_only else -(-most // 2)
+
+    def malformed(self, request: Request) -> str:
+        """What is wrong with the headers that decide; nothing where they can be read."""
+        for name in _ONCE:
+            if len(request.headers.get_all(name)) > 1:
+                return f"more than one {name} header"
+        for name in ("Host", "Origin"):
+            try:
+                text = request.headers.get(name, "")
+                _ = urlsplit(text if name == "Origin" else f"//{text}").hostname
+            except ValueError:
+                return f"the {name} header cannot be read"
+        return ""
+
+    def strange_name(self, request: Request) -> bool:
+        """Whether the server was reached by a name that it does not know, as a page's that was made to lead here.
+
+        Names without a dot, and this machine's own, are nobody else's.
+        """
+        host = urlsplit("//" + request.headers.get("Host", "")).hostname or "localhost"
+        known = ("localhost", self.config.host, *self.config.origins, socket.gethostname().lower())
+        return "." in host and host not in known and not _is_address(host)
 
     def foreign(self, request: Request) -> bool:
         """Whether a browser shows somebody else's page: it must not reach a server that listens to this machine."""
@@ -64,11 +101,15 @@ class Gate:
             return True
         if host == "localhost" or host in (self.config.host, *self.config.origins):
             return False
-        try:
-            ip_address(host)
-        except ValueError:
-            return True  # another name that leads here
+        return not _is_address(host)  # another name that leads here
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
         return False
+    return True
 
 
 def wants_websocket(request: Request) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +17,11 @@ from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import whole_number
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
+from pizero.serving.live import small
 from pizero.serving.log import log
 from pizero.serving.protocol import Limits, ProtocolError, unpack
 from pizero.serving.recorder import Recorder
+from pizero.serving.turns import Turns
 from pizero.serving.worker import Worker
 from pizero.types import RobotDict, UserError
 
@@ -75,14 +75,20 @@ class Hosted:
         self.policy = policy
 
     async def read(
-        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None, pool: Executor
+        self,
+        message: bytes | dict[str, Any],
+        prompt: str | None,
+        chunk: NDArray[np.float32] | None,
+        turns: Turns,
+        owner: str,
     ) -> tuple[RobotDict, RobotDict]:
-        """A request's observation, as it came and prepared for the model, in a thread of `pool`.
+        """A request's observation and what it is prepared to for the model, when it is its owner's turn.
 
         message: as bytes, or unpacked. prompt: in place of the robot's own. chunk: that it got last. ProtocolError or
-        UserError says what is wrong with it.
+        UserError says what is wrong with it. Images of the observation are as they came where they are recorded, else
+        of a size to be shown: requests that wait keep no large ones.
         """
-        return await asyncio.get_running_loop().run_in_executor(pool, self._read, message, prompt, chunk)
+        return await turns.run(owner, self._read, message, prompt, chunk)
 
     def _read(
         self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None
@@ -96,11 +102,12 @@ class Hosted:
                 observation |= _rest(chunk, value["played"])
             if self.default_prompt is not None:
                 observation.setdefault("prompt", self.default_prompt)
-            return observation, self.policy.prepare(observation)
+            prepared = self.policy.prepare(observation)
+            return (observation if self.recorder is not None else small(observation)), prepared
         except UserError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
-            log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__)
+            log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__, at_most=5)
             raise UserError("the observation cannot be read; expected numbers, images and texts") from error
 
 

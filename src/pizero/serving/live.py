@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pizero.types import RobotDict
 
+LARGEST_SIDE = 640
+"""Pixels of an image that is kept to be shown, in each direction."""
 REMEMBERED, RECENT = 240, 5.0
 """Requests that a robot's figures are made of, at most, and seconds that its rate looks back."""
 
@@ -50,7 +52,7 @@ class Robot:
         if not self.simulated:  # what an executor did not hand back, it has played
             left = observation.get("previous_actions", ())
             self.played = self.chunk[: -len(left)] if self.chunk is not None and len(left) else None
-        self.observation, self.chunk = observation, chunk
+        self.observation, self.chunk = small(observation), chunk
         self.answered.append((time.monotonic(), seconds))
 
     @property
@@ -79,6 +81,21 @@ class Robot:
             "prompt": self.prompt,
             "new_prompt": self.new_prompt,
         }
+
+
+def small(observation: RobotDict) -> RobotDict:
+    """As much of an observation as the page shows: the newest images, at most LARGEST_SIDE to a side, by leaving out
+    rows and columns.
+    """
+    images: dict[str, NDArray[Any] | None] = {}
+    for name, image in observation["images"].items():
+        if image is not None:
+            image = np.asarray(image)
+            newest = image[-1] if image.ndim == 4 else image
+            step = max(1, -(-max(newest.shape[:2]) // LARGEST_SIDE))
+            image = newest if step == 1 and newest is image else newest[::step, ::step].copy()
+        images[name] = image
+    return {**observation, "images": images}
 
 
 class Live:

@@ -9,6 +9,7 @@ import queue
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from pizero.serving.asgi import application
 from pizero.serving.config import ServeConfig
 from pizero.serving.hosted import Load
 from pizero.serving.log import log, logging_to_stderr
-from pizero.serving.server import PolicyServer, tell_ready
+from pizero.serving.server import RELOAD_PAUSE, PolicyServer, tell_ready
 from pizero.types import UserError
 
 NAME = "pizero"
@@ -97,7 +98,13 @@ class _Signals:
         signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
 
     def next(self) -> Literal["reload", "end"]:
-        return self._asked.get()
+        """Those that came at about the same time are one; the end is before all others."""
+        asked = {self._asked.get()}
+        if asked == {"reload"}:
+            time.sleep(RELOAD_PAUSE)
+        while not self._asked.empty():
+            asked.add(self._asked.get())
+        return "end" if "end" in asked else "reload"
 
 
 @contextmanager

@@ -13,14 +13,14 @@ import ssl
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.asyncio.server import Server, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
@@ -29,17 +29,21 @@ from pizero.serving import vla_eval
 from pizero.serving.batching import BusyError
 from pizero.serving.config import ServeConfig
 from pizero.serving.connection import Connection
-from pizero.serving.feed import MOST_PAGES, Feed
+from pizero.serving.feed import ADDRESS_PAGES, LARGEST_COMMAND, MOST_PAGES, Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load
+from pizero.serving.listener import FIRST_BYTES, PAGE, ROBOT, Newcomers, PacedConnection, most_newcomers
 from pizero.serving.live import Live, Robot
 from pizero.serving.log import log
 from pizero.serving.metrics import Metrics
 from pizero.serving.protocol import ProtocolError, pack
+from pizero.serving.turns import Turns
 from pizero.types import RobotDict, UserError
 
 _QUIET = logging.getLogger("pizero.serving.websockets")
 _QUIET.setLevel(logging.CRITICAL)
+RELOAD_PAUSE = 0.1
+"""Seconds before a reload begins."""
 CLOSING_S = 3.0
 """Seconds that connections get to close when the server ends, after those that running requests get."""
 
@@ -52,12 +56,12 @@ class PolicyServer:
         self.hosted = {name: Hosted.start(name, load, self.config) for name, load in checkpoints.items()}
         self.live, self.metrics, self.gate = Live(), Metrics(), Gate(self.config)
         self.draining = False
-        self.pool = ThreadPoolExecutor(4, thread_name_prefix="prepare")
+        self.turns = Turns()
         self.feed = Feed(self)
         self._open: set[Connection] = set()
         self._connections: dict[Connection, Robot] = {}
         self._server: Server | None = None
-        self._reloading = asyncio.Lock()
+        self._reloading, self._reload_waits = asyncio.Lock(), False
         for name, hosted in self.hosted.items():
             self.metrics.watch_queue(name, lambda hosted=hosted: hosted.batcher.length)
 
@@ -71,10 +75,11 @@ class PolicyServer:
         """Listens. UserError where that cannot be."""
         sys.setswitchinterval(0.001)  # the event loop does not wait 5 ms for the model's thread to give way
         config, ping = self.config, self.config.ping_s
+        paced: Any = partial(PacedConnection, newcomers=Newcomers(most_newcomers()))
         try:
             self._server = await serve(
                 self.connected, config.host, config.port, ssl=_tls(config),
-                process_request=lambda _, request: self.admit(request), max_size=config.max_message_mb << 20,
+                process_request=self._let_in, create_connection=paced, max_size=FIRST_BYTES,
                 compression=None, max_queue=2, ping_interval=ping, ping_timeout=ping,
                 close_timeout=min(5.0, ping), logger=_QUIET, server_header="pizero",
             )  # fmt: skip
@@ -106,7 +111,7 @@ class PolicyServer:
             closing.append(asyncio.create_task(self._server.wait_closed()))
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSING_S)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.turns.shutdown()
         failed = await self._end_recordings()
         log("ended")
         if failed:
@@ -138,9 +143,19 @@ class PolicyServer:
         return self._reloading.locked() or any(hosted.batcher.calling for hosted in self.hosted.values())
 
     async def reload(self) -> None:
-        """Loads every checkpoint anew; connections stay. One that fails goes on as it was."""
+        """Loads every checkpoint anew; connections stay. One that fails goes on as it was.
+
+        What asks while another one waits to begin is answered by that one.
+        """
+        if self._reload_waits:
+            return
+        self._reload_waits = True
         async with self._reloading:
+            await asyncio.sleep(RELOAD_PAUSE)  # many signals are one
+            self._reload_waits = False
             for name, hosted in self.hosted.items():
+                if self.draining:
+                    return
                 started = time.monotonic()
                 try:
                     await hosted.reload(self.config.max_batch)
@@ -175,14 +190,28 @@ class PolicyServer:
 
     # ---------------------------------------------------------------- connections
 
-    def admit(self, request: Request) -> Response | None:
+    def admit(self, request: Request, address: str) -> Response | None:
         """An HTTP answer, or None: it becomes a connection."""
-        response = self._answer_http(request)
+        response = self._answer_http(request, address)
         if response is not None and response.status_code >= 400:
             self.metrics.refused.labels(str(response.status_code)).inc()
+            reason = response.body.decode().strip()
+            log("refused", at_most=1, status=response.status_code, reason=reason, address=address,
+                path=request.path[:100])  # fmt: skip
         return response
 
-    def _answer_http(self, request: Request) -> Response | None:
+    def _let_in(self, connection: ServerConnection, request: Request) -> Response | None:
+        response = self.admit(request, _address(connection))
+        if response is None and isinstance(connection, PacedConnection):
+            if request.path.split("?")[0] != LIVE:
+                connection.let_in(ROBOT, self.config.max_message_mb << 20)
+            elif not self.config.api_keys:
+                connection.let_in(PAGE, LARGEST_COMMAND)
+        return response
+
+    def _answer_http(self, request: Request, address: str) -> Response | None:
+        if wrong := self.gate.malformed(request):
+            return respond(HTTPStatus.BAD_REQUEST, f"{wrong}\n")
         path = request.path.split("?")[0]
         if path in ("/healthz", "/health"):
             ill = self.ill()
@@ -193,11 +222,17 @@ class PolicyServer:
         if self.gate.foreign(request):
             return respond(HTTPStatus.FORBIDDEN, "this page may not use the server; see --origins\n")
         if path == LIVE and upgrade:  # gives its key in its first message: a browser cannot send it sooner
-            many = self.feed.pages >= MOST_PAGES
-            return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_PAGES} pages are open\n") if many else None
-        if self.gate.owner(request, "") is None:
-            return respond(HTTPStatus.UNAUTHORIZED, "an API key is needed: Authorization: Api-Key ...\n")
+            waiting = self.feed.waiting
+            many = waiting.total() >= MOST_PAGES or waiting[address] >= ADDRESS_PAGES
+            text = f"{waiting.total()} pages have not given a key yet, {waiting[address]} of this address\n"
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, text) if many else None
+        owner = self.gate.owner(request, address)
+        if owner is None:
+            wrong = "an API key is needed: Authorization: Api-Key ..."
+            return respond(HTTPStatus.UNAUTHORIZED, f"{wrong}\n")
         if path == "/metrics":
+            if not self.config.api_keys and self.gate.strange_name(request):
+                return respond(HTTPStatus.FORBIDDEN, "the server does not know this name of it; see --origins\n")
             return respond(HTTPStatus.OK, self.metrics.text())
         if self._find(path) is None:
             return not_found(list(self.hosted))
@@ -207,6 +242,9 @@ class PolicyServer:
             return respond(HTTPStatus.SERVICE_UNAVAILABLE, "the server ends\n")
         if len(self._connections) >= self.config.max_connections:
             return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.config.max_connections} robots are connected\n")
+        own = sum(robot.owner == owner for robot in self._connections.values())
+        if own >= self.gate.share(self.config.max_connections):
+            return respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{own} robots of {owner} are connected, its share\n")
         return None
 
     def _find(self, path: str) -> Hosted | None:
@@ -225,7 +263,7 @@ class PolicyServer:
         assert connection.request is not None
         path, address = connection.request.path.split("?")[0], _address(connection)
         if path == LIVE:
-            await self.feed.serve(connection)
+            await self.feed.serve(connection, address)
             return
         hosted, owner = self._find(path), self.gate.owner(connection.request, address)
         assert hosted is not None  # as admit saw
@@ -235,13 +273,13 @@ class PolicyServer:
         self.metrics.connections.labels(hosted.name).inc()
         self.metrics.robots.labels(hosted.name).inc()
         log("connected", robot=robot.number, checkpoint=hosted.name, address=address, owner=owner)
-        harness = vla_eval.Harness(hosted, self.pool) if path.endswith(vla_eval.PATH) else None
+        harness = vla_eval.Harness(hosted, self.turns, robot.owner) if path.endswith(vla_eval.PATH) else None
         try:
             await self._serve_robot(connection, hosted, robot, harness)
         except ConnectionClosed:
             pass
         except Exception as error:
-            log("connection failed", level=logging.ERROR, error=error, robot=robot.number)
+            log("connection failed", level=logging.ERROR, error=error, at_most=5, robot=robot.number)
         finally:
             del self._connections[connection]
             self.live.leave(robot)
@@ -269,6 +307,7 @@ class PolicyServer:
             last, robot.busy = started, True
             allowed, allowance = allowance >= 1, allowance - (allowance >= 1)
             reply = await self._reply(hosted, robot, message, previous, harness, allowed)
+            await asyncio.sleep(0 if allowed else 1 / self.config.max_rate)  # others come in between, whatever it sends
             sending = time.monotonic()
             if reply is not None:
                 await connection.send(reply)
@@ -307,7 +346,7 @@ class PolicyServer:
         except BusyError as error:
             kind, text = "busy", str(error)
         except Exception as error:
-            log("failed", level=logging.ERROR, error=error, robot=robot.number)
+            log("failed", level=logging.ERROR, error=error, at_most=5, robot=robot.number)
             kind, text = "failed", f"the policy gave no answer; see robot {robot.number} in the log"
         self._count_error(hosted, robot, kind)
         text = f"{kind}: {text[:500]}"
@@ -319,7 +358,7 @@ class PolicyServer:
     async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
         started = time.monotonic()
-        observation, prepared = await hosted.read(message, robot.new_prompt, robot.chunk, self.pool)
+        observation, prepared = await hosted.read(message, robot.new_prompt, robot.chunk, self.turns, robot.owner)
         return await self.ask(hosted, robot, observation, prepared, started)
 
     def _count_error(self, hosted: Hosted, robot: Robot, kind: str) -> None:

@@ -76,20 +76,20 @@ class Simulation:
 
     async def _episode(self, env: TabletopEnv, hosted: Hosted, robot: Robot) -> None:
         """One episode in real time; half of each chunk is played."""
-        run = asyncio.get_running_loop().run_in_executor
+        run = self._server.turns.run
         env.reset(seed=FIRST_SEED + self._seed)
         self._seed += 1
         execution_horizon = max(hosted.metadata["action_horizon"] // 2, 1)
         done = own_words = False
         success = False
         while not done:
-            observation = await run(self._server.pool, env.observe)
+            observation = await run(robot.owner, env.observe)
             if robot.new_prompt is not None:
                 observation, own_words = {**observation, "prompt": robot.new_prompt}, True
             chunk = await self._chunk(hosted, robot, observation)
             for action in chunk[:execution_horizon]:
                 _, _, success, truncated, _ = env.step(action)
-                robot.picture = await run(self._server.pool, env.render)
+                robot.picture = await run(robot.owner, env.render)
                 robot.pictures += 1
                 await asyncio.sleep(1 / env.fps)
                 if done := success or truncated:
@@ -100,9 +100,7 @@ class Simulation:
 
     async def _chunk(self, hosted: Hosted, robot: Robot, observation: RobotDict) -> np.ndarray[Any, Any]:
         started = time.monotonic()
-        prepared = await asyncio.get_running_loop().run_in_executor(
-            self._server.pool, hosted.policy.prepare, observation
-        )
+        prepared = await self._server.turns.run(robot.owner, hosted.policy.prepare, observation)
         while True:
             try:
                 return (await self._server.ask(hosted, robot, observation, prepared, started))["actions"]

@@ -7,12 +7,10 @@ protocol version 1, src/vla_eval/protocol, connection.py, runners/sync_runner.py
 
 from __future__ import annotations
 
-import asyncio
 import io
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from PIL import Image
 from pizero import __version__
 from pizero.serving.hosted import Hosted
 from pizero.serving.protocol import ProtocolError, array_of, pack, unpack
+from pizero.serving.turns import Turns
 
 PATH = "/vla-eval"
 """How an address for the harness ends."""
@@ -34,8 +33,8 @@ Ask = Callable[[dict[str, Any]], Awaitable[NDArray[np.float32]]]
 class Harness:
     """One connection of the harness: what it sends as observations, what it gets as actions."""
 
-    def __init__(self, hosted: Hosted, pool: Executor) -> None:
-        self._hosted, self._pool = hosted, pool
+    def __init__(self, hosted: Hosted, turns: Turns, owner: str) -> None:
+        self._hosted, self._turns, self._owner = hosted, turns, owner
         self._actions: deque[NDArray[np.float32]] = deque()
         self._number = 0
 
@@ -44,13 +43,12 @@ class Harness:
 
         ProtocolError says what is wrong with the message; whatever `ask` raises.
         """
-        run = asyncio.get_running_loop().run_in_executor
-        kind, payload = await run(self._pool, self._open, message)
+        kind, payload = await self._turns.run(self._owner, self._open, message)
         if kind == "hello":
             return self._message("hello", self._hello())
         if kind == "observation":
             if not self._actions:
-                chunk = await ask(await run(self._pool, self._observation, payload))
+                chunk = await ask(await self._turns.run(self._owner, self._observation, payload))
                 self._actions.extend(chunk[:LONGEST])
             return self._message("action", {"actions": _plain(self._actions.popleft())})
         self._actions.clear()  # of the episode before
@@ -66,7 +64,7 @@ class Harness:
         if not isinstance(value, dict) or not isinstance(value.get("payload"), dict):
             raise ProtocolError("a message of the harness is a dictionary with type, payload, seq and timestamp")
         kind, number = value.get("type"), value.get("seq")
-        if kind not in ("hello", "observation", "episode_start", "episode_end", "error"):
+        if not isinstance(kind, str) or kind not in ("hello", "observation", "episode_start", "episode_end", "error"):
             raise ProtocolError(f"a message of type {ascii(kind)[:40]}; the harness has no such type")
         if not isinstance(number, int):
             raise ProtocolError("seq must be a whole number")
@@ -80,19 +78,22 @@ class Harness:
             got = list(images) if isinstance(images, dict) else type(images).__name__
             raise ProtocolError(f"images: got {ascii(got)[:200]}, expected at most those of {cameras}")
         names = list(images) if set(images) <= set(cameras) else cameras[: len(images)]
-        return {
-            "images": {name: self._value(image) for name, image in zip(names, images.values(), strict=True)},
-            "state": self._value(payload.get("states", payload.get("state"))),
-            "prompt": payload.get("task_description", ""),
-        }
+        found: dict[str, Any] = {}
+        left = self._hosted.limits.max_bytes
+        for name, image in zip(names, images.values(), strict=True):
+            found[name] = self._value(image, left)
+            left -= getattr(found[name], "nbytes", 0)
+        state = self._value(payload.get("states", payload.get("state")), left)
+        return {"images": found, "state": state, "prompt": payload.get("task_description", "")}
 
-    def _value(self, value: Any) -> Any:
-        """An array or picture of the harness as an array; anything else as it is."""
+    def _value(self, value: Any, left: int) -> Any:
+        """An array or picture of the harness as an array of at most `left` bytes; anything else as it is."""
         limits = self._hosted.limits
         if not isinstance(value, dict):
             return value
-        if value.get("__image__") and value.get("format") in ("png", "jpeg"):
-            return _picture(value.get("data"), limits.max_side)
+        kind = value.get("format")
+        if value.get("__image__") is True and isinstance(kind, str) and kind in ("png", "jpeg"):
+            return _picture(value.get("data"), limits.max_side, left)
         return array_of(value.get("data"), value.get("shape"), value.get("dtype"), limits)
 
     def _hello(self) -> dict[str, Any]:
@@ -112,13 +113,18 @@ def _plain(array: NDArray[np.float32]) -> dict[str, Any]:
     return {"__ndarray__": True, "data": data.tobytes(), "dtype": data.dtype.str, "shape": list(data.shape)}
 
 
-def _picture(data: Any, max_side: int) -> NDArray[np.uint8]:
+def _picture(data: Any, max_side: int, max_bytes: int) -> NDArray[np.uint8]:
+    """Its size is looked at before anything is decoded."""
     if not isinstance(data, bytes):
         raise ProtocolError(f"an image's data is {type(data).__name__}, expected bytes")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if max(image.size) > max_side:  # before it takes its memory
+            if max(image.size) > max_side:
                 raise ProtocolError(f"an image of {image.size}; at most {max_side} to a side are taken")
+            if 3 * image.width * image.height > max_bytes:
+                raise ProtocolError(
+                    f"images of a message beyond --max-message-mb when decoded, with one of {image.size}"
+                )
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ProtocolError):

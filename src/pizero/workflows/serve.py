@@ -25,7 +25,7 @@ def named(checkpoints: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in checkpoints:
         name, equals, path = text.partition("=")
-        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", name):
             raise UserError(f"of several checkpoints each is NAME=PATH, NAME of letters, digits, . _ -; got {text!r}")
         if name in found or name in _RESERVED:
             raise UserError(f"the name {name!r} is taken; choose another")

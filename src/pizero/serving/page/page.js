@@ -4,7 +4,8 @@
 const at = (id) => document.getElementById(id);
 const HISTORY = 180; // seconds of latency that are shown
 const history = { time: [], latency: [] };
-let socket, watched = 0, plots = [], historyPlot, pause = 500, last = {}, uptime = 0;
+const STALE = 2000; // milliseconds without a state after which what is shown is called old
+let socket, watched = 0, plots = [], historyPlot, pause = 500, last = {}, uptime = 0, received = 0;
 
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 function send(command) { if (socket && socket.readyState === 1) socket.send(JSON.stringify(command)); }
@@ -20,10 +21,13 @@ function connect() {
     const state = JSON.parse(event.data);
     if (state.key) { at("door").hidden = false; badge("locked", "bad"); at("key").focus(); return; }
     pause = 500;
+    received = performance.now();
     at("door").hidden = true;
     show(state);
   };
   socket.onclose = () => {
+    received = 0;
+    if (!at("door").hidden) return; // goes on when a key is entered
     badge("no connection", "bad");
     setTimeout(connect, pause);
     pause = Math.min(2 * pause, 5000);
@@ -217,8 +221,8 @@ function remember(state) {
 at("door").onsubmit = (event) => {
   event.preventDefault();
   sessionStorage.setItem("key", at("key").value);
-  send({ key: at("key").value });
-  send({ do: "watch", robot: watched });
+  at("door").hidden = true;
+  if (socket.readyState === 3) connect(); // else it is about to close, and comes again by itself
 };
 at("words").oninput = () => { at("words").dataset.edited = "yes"; };
 at("prompt").onsubmit = (event) => {
@@ -234,6 +238,10 @@ at("start").onclick = () => {
   if (simulation.robot !== null) send({ do: "stop" });
   else send({ do: "simulate", checkpoint: at("checkpoint").value || simulation.checkpoints[0] });
 };
+setInterval(() => {
+  const age = performance.now() - received;
+  if (received && age > STALE) badge(`${Math.round(age / 1000)} s old`, "bad");
+}, 500);
 addEventListener("resize", () => {
   for (const { chart, box } of plots) chart.setSize({ width: box.clientWidth, height: 104 });
   if (historyPlot) historyPlot.setSize({ width: at("history").clientWidth, height: 150 });
