@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ def test_generic_survives_json() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cameras": {}}, "expected at least one"),
         ({"cameras": {"a": "x", "b": "x"}}, "each robot camera named once"),
         ({"cameras": {"a": "x"}, "state_dim": 0}, "state_dim must be positive, got 0"),
         ({"cameras": {"a": "x"}, "action_dim": 1, "relative_mask": (True, True)}, "relative mask of 2 for 1"),
@@ -58,6 +58,12 @@ def test_generic_survives_json() -> None:
 def test_mistakes_are_told(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Embodiment.from_json({"name": "arm", **values})
+
+
+def test_chosen_dimensions_survive_json() -> None:
+    robot = generic({"base_0_rgb": "front"}, state_dims=(3, "left.pan"), action_dims=("gripper",))
+    assert (robot.state_dim, robot.action_dim) == (2, 1)
+    assert Embodiment.from_json(json.loads(json.dumps(robot.to_json()))) == robot
 
 
 def test_what_older_checkpoints_wrote_is_read() -> None:
@@ -108,6 +114,8 @@ def test_dimensions_that_are_not_there() -> None:
     with pytest.raises(UserError, match="state dimension 3 is converted, but there are 3"):
         ARM.check_dims(3, 3)
     with pytest.raises(UserError, match="action dimension 6 is a gripper, but there are 6"):
+        replace(libero(), action_dim=None).check_dims(8, 6)
+    with pytest.raises(UserError, match="embodiment libero: action_dim is 7, but the data has 6"):
         libero().check_dims(8, 6)
 
 

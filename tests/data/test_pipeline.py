@@ -210,9 +210,10 @@ def test_wrong_actions_are_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"action_dim": 1}, "2 action dimensions, the model only 1"),
-        ({"state_dim": 2}, "3 state dimensions, the model only 2"),
+        ({"action_dim": 1}, "2 action dimensions, the model room for 1: choose some with action_dims"),
+        ({"state_dim": 2}, "3 state dimensions, the model room for 2: choose some with state_dims"),
         ({"prompt_format": "pi1"}, "got 'pi1'"),
+        ({"embodiment": generic({})}, "the generic embodiment names no camera; a policy needs at least one"),
         ({"embodiment": generic(CAMERAS, action_dim=7)}, "2 action dimensions, the generic embodiment 7"),
         ({"embodiment": generic(CAMERAS, relative_mask=(False, True), state_indices=(0, 5))}, "correct the mask"),
     ],

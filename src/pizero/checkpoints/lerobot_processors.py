@@ -262,6 +262,11 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
         raise UserError(
             f"the {embodiment.name} embodiment converts the robot's numbers, which LeRobot cannot; write another format"
         )
+    if embodiment is not None and (embodiment.state_dims or embodiment.action_dims):
+        raise UserError(
+            f"the {embodiment.name} embodiment chooses dimensions of the robot's columns, which LeRobot cannot; write "
+            "another format"
+        )
     keys = [IMAGES + camera for camera in config.cameras]
     if embodiment is not None:
         robot = [embodiment.cameras[camera] for camera in config.cameras if camera in embodiment.cameras]

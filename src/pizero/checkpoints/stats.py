@@ -38,9 +38,11 @@ def read_norm_stats(where: str | Path, mode: Mode, embodiment: Embodiment) -> No
             f"{file} does not tell that its actions are relative, which those of the {embodiment.name} embodiment are; "
             "compute them with pizero norm-stats"
         )
-    if embodiment.conversions or not isinstance(keys[0], str) or not isinstance(keys[1], str):
+    chooses = bool(embodiment.state_dims or embodiment.action_dims)
+    if embodiment.conversions or chooses or not isinstance(keys[0], str) or not isinstance(keys[1], str):
         raise UserError(
-            f"{file} is of the columns as they are, but the {embodiment.name} embodiment joins or converts them; "
+            f"{file} is of the columns as they are, but the {embodiment.name} embodiment joins them, converts "
+            "them or chooses some of their dimensions; "
             "compute them with pizero norm-stats"
         )
     return NormStats.load(file, mode, (keys[0], keys[1]))

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
 from pizero.data.pipeline import ModelInputs, Pipeline
+from pizero.data.robot_columns import robot_action_window, robot_state
 from pizero.processes import end_with_parent
 from pizero.types import UserError
 
@@ -60,8 +61,8 @@ class Member:
         embodiment, dataset = self.pipeline.embodiment, self.dataset
         history = self.pipeline.num_history
         seen = frames if history == 1 else dataset.history(frames, history)  # [B], or [B, T] positions
-        state = dataset.column(embodiment.state_key)[seen]
-        actions, _ = dataset.window(embodiment.action_key, frames, horizon)
+        state = robot_state(dataset, embodiment, seen)
+        actions, _ = robot_action_window(dataset, embodiment, frames, horizon)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
         prompts = self._prompts(frames)
         inputs = self.pipeline.model_inputs(images, state, prompts)

@@ -89,6 +89,8 @@ class Pipeline:
             check_whole("image_size", size, LARGEST_LENGTH)
         if self.num_history > 1 and self.prompt_format == "pi05":
             raise UserError(f"num_history {self.num_history}: a prompt holds one state; choose another prompt_format")
+        if not self.embodiment.cameras:
+            raise UserError(f"the {self.embodiment.name} embodiment names no camera; a policy needs at least one")
         unknown = sorted(set(self.embodiment.cameras) - set(self.cameras))
         if unknown:
             raise UserError(
@@ -103,13 +105,17 @@ class Pipeline:
                     f"norm stats have {stats.dim} {what} dimensions, the {self.embodiment.name} embodiment {own}; "
                     "compute them from this robot's data"
                 )
-        if self.robot_action_dim > self.action_dim:
-            raise UserError(
-                f"the robot has {self.robot_action_dim} action dimensions, the model only {self.action_dim}"
-            )
-        if self.prompt_format == "pi0" and self.robot_state_dim > self.state_dim:
-            raise UserError(f"the robot has {self.robot_state_dim} state dimensions, the model only {self.state_dim}")
+        self._check_room("action", self.robot_action_dim, self.action_dim)
+        if self.prompt_format == "pi0":
+            self._check_room("state", self.robot_state_dim, self.state_dim)
         self.embodiment.check_dims(self.robot_state_dim, self.robot_action_dim)
+
+    def _check_room(self, what: str, robot: int, model: int) -> None:
+        if robot > model:
+            raise UserError(
+                f"the {self.embodiment.name} embodiment has {robot} {what} dimensions, the model room for {model}: "
+                f"choose some with {what}_dims in the robot file, or a model with more room"
+            )
 
     @property
     def robot_state_dim(self) -> int:
@@ -128,6 +134,11 @@ class Pipeline:
     def _note(self) -> str:
         return f": a history of {self.num_history} observations, oldest first" if self.num_history > 1 else ""
 
+    @property
+    def _state_note(self) -> str:
+        dims = ", ".join(map(str, self.embodiment.state_dims))
+        return self._note + (f": of the robot's state those that its state_dims choose, {dims}" if dims else "")
+
     def robot_inputs(self, observations: Sequence[RobotDict]) -> ModelInputs:
         """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong.
 
@@ -143,7 +154,7 @@ class Pipeline:
             _check_cameras(observation["images"], self.embodiment)
         states = [np.asarray(observation["state"]) for observation in observations]
         for state in states:
-            _check_shape("state", state.shape, (*self._history, self.robot_state_dim), self._note)
+            _check_shape("state", state.shape, (*self._history, self.robot_state_dim), self._state_note)
         images = {
             camera: [observation["images"][camera] for observation in observations]
             for camera in self.embodiment.cameras.values()
@@ -268,7 +279,7 @@ class Pipeline:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)
 
     def _checked_state(self, state: NDArray[np.floating[Any]], batch: int) -> NDArray[np.floating[Any]]:
-        _check_shape("state", state.shape, (batch, *self._history, self.robot_state_dim), self._note)
+        _check_shape("state", state.shape, (batch, *self._history, self.robot_state_dim), self._state_note)
         if state.dtype.kind not in "fiu":
             raise UserError(f"state: got type {state.dtype}, expected float32")
         bad = np.flatnonzero(~np.isfinite(state).reshape(-1, self.robot_state_dim).all(axis=0))

@@ -20,6 +20,7 @@ from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import split_episodes
 from pizero.data.norm_stats import NEAR_CONSTANT
+from pizero.data.robot_columns import robot_action_window
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
@@ -152,7 +153,7 @@ def _held_out(data: LeRobotDataset, policy: ModelPolicy, preset: Preset) -> tupl
     chosen = np.random.default_rng(HELD_OUT_SEED).choice(frames, min(OPEN_LOOP_FRAMES, len(frames)), replace=False)
     observations = [recorded_observation(data, policy.pipeline, int(frame)) for frame in chosen]
     steps = preset.execution_horizon
-    return observations, data.window(policy.pipeline.embodiment.action_key, chosen, steps)[0]
+    return observations, robot_action_window(data, policy.pipeline.embodiment, chosen, steps)[0]
 
 
 def _open_loop_error(

@@ -18,6 +18,7 @@ from pizero.data.datasets.lerobot_meta import INDEX_TYPES
 from pizero.data.datasets.lerobot_stats import numeric_stats
 from pizero.data.embodiments import Embodiment, Key, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
+from pizero.data.robot_columns import robot_actions, robot_state
 from pizero.files import write_bytes
 from pizero.types import UserError
 from pizero.workflows.progress import tell_notes
@@ -73,9 +74,12 @@ def datasets_norm_stats(
 ) -> NormStats:
     """The same over several datasets of one robot, as if they were one."""
     if embodiment is None:
-        state, actions = (_joined(datasets, key) for key in ("observation.state", "action"))
+        state, actions = (
+            _joined(key, [dataset.column(key) for dataset in datasets]) for key in ("observation.state", "action")
+        )
     else:
-        state, actions = _joined(datasets, embodiment.state_key), _joined(datasets, embodiment.action_key)
+        state = _joined(embodiment.state_key, [robot_state(dataset, embodiment) for dataset in datasets])
+        actions = _joined(embodiment.action_key, [robot_actions(dataset, embodiment) for dataset in datasets])
         embodiment.check_dims(state.shape[1], actions.shape[1])
         state, actions = embodiment.model_state(state), embodiment.model_actions(actions)
     return compute_norm_stats(
@@ -88,8 +92,7 @@ def datasets_norm_stats(
     )
 
 
-def _joined(datasets: Sequence[LeRobotDataset], key: Key) -> NDArray[np.float32]:
-    columns = [dataset.column(key) for dataset in datasets]
+def _joined(key: Key, columns: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     widths = sorted({column.shape[1] for column in columns})
     if len(widths) > 1:
         raise UserError(

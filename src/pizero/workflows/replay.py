@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.doctor.open_loop import Replay
 from pizero.data.pipeline import Pipeline
+from pizero.data.robot_columns import robot_action_window, robot_state
 from pizero.policy.policy import ModelPolicy
 from pizero.types import RobotDict
 
@@ -21,7 +22,7 @@ def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int
     """What the robot saw at a frame, with the history that the pipeline asks for."""
     embodiment, history = pipeline.embodiment, pipeline.num_history
     frames = dataset.history([frame], history)[0]  # [T]
-    state = dataset.column(embodiment.state_key)[frames]
+    state = robot_state(dataset, embodiment, frames)
     images = {camera: dataset.images(camera, frames) for camera in embodiment.cameras.values()}
     if history == 1:  # has no axis of its own
         state, images = state[0], {camera: image[0] for camera, image in images.items()}
@@ -47,5 +48,5 @@ def replay(
         chunks += [answer["actions"] for answer in policy.infer_batch(observations)]
         on_progress(len(chunks))
     predicted = np.stack(chunks)
-    recorded, padded = dataset.window(policy.pipeline.embodiment.action_key, frames, predicted.shape[1])
+    recorded, padded = robot_action_window(dataset, policy.pipeline.embodiment, frames, predicted.shape[1])
     return Replay(frames, recorded, predicted, padded)

@@ -24,6 +24,7 @@ from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member, split_episodes
 from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
+from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
 from pizero.types import UserError
@@ -145,6 +146,7 @@ def build_pipelines(
     pipelines: Pipelines = {}
     for source in sources:
         name = source.embodiment.name
+        source.embodiment.check_dims(*robot_widths(source.dataset, source.embodiment))
         if name not in pipelines:
             of_robot = [other.dataset for other in sources if other.embodiment.name == name]
             stats = (
@@ -169,9 +171,7 @@ def prompts_of(source: Source) -> Sequence[str]:
 
 def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
     robot = source.embodiment
-    state_dim = robot.state_dim or source.dataset.column(robot.state_key).shape[1]
-    action_dim = robot.action_dim or source.dataset.column(robot.action_key).shape[1]
-    return read_norm_stats(stats, mode, robot).fitted(state_dim, action_dim)
+    return read_norm_stats(stats, mode, robot).fitted(*robot_widths(source.dataset, robot))
 
 
 def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.doctor.finding import Finding, Subject
+from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.norm_stats import NEAR_CONSTANT, FieldStats, compute_norm_stats
 from pizero.data.pipeline import Pipeline
 from pizero.data.transforms import RelativeActions
@@ -44,13 +45,13 @@ def _statistics(subject: Subject, pipeline: Pipeline) -> Iterator[Finding]:
         far = _misfit(theirs, found)
         bad = np.flatnonzero(far > FAR)
         if bad.size and name == "action" and (advice := _other_kind(subject, stats.actions, far, relative)):
-            yield Finding("error", "absolute or relative", f"action[{', '.join(map(str, bad.tolist()))}]", *advice)
+            yield Finding("error", "absolute or relative", dims_text(name, bad.tolist(), subject.names(name)), *advice)
         elif bad.size:
             dim = int(bad[0])
             yield Finding(
-                "warning", "statistics", f"{name}[{', '.join(map(str, bad.tolist()))}]",
-                f"the checkpoint's {theirs.mean[dim]:.4g} ± {theirs.std[dim]:.4g} for dimension {dim}, the data "
-                f"{found.mean[dim]:.4g} ± {found.std[dim]:.4g}",
+                "warning", "statistics", dims_text(name, bad.tolist(), subject.names(name)),
+                f"the checkpoint's {theirs.mean[dim]:.4g} ± {theirs.std[dim]:.4g} for "
+                f"{dim_text(name, dim, subject.names(name))}, the data {found.mean[dim]:.4g} ± {found.std[dim]:.4g}",
                 "other units, another robot, or another order of dimensions: train with the data's own statistics",
             )  # fmt: skip
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.doctor.names import Meaning, meaning
 from pizero.data.embodiments import Embodiment
+from pizero.data.robot_columns import action_names, robot_actions, robot_state, state_names
 
 Severity = Literal["error", "warning", "note"]
 """error: training on it will not work. warning: it probably hurts. note: worth knowing."""
@@ -32,7 +34,8 @@ class Finding:
 class Subject:
     """What is examined: the dataset's state [F, ds] and actions [F, da], in the robot's numbers.
 
-    finite [F]: where all numbers are. starts, lengths: of the episodes. horizon: actions per chunk.
+    finite [F]: where all numbers are. horizon: actions per chunk. state_names, action_names: of the dimensions, in
+    meta/info.json; None where it has none.
     """
 
     dataset: LeRobotDataset
@@ -41,17 +44,32 @@ class Subject:
     actions: NDArray[np.float32]
     finite: NDArray[np.bool_]
     horizon: int
+    state_names: tuple[str, ...] | None
+    action_names: tuple[str, ...] | None
 
     @classmethod
     def of(cls, dataset: LeRobotDataset, embodiment: Embodiment, horizon: int) -> Subject:
-        state, actions = dataset.column(embodiment.state_key), dataset.column(embodiment.action_key)
+        """UserError where the robot's dimensions are not the dataset's."""
+        state, actions = robot_state(dataset, embodiment), robot_actions(dataset, embodiment)
         embodiment.check_dims(state.shape[1], actions.shape[1])
         finite = np.asarray(np.isfinite(state).all(axis=1) & np.isfinite(actions).all(axis=1))
-        return cls(dataset, embodiment, state, actions, finite, horizon)
+        names = state_names(dataset, embodiment), action_names(dataset, embodiment)
+        return cls(dataset, embodiment, state, actions, finite, horizon, *names)
 
     @property
     def columns(self) -> dict[str, NDArray[np.float32]]:
         return {"state": self.state, "action": self.actions}
+
+    def names(self, what: str) -> tuple[str, ...] | None:
+        return self.state_names if what == "state" else self.action_names
+
+    @cached_property
+    def state_meanings(self) -> list[Meaning] | None:
+        return None if self.state_names is None else [meaning(name, of_command=False) for name in self.state_names]
+
+    @cached_property
+    def action_meanings(self) -> list[Meaning] | None:
+        return None if self.action_names is None else [meaning(name, of_command=True) for name in self.action_names]
 
     @cached_property
     def model_state(self) -> NDArray[np.floating[Any]]:

@@ -1,225 +1,165 @@
-"""Faults between action and state: too late, the same, relative where absolute was expected, the gripper's sign."""
+"""Faults between action and state: too late, the same, relative where absolute was expected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
+from pizero.data.doctor.names import dims_text
+from pizero.data.doctor.pairing import FITS, Pair
+from pizero.data.doctor.signals import LAGS, correlation, gone, shifted, two_values
 from pizero.data.norm_stats import NEAR_CONSTANT
 
-SHIFTS = tuple(range(-5, 6))
-"""Frames by which the state is moved against the action."""
-RELATED = 0.7
-"""Correlation from which on an action dimension is taken for a position that the state follows."""
 DRIVEN = 0.4
-"""The same for a step: the correlation with the state's change."""
-END = 0.08
-"""Of a gripper's range, what counts as open or closed."""
+"""Correlation from which on an action is taken for a step that the state makes."""
+EXPLAINED = 0.9
+"""Of the action's variance, by the state of earlier frames, where the action is late."""
+CLEARLY = 0.5
+"""Of what the state of the same frame leaves unexplained: an earlier frame must leave less than that."""
+EPISODES = 0.8
+"""Of the episodes in which the action moves, that must be late each by itself."""
 
 
 @dataclass(frozen=True)
 class Lead:
-    """Of one action dimension and its state: the correlation at each of SHIFTS, of action with state, or its change."""
+    """Of a pair, over all episodes, at each of LAGS: the share of the action's variance that the state explains, and
+    the correlation of the action with the state's change.
 
-    position: NDArray[np.float64]
-    step: NDArray[np.float64]
+    late [E]: frames by which the action is late in each episode where it moves.
+    """
+
+    explained: NDArray[np.float64]
+    change: NDArray[np.float64]
+    late: Sequence[int]
 
     @property
-    def is_position(self) -> bool:
-        return float(self.position.max()) >= max(RELATED, float(self.step.max()))
+    def is_target(self) -> bool:
+        return float(self.explained.max()) >= FITS and float(self.explained.max()) >= float(self.change.max()) ** 2
 
     @property
     def is_step(self) -> bool:
-        return not self.is_position and float(self.step.max()) >= DRIVEN
+        return not self.is_target and float(self.change.max()) >= DRIVEN
 
-    def shift(self) -> int:
-        """Frames by which the state comes after the action: the best of SHIFTS, where it is clearly better than 0."""
-        curve = self.position if self.is_position else self.step
-        best = int(curve.argmax())
-        unexplained = 1 - curve**2
-        zero = SHIFTS.index(0)
-        return SHIFTS[best] if curve[best] > 0 and unexplained[best] < 0.8 * unexplained[zero] else 0
+    def frames_late(self) -> int:
+        """The frames that all agree on, or 0."""
+        late = _late(self.explained)
+        agree = sum(found > 0 for found in self.late)
+        return late if late and self.late and agree >= EPISODES * len(self.late) else 0
 
 
-def check_motion(subject: Subject) -> Iterator[Finding]:
-    pairs = _pairs(subject)
-    leads = {pair: _lead(subject, *pair) for pair in pairs if _moves(subject, *pair)}
-    yield from _late(leads)
+def _late(explained: NDArray[np.float64]) -> int:
+    """How many frames earlier the state that explains the action best lies, where that is certain; else 0."""
+    best = int(explained.argmax())
+    at_once = float(explained[LAGS.index(0)])
+    certain = explained[best] >= EXPLAINED and 1 - explained[best] < CLEARLY * (1 - at_once)
+    return max(-LAGS[best], 0) if certain else 0
+
+
+def check_motion(subject: Subject, pairs: Iterable[Pair]) -> Iterator[Finding]:
+    leads = {pair: _lead(subject, pair) for pair in pairs if pair.how != "other" and _moves(subject, pair)}
+    yield from _late_actions(subject, leads)
     yield from _same(subject, leads)
     yield from _relative_already(subject, leads)
-    yield from _grippers(subject)
 
 
-def _pairs(subject: Subject) -> list[tuple[int, int]]:
-    """(action dimension, state dimension) that belong together: of the relative mask, else those of one number."""
-    widths = subject.actions.shape[1], subject.state.shape[1]
-    named = subject.embodiment.relative.index_pairs(*widths)
-    return named or [(dim, dim) for dim in range(min(widths))]
-
-
-def _moves(subject: Subject, action: int, state: int) -> bool:
-    found = subject.model_actions[subject.finite, action], subject.model_state[subject.finite, state]
+def _moves(subject: Subject, pair: Pair) -> bool:
+    found = subject.model_actions[subject.finite, pair.action], subject.model_state[subject.finite, pair.state]
     return all(len(values) > 0 and float(values.std()) >= NEAR_CONSTANT for values in found)
 
 
-def _lead(subject: Subject, action: int, state: int) -> Lead:
-    position, step = np.zeros(len(SHIFTS)), np.zeros(len(SHIFTS))
-    for index, shift in enumerate(SHIFTS):
-        parts: list[NDArray[np.float64]] = []
-        for frames in subject.episode_slices():
-            usable = subject.finite[frames]
-            a, s = subject.model_actions[frames, action][usable], subject.model_state[frames, state][usable]
-            rows = np.column_stack([a[:-1], s[:-1], np.diff(s)]).astype(np.float64)
-            if len(rows) > abs(shift):
-                first, later = max(-shift, 0), max(shift, 0)  # of the action, of the state
-                count = len(rows) - abs(shift)
-                parts.append(np.column_stack([rows[first : first + count, 0], rows[later : later + count, 1:]]))
-        if parts:
-            a, s, change = np.concatenate(parts).T
-            position[index], step[index] = _correlation(a, s), _correlation(a, change)
-    return Lead(position, step)
+def _lead(subject: Subject, pair: Pair) -> Lead:
+    """Of a pair by name its units may differ: then correlation counts, else the state itself must be the action."""
+    parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for frames in subject.episode_slices():
+        usable = subject.finite[frames]
+        a, s = subject.model_actions[frames, pair.action][usable], subject.model_state[frames, pair.state][usable]
+        if len(a) > len(LAGS) + 1:
+            rows = np.column_stack([s[:-1], np.diff(s)]).astype(np.float64)
+            parts.append((a[:-1, None].astype(np.float64), rows))
+    if not parts:
+        return Lead(np.zeros(len(LAGS)), np.zeros(len(LAGS)), ())
+    explained, change = np.zeros(len(LAGS)), np.zeros(len(LAGS))
+    for index, lag in enumerate(LAGS):
+        a, s = (np.concatenate(values) for values in zip(*(shifted(*part, lag) for part in parts), strict=True))
+        explained[index] = _explained(a, s[:, :1], pair.named)
+        change[index] = correlation(a[:, 0], s[:, 1])
+    spread = np.concatenate([a for a, _ in parts]).std()
+    moving = [(a, s[:, :1]) for a, s in parts if a.std() > 0.2 * spread]
+    late = [_late(np.array([_explained(*shifted(a, s, lag), pair.named) for lag in LAGS])) for a, s in moving]
+    return Lead(explained, change, late)
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else 0.0
+def _explained(a: NDArray[np.float64], s: NDArray[np.float64], in_any_units: bool) -> float:
+    """a, s [n, 1]."""
+    if in_any_units:
+        return max(correlation(a[:, 0], s[:, 0]), 0.0) ** 2
+    return float(gone(a, s)[0, 0])
 
 
-def _late(leads: dict[tuple[int, int], Lead]) -> Iterator[Finding]:
-    shifts = {pair: lead.shift() for pair, lead in leads.items() if lead.is_position or lead.is_step}
-    late = {pair: shift for pair, shift in shifts.items() if shift < 0}
-    if late and len(late) * 2 > len(shifts):
-        frames = -int(np.median(list(late.values())))
+def _late_actions(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
+    targets = {pair: lead.frames_late() for pair, lead in leads.items() if pair.how == "target" and lead.is_target}
+    late = {pair: frames for pair, frames in targets.items() if frames}
+    if late and len(late) * 2 > len(targets):
+        frames = int(np.median(list(late.values())))
         yield Finding(
-            "error", "late action", _dims(late),
-            f"the action of a frame fits the state of {frames} frames before best",
-            "actions must lead: move them by that many frames, or record the command and not the reached position",
+            "error", "late action", _dims(subject, late),
+            f"the action of a frame is the state of {frames} frame{'s' if frames > 1 else ''} before, not one to come",
+            f"record the command and not the reached position; or, in a copy, take the action from {frames + 1} frames "
+            "later in the episode",
         )  # fmt: skip
 
 
-def _same(subject: Subject, leads: dict[tuple[int, int], Lead]) -> Iterator[Finding]:
-    same: list[tuple[int, int]] = []
-    for action, state in leads:
-        a, s = subject.model_actions[subject.finite, action], subject.model_state[subject.finite, state]
+def _same(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
+    same: list[Pair] = []
+    positions = [pair for pair in leads if pair.how in ("target", "unknown")]
+    for pair in positions:
+        a = subject.model_actions[subject.finite, pair.action]
+        s = subject.model_state[subject.finite, pair.state]
         if float(np.abs(a - s).mean()) < 1e-3 * float(s.std()):
-            same.append((action, state))
-    if same and len(same) * 2 > len(leads):
+            same.append(pair)
+    if not same:
+        return
+    joints = [pair for pair in positions if not _is_gripper(subject, pair.action)] or positions
+    if sum(pair in same for pair in joints) >= 0.9 * len(joints):
         yield Finding(
-            "error", "action is state", _dims(same), "the action of a frame equals the state of the same frame",
-            "a policy would learn to stand still: take the next frame's state, or the command, as the action",
+            "error", "action is state", _dims(subject, same),
+            "the action of a frame equals the state of the same frame",
+            "the first action of a chunk then stands still: take the command, or in a copy the next frame's state",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            "note", "state repeats action", _dims(subject, same),
+            "the state equals the action of the same frame, and not so for the other dimensions",
+            "if the robot repeats its command there, the policy is told nothing that it measured",
         )  # fmt: skip
 
 
-def _relative_already(subject: Subject, leads: dict[tuple[int, int], Lead]) -> Iterator[Finding]:
-    if not any(subject.embodiment.relative_mask):
-        return
-    steps: list[tuple[int, int]] = []
-    for (action, state), lead in leads.items():
-        moved = subject.model_actions[:, action], subject.model_state[:, state]
+def _is_gripper(subject: Subject, action: int) -> bool:
+    if subject.action_meanings is not None and subject.action_meanings[action].is_gripper:
+        return True
+    return action in subject.embodiment.grippers or two_values(subject.actions[subject.finite, action]) is not None
+
+
+def _relative_already(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
+    masked = subject.embodiment.relative.index_pairs(subject.actions.shape[1], subject.state.shape[1])
+    of_mask = [lead for pair, lead in leads.items() if (pair.action, pair.state) in masked]
+    steps: list[Pair] = []
+    for pair, lead in leads.items():
+        moved = subject.model_actions[:, pair.action], subject.model_state[:, pair.state]
         ranges = [np.ptp(values[subject.finite]) for values in moved]
-        if lead.is_step and float(ranges[0]) < 0.5 * float(ranges[1]):
-            steps.append((action, state))
-    if steps and len(steps) * 2 > len(leads):
+        if (pair.action, pair.state) in masked and lead.is_step and float(ranges[0]) < 0.5 * float(ranges[1]):
+            steps.append(pair)
+    if steps and len(steps) * 2 > len(of_mask):
         yield Finding(
-            "error", "relative already", _dims(steps),
+            "error", "relative already", _dims(subject, steps),
             f"embodiment {subject.embodiment.name} makes actions relative, but these already follow the state's change",
             "take the relative mask away, or record absolute targets",
         )  # fmt: skip
 
 
-def gripper_dimensions(actions: NDArray[np.float32]) -> list[int]:
-    """Action dimensions that are nearly always at one of two values, as grippers are."""
-    found: list[int] = []
-    for dim in range(actions.shape[1]):
-        ends = two_ends(actions[:, dim])
-        if ends is not None:
-            low, high = ends
-            reach = END * (high - low)
-            at_low, at_high = (float((np.abs(actions[:, dim] - end) <= reach).mean()) for end in ends)
-            if at_low + at_high >= 0.9 and min(at_low, at_high) >= 0.05:
-                found.append(dim)
-    return found
-
-
-def two_ends(values: NDArray[np.float32]) -> tuple[float, float] | None:
-    """The two commonest values that lie apart, lower first; None where there is only one."""
-    low, high = float(values.min()), float(values.max())
-    if not high - low >= NEAR_CONSTANT:
-        return None
-    counts, edges = np.histogram(values, bins=20, range=(low, high))
-    first = int(counts.argmax())
-    rest = counts.copy()
-    rest[max(first - 3, 0) : first + 4] = 0
-    if not rest.any():
-        return None
-    centres = (edges[:-1] + edges[1:]) / 2
-    ends = sorted((centres[first], centres[int(rest.argmax())]))
-    return float(ends[0]), float(ends[1])
-
-
-def _grippers(subject: Subject) -> Iterator[Finding]:
-    actions = subject.actions[subject.finite]
-    if not len(actions):
-        return
-    for dim in subject.embodiment.grippers or gripper_dimensions(actions):
-        ends = two_ends(actions[:, dim])
-        if ends is None:
-            continue
-        reach = 2 * END * (ends[1] - ends[0])
-        other: list[int] = []
-        signs: dict[int, float] = {}
-        partner = _gripper_state(subject, dim)
-        for number, frames in enumerate(subject.episode_slices()):
-            usable = subject.finite[frames]
-            values = subject.actions[frames, dim][usable]
-            if not len(values):
-                continue
-            episode = int(subject.dataset.episodes[number])
-            away = np.minimum(np.abs(values - ends[0]), np.abs(values - ends[1])) > reach
-            if float(away.mean()) > 0.3:
-                other.append(episode)
-            if partner is not None and float(np.ptp(values)) > reach:
-                later = subject.state[frames, partner][usable][1:].astype(np.float64)
-                signs[episode] = _correlation(values[:-1].astype(np.float64), later)
-        if other:
-            yield Finding(
-                "error", "gripper range", f"action[{dim}], {episodes_text(other)}",
-                f"elsewhere the gripper is at {ends[0]:.3g} or {ends[1]:.3g}, in these episodes at other values",
-                "bring all episodes to one range",
-            )  # fmt: skip
-        yield from _opposite(dim, partner, signs)
-
-
-def _opposite(dim: int, partner: int | None, signs: dict[int, float]) -> Iterator[Finding]:
-    plus = [episode for episode, value in signs.items() if value > 0.3]
-    minus = [episode for episode, value in signs.items() if value < -0.3]
-    if plus and minus:
-        fewer = min(plus, minus, key=len)
-        yield Finding(
-            "error", "gripper sign", f"action[{dim}], {episodes_text(fewer)}",
-            f"the command moves state[{partner}] the other way round than in the {max(len(plus), len(minus))} others",
-            "turn its sign in these episodes: open and closed are mixed up",
-        )  # fmt: skip
-
-
-def _gripper_state(subject: Subject, dim: int) -> int | None:
-    """The state dimension that goes with a gripper's command: in the most episodes the closest."""
-    strength = np.zeros(subject.state.shape[1])
-    for frames in subject.episode_slices():
-        usable = subject.finite[frames]
-        command = subject.actions[frames, dim][usable][:-1].astype(np.float64)
-        later = subject.state[frames][usable][1:].astype(np.float64)
-        if len(command) > 1:
-            strength += [abs(_correlation(command, later[:, other])) for other in range(later.shape[1])]
-    best = int(strength.argmax())
-    return best if strength[best] > 0.3 * len(subject.dataset.episodes) else None
-
-
-def _dims(pairs: Sequence[tuple[int, int]] | dict[tuple[int, int], int]) -> str:
-    return f"action[{', '.join(str(action) for action, _ in pairs)}]"
+def _dims(subject: Subject, pairs: Iterable[Pair]) -> str:
+    return dims_text("action", sorted(pair.action for pair in pairs), subject.action_names)

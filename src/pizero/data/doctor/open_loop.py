@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.doctor.motion import gripper_dimensions, two_ends
+from pizero.data.doctor.grippers import gripper_dimensions
+from pizero.data.doctor.signals import two_ends
 from pizero.data.norm_stats import NEAR_CONSTANT
 
 EVENT_WINDOW = 3
@@ -26,12 +27,13 @@ class Replay:
     padded: NDArray[np.bool_]
 
 
-def summarize(found: Replay) -> dict[str, Any]:
+def summarize(found: Replay, names: Sequence[str] | None = None) -> dict[str, Any]:
     """JSON: errors per dimension, and what a constant action would reach.
 
     error: mean absolute, robot units. spread: standard deviation of the recorded actions. relative_error: error by
     spread. constant_error: of always giving the median recorded action, by spread; a policy must be below. by_step:
     relative error of each step of the chunk, mean over the moving dimensions. grippers: by dimension, see `_gripper`.
+    names: of the action dimensions, which tell what is no gripper.
     """
     inside = ~found.padded
     recorded, predicted = found.recorded[inside], found.predicted[inside]
@@ -49,7 +51,7 @@ def summarize(found: Replay) -> dict[str, Any]:
         "relative_error": [_number(value) for value in error / scale],
         "constant_error": [_number(value) for value in constant / scale],
         "by_step": [_number(np.nanmean(step[:, moving])) if moving else None for step in np.moveaxis(steps, 1, 0)],
-        "grippers": {str(dim): _gripper(found, dim, recorded) for dim in gripper_dimensions(recorded)},
+        "grippers": {str(dim): _gripper(found, dim, recorded) for dim in gripper_dimensions(recorded, names)},
     }  # fmt: skip
 
 

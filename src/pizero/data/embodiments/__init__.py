@@ -63,7 +63,11 @@ def _described(tables: dict[str, Any], name: str) -> Embodiment:
         like = described.pop("like")
         if not isinstance(like, str) or like not in EMBODIMENTS:
             raise UserError(f"robot.like must be one of {', '.join(EMBODIMENTS)}, got {str(like)[:60]}")
-        described = EMBODIMENTS[like]().to_json() | described
+        known = EMBODIMENTS[like]().to_json()
+        for what in ("state_dim", "action_dim"):  # the known robot's widths are not those of a choice
+            if f"{what}s" in described:
+                del known[what]
+        described = known | described
     elif "cameras" not in tables:
         raise UserError("expected [cameras], model camera = robot camera, or a robot.like that has some")
     if "cameras" in tables:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 from pizero.data.conversions import Conversion, Numbers, to_model, to_robot
+from pizero.data.embodiments.dimensions import Dims, check_dims
 from pizero.data.embodiments.values import READERS
 from pizero.data.transforms import RelativeActions
 from pizero.types import UserError, check_whole
@@ -20,7 +21,9 @@ class Embodiment:
     """Everything about a robot that a pipeline needs and a checkpoint must remember.
 
     cameras: model camera name -> robot camera name. A model camera not named here is absent.
-    state_dim, action_dim: the robot's own widths; None takes them from the norm stats.
+    state_dims, action_dims: the dimensions of the columns that go to the model, in this order; empty means all. They
+    are all that a policy of the robot is given and answers, and whatever else is said here counts them alone.
+    state_dim, action_dim: the robot's own widths; None takes those of the choice, else of the norm stats.
     relative_mask: true where the action is learned relative to the state; may be shorter than the action.
     state_indices: state dimension that goes with each action dimension of the mask; empty means the same index.
     The keys name the columns of a LeRobot dataset. prompt_key: "task", the dataset's own tasks, or a column of text.
@@ -42,6 +45,8 @@ class Embodiment:
     grippers: tuple[int, ...] = ()
     conversions: tuple[Conversion, ...] = ()
     default_prompt: str = ""
+    state_dims: Dims = ()
+    action_dims: Dims = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
@@ -53,11 +58,14 @@ class Embodiment:
             raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
         if not self.state_key or not self.action_key or not all(keys):
             raise UserError(f"embodiment {self.name}: state_key and action_key must name columns")
-        if not self.cameras or len(set(self.cameras.values())) != len(self.cameras):
+        if len(set(self.cameras.values())) != len(self.cameras):
             raise UserError(
-                f"embodiment {self.name}: got cameras {dict(self.cameras)}, "
-                "expected at least one, each robot camera named once"
+                f"embodiment {self.name}: got cameras {dict(self.cameras)}, expected each robot camera named once"
             )
+        for what in ("state", "action"):
+            dims, width = getattr(self, f"{what}_dims"), getattr(self, f"{what}_dim")
+            check_dims(f"embodiment {self.name}: {what}_dims", dims, width)
+            object.__setattr__(self, f"{what}_dim", len(dims) or width)
         for what, dim in (("state_dim", self.state_dim), ("action_dim", self.action_dim)):
             if dim is not None:
                 check_whole(f"embodiment {self.name}: {what}", dim)
@@ -88,7 +96,12 @@ class Embodiment:
         return to_robot(actions, self._conversions("action"))
 
     def check_dims(self, state_dim: int, action_dim: int) -> None:
-        """UserError where something is said of a dimension that data of these widths does not have."""
+        """UserError where a width, or something of a dimension, is said that data of these widths does not have."""
+        for what, own, found in (("state", self.state_dim, state_dim), ("action", self.action_dim, action_dim)):
+            if own is not None and own != found:
+                raise UserError(
+                    f"embodiment {self.name}: {what}_dim is {own}, but the data has {found}; correct it or leave it out"
+                )
         self.relative.index_pairs(action_dim, state_dim)
         said = [("action", "a gripper", self.grippers)]
         for what in ("state", "action"):

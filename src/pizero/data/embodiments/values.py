@@ -76,6 +76,10 @@ def _conversion(value: object, where: str) -> Conversion:
         raise UserError(f"{where}: {error}") from None
 
 
+def _dimension(value: object, where: str) -> int | str:
+    return value if isinstance(value, str) else _whole(value, where)
+
+
 _FLAGS, _WHOLES, _NUMBERS = _list(_flag, "true and false"), _list(_whole, "whole numbers"), _list(_number, "numbers")
 _CONVERSION: dict[str, Reader] = {
     "dims": _WHOLES, "of": _text, "robot": _NUMBERS, "model": _NUMBERS, "curve": _text,
@@ -84,6 +88,7 @@ READERS: dict[str, Reader] = {
     "name": _text, "cameras": _cameras, "state_dim": _width, "action_dim": _width,
     "relative_mask": _FLAGS, "state_indices": _WHOLES, "grippers": _WHOLES,
     "conversions": _list(_conversion, "tables"), "state_key": _key, "action_key": _key, "prompt_key": _text,
-    "image_prefix": _text, "default_prompt": _text,
+    "image_prefix": _text, "default_prompt": _text, "state_dims": _list(_dimension, "whole numbers or names"),
+    "action_dims": _list(_dimension, "whole numbers or names"),
 }  # fmt: skip
 """By field of `Embodiment`."""
