@@ -126,3 +126,26 @@ def test_a_key_that_is_there_twice_is_found_at_once(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{" + ", ".join(f'"{name}": 0' for name in [*names, names[-1]]) + "}")
     with pytest.raises(UserError, match="the key 'k199999' is there twice"):
         read_json(tmp_path / "x.json")
+
+
+def test_toml_as_editors_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "robot.toml"
+    path.write_bytes(b'\xef\xbb\xbf[cameras]\r\nbase_0_rgb = "front"\r\n')
+    assert read_toml(path) == {"cameras": {"base_0_rgb": "front"}}
+    path.write_text("a = 'C:\\temp'\nb = \"one: two\\nthree\"\n")
+    assert read_toml(path) == {"a": r"C:\temp", "b": "one: two\nthree"}
+    path.write_bytes("a = 1".encode("utf-16"))
+    with pytest.raises(UserError, match="no text in UTF-8; save it in that encoding"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("written", [r"C:\Users\me\data", r"D:\temp", r"C:\data\new", r"\\server\share"])
+def test_a_windows_path_in_double_quotes(tmp_path: Path, written: str) -> None:
+    """An error of the reader, or, where the letter after the backslash is known to it, a path with a tab in it."""
+    path = tmp_path / "mixture.toml"
+    path.write_text(f'[[datasets]]\npath = "{written}"\n')
+    with pytest.raises(UserError, match=r"in double quotes .* write a path in single quotes, 'C:\\data', or with /$"):
+        read_toml(path)
+    path.write_text("a = ")
+    with pytest.raises(UserError, match=r"cannot be read as TOML \(Invalid value .*\)$"):
+        read_toml(path)

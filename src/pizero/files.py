@@ -60,13 +60,39 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables in a TOML file that a user wrote. UserError when it cannot be read."""
+    """The tables in a TOML file that a user wrote, with or without a byte order mark. UserError when there are none."""
+    text = ""
     try:
-        return tomllib.loads(read_file(path, _LARGEST_TOML).decode())
+        text = read_file(path, _LARGEST_TOML).decode("utf-8-sig")
+        values = tomllib.loads(text)
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; save it in that encoding") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as TOML ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        number = re.search(r"at line (\d+)", reason)
+        line = "".join(text.splitlines()[int(number[1]) - 1 :][:1]) if number else ""
+        hint = f"; {_QUOTES}" if re.search(r'"[^"]*\\', line) else ""
+        raise UserError(f"{path} cannot be read as TOML ({reason}){hint}") from error
+    if (wrong := next((value for value in _texts(values) if _DRIVE.match(value)), None)) is not None:
+        raise UserError(f"{path} has the path {wrong!r}; {_QUOTES}")
+    return values
+
+
+_QUOTES = r"in double quotes \ begins a special character: write a path in single quotes, 'C:\data', or with /"
+_DRIVE = re.compile(r"[A-Za-z]:[^ ]*[\b\t\n\f\r]")
+"""What "C:\\temp" is where its one backslash made a tab of the t."""
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """All texts among the values of a table, however deep."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        table = cast("dict[str, Any] | list[Any]", values)
+        for value in table.values() if isinstance(table, dict) else table:
+            yield from _texts(value)
 
 
 @contextmanager

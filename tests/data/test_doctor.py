@@ -270,7 +270,7 @@ def test_gap(tmp_path: Path) -> None:
     dataset = edit_column(tmp_path / "data", "timestamp", drop)
     findings = [f for f in examine(dataset, ROBOT, HORIZON).findings if f.check == "gap"]
     assert [f.where for f in findings] == ["episode 3"]
-    assert "0.4 s off" in findings[0].evidence
+    assert "by 0.4 s" in findings[0].evidence
 
 
 def test_stored_statistics(tmp_path: Path) -> None:

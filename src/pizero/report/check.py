@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pizero.data.doctor.examine import Examination
+from pizero.data.doctor.names import short
 from pizero.data.doctor.open_loop import Replay
 from pizero.report.html import Picture, Section, Table, write_report
 from pizero.report.pictures import GROUP_COLOURS, MUTED, WIDTH, film_strip, finish, new_figure, plain, set_title
@@ -26,7 +27,7 @@ def check_report(path: Path, results: Mapping[str, Any], examination: Examinatio
     }  # fmt: skip
     sections = [_findings(findings), *_cameras(examination), _numbers(examination)]
     if played is not None:
-        sections.append(_replay(results["replay"], played))
+        sections.append(_replay(results["replay"], played, examination.subject.action_names))
     write_report(path, title=f"pizero check: {Path(results['dataset']).name}", facts=facts, sections=sections)
 
 
@@ -51,32 +52,39 @@ def _cameras(examination: Examination) -> Iterator[Section]:
 def _numbers(examination: Examination) -> Section:
     rows: list[list[str]] = []
     for name, values in examination.subject.columns.items():
+        names = examination.subject.names(name)
         usable = values[np.isfinite(values).all(axis=1)].astype(np.float64)
         if not len(usable):
             continue
         q01, q99 = np.quantile(usable, (0.01, 0.99), axis=0)
         columns = (usable.min(axis=0), q01, usable.mean(axis=0), q99, usable.max(axis=0), usable.std(axis=0))
         for dim in range(usable.shape[1]):
-            rows.append([name if dim == 0 else "", str(dim), *(f"{column[dim]:.4g}" for column in columns)])
-    header = ("", "dim", "least", "1 %", "mean", "99 %", "greatest", "deviation")
-    return Section("Numbers", "As recorded, over all frames.", [Table(header, rows, numbers=range(1, 8))])
+            of_dim = ["" if names is None else short(names[dim]), *(f"{column[dim]:.4g}" for column in columns)]
+            rows.append([name if dim == 0 else "", str(dim), *of_dim])
+    header = ("", "dim", "name", "least", "1 %", "mean", "99 %", "greatest", "deviation")
+    return Section("Numbers", "As recorded, over all frames.", [Table(header, rows, numbers=(1, *range(3, 9)))])
 
 
-def _replay(summary: Mapping[str, Any], played: Replay) -> Section:
+def _replay(summary: Mapping[str, Any], played: Replay, names: Sequence[str] | None) -> Section:
     rows = [
-        [str(dim), f"{error:.4g}", _text(relative), _text(constant)]
+        [str(dim), "" if names is None else short(names[dim]), f"{error:.4g}", _text(relative), _text(constant)]
         for dim, (error, relative, constant) in enumerate(
             zip(summary["error"], summary["relative_error"], summary["constant_error"], strict=True)
         )
     ]
-    header = ("dim", "mean absolute error", "in standard deviations", "of a constant action")
+    header = ("dim", "name", "mean absolute error", "in standard deviations", "of a constant action")
     blocks: list[Picture | Table] = [
-        Picture(_chunks_picture(played), "Recorded and predicted chunks"),
-        Table(header, rows, numbers=range(4)),
+        Picture(_chunks_picture(played, names), "Recorded and predicted chunks"),
+        Table(header, rows, numbers=(0, *range(2, 5))),
     ]
     if summary["grippers"]:
         grippers = [
-            [dim, f"{100 * g['same_side']:.0f} %", f"{g['found']} of {g['events']}", str(g["extra"])]
+            [
+                dim if names is None else short(names[int(dim)]),
+                f"{100 * g['same_side']:.0f} %",
+                f"{g['found']} of {g['events']}",
+                str(g["extra"]),
+            ]
             for dim, g in summary["grippers"].items()
         ]
         blocks.append(Table(("gripper", "on the right side", "events found", "extra"), grippers, numbers=range(4)))
@@ -88,7 +96,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _chunks_picture(played: Replay) -> bytes:
+def _chunks_picture(played: Replay, names: Sequence[str] | None) -> bytes:
     """One small plot per action dimension: chunks one after the other, recorded and predicted."""
     dims = min(played.recorded.shape[2], SHOWN_DIMS)
     chunks = np.linspace(0, len(played.frames) - 1, min(SHOWN_CHUNKS, len(played.frames))).round().astype(int)

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
 
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.remote import local_folder
@@ -23,21 +20,22 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.video_index import VideoIndex
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
+from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.doctor.open_loop import Replay, summarize
 from pizero.data.embodiments import Embodiment
 from pizero.data.loader import split_episodes
+from pizero.model.config import CAMERAS
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.check import check_report
 from pizero.types import UserError
+from pizero.workflows.check_text import print_results
 from pizero.workflows.evaluate import find_checkpoint, write_json
 from pizero.workflows.own_robot import own_robot
-from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import replay, spread_over
 
 CHUNKS = 48
 """Chunks that are replayed."""
-FAULTS_SHOWN = 30
-"""check.json has all."""
 WORTHLESS = 0.9
 """Of a constant action's error: a policy above it has learned nothing of that dimension."""
 
@@ -58,34 +56,40 @@ class CheckConfig:
 def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
     """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
     findings (severity, check, where, evidence, advice), faults (kind, episode, text, file) of the episodes that
-    training refuses, and with a checkpoint "replay" (`open_loop.summarize`). Those episodes are not examined further.
+    training refuses, and with a checkpoint "replay" (`open_loop.summarize`). Those episodes are not examined further;
+    where no other is left, the numbers of those are that have any.
     """
     policy = _policy(config)
     folder = local_folder(root, "dataset")
-    episodes, faults = _faults(folder, _given_embodiment(config, policy))
+    whole, faults, with_numbers = _faults(folder, _given_embodiment(config, policy))
+    episodes = whole or with_numbers
     if not episodes:
         results = _results(root, "", config.horizon or 0, list(_fault_findings(faults, 0)), faults)
         if output is not None:
             write_json(output / "check.json", results)
-        _print(results, None)
+        print_results(results, None)
         return results
     dataset = LeRobotDataset(folder, episodes=episodes, cameras=())
     embodiment = _embodiment(dataset, config, policy)
     horizon = config.horizon or (policy.noise_shape[0] if policy else 50)
-    examination = examine(dataset, embodiment, horizon, policy.pipeline if policy else None)
-    findings, played, summary = [*_fault_findings(faults, len(episodes)), *examination.findings], None, None
-    if policy is not None and not any(finding.check in ("dimensions", "no camera") for finding in findings):
+    examination = examine(dataset, embodiment, horizon, policy.pipeline if policy else None, pictures=bool(whole))
+    names = examination.subject.action_names
+    findings, played, summary = [*_fault_findings(faults, len(whole)), *examination.findings], None, None
+    findings += _unusual_cameras(embodiment) if policy is None else []
+    wrong = any(finding.check in ("dimensions", "no camera") for finding in findings)
+    if policy is not None and whole and not wrong:
         frames, whose = _frames(dataset, config, policy)
         played = _replay(dataset, policy, frames)
-        summary = summarize(played) | {"episodes": whose}
-        findings += _worthless(summary)
+        summary = summarize(played, names) | {"episodes": whose}
+        findings += _worthless(summary, names)
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
     results = _results(root, embodiment.name, horizon, findings, faults)
     results |= {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "replay": summary}
+    results["action_names"] = names
     if output is not None:
         write_json(output / "check.json", results)
         check_report(output / "check.html", results, examination, played)
-    _print(results, output)
+    print_results(results, output)
     return results
 
 
@@ -97,17 +101,18 @@ def _results(
         "dataset": str(root), "episodes": 0, "frames": 0, "embodiment": embodiment, "horizon": horizon,
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "faults": [dataclasses.asdict(fault) | {"file": str(fault.file)} for fault in faults], "replay": None,
+        "action_names": None,
     }  # fmt: skip
 
 
-def _faults(folder: Path, embodiment: Embodiment | None) -> tuple[list[int], list[Fault]]:
-    """(whole episodes, faults of the others), by the cameras that the robot has."""
+def _faults(folder: Path, embodiment: Embodiment | None) -> tuple[list[int], list[Fault], list[int]]:
+    """(whole episodes, faults of the others, episodes whose numbers are whole), by the cameras that the robot has."""
     layout = read_layout(folder)
     cameras = None if embodiment is None else set(embodiment.cameras.values())
-    faults, _ = find_faults(layout, layout.episodes, cameras, VideoIndex(layout.episodes, layout.fps))
+    faults, rows = find_faults(layout, layout.episodes, cameras, VideoIndex(layout.episodes, layout.fps))
     bad = {fault.episode for fault in faults}
-    good = [episode.index for episode in layout.episodes if episode.index not in bad]
-    return good, faults
+    with_numbers = [episode.index for episode in layout.episodes if episode.index in rows]
+    return [index for index in with_numbers if index not in bad], faults, with_numbers
 
 
 def _fault_findings(faults: list[Fault], whole: int) -> Iterator[Finding]:
@@ -137,6 +142,17 @@ def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodi
 
 def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
     return _given_embodiment(config, policy) or own_robot(dataset)
+
+
+def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:
+    other = [camera for camera in embodiment.cameras if camera not in CAMERAS]
+    if not other:
+        return []
+    return [Finding(
+        "note", "more cameras", f"cameras {', '.join(embodiment.cameras[camera] for camera in other)}",
+        f"the released models have the {len(CAMERAS)} cameras {', '.join(CAMERAS)}, and no {', '.join(other)}",
+        "train a model of your own with these cameras, or leave them out of the robot file",
+    )]  # fmt: skip
 
 
 def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -> tuple[NDArray[np.int64], str]:
@@ -169,7 +185,7 @@ def _replay(dataset: LeRobotDataset, policy: ModelPolicy, frames: NDArray[np.int
         return replay(dataset, policy, frames, lambda done: bars.update(bar, completed=done))
 
 
-def _worthless(summary: dict[str, Any]) -> list[Finding]:
+def _worthless(summary: dict[str, Any], names: Sequence[str] | None) -> list[Finding]:
     pairs = zip(summary["relative_error"], summary["constant_error"], strict=True)
     bad = [dim for dim, (error, constant) in enumerate(pairs) if error is not None and error > WORTHLESS * constant]
     if not bad:
@@ -177,42 +193,9 @@ def _worthless(summary: dict[str, Any]) -> list[Finding]:
     dim = bad[0]
     return [
         Finding(
-            "warning", "no better than constant", f"action[{', '.join(map(str, bad))}]",
-            f"error {summary['relative_error'][dim]:.2f} standard deviations for dimension {dim}; one constant action "
-            f"reaches {summary['constant_error'][dim]:.2f}",
+            "warning", "no better than constant", dims_text("action", bad, names),
+            f"error {summary['relative_error'][dim]:.2f} standard deviations for {dim_text('action', dim, names)}; one "
+            f"constant action reaches {summary['constant_error'][dim]:.2f}",
             "the checkpoint does not fit this data: other units, order or cameras, or it needs training on it",
         )
     ]  # fmt: skip
-
-
-_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-
-def _print(results: dict[str, Any], output: Path | None) -> None:
-    if findings := [Finding(**finding) for finding in results["findings"]]:
-        table = Table(box=SIMPLE, show_edge=False, padding=(0, 1))
-        for heading in ("", "where", "what is seen", "what to do"):
-            table.add_column(heading, overflow="fold")
-        for finding in findings:
-            what = Text.assemble((finding.severity, _COLOURS[finding.severity]), f"\n{finding.check}")
-            table.add_row(what, finding.where, finding.evidence, finding.advice, end_section=True)
-        console.print(table)
-    for fault in results["faults"][:FAULTS_SHOWN]:
-        console.print(f"{fault['file']}, episode {fault['episode']}: {fault['text']}", soft_wrap=True)
-    if (more := len(results["faults"]) - FAULTS_SHOWN) > 0:
-        console.print(f"and {more} more: check.json, which --output FOLDER writes, has all")
-    if (summary := results["replay"]) is not None:
-        errors = ", ".join(f"{value:.3g}" for value in summary["error"])
-        console.print(f"replay of {summary['chunks']} chunks ({summary['episodes']})")
-        console.print(f"mean absolute error by dimension, robot units: {errors}")
-        for dim, gripper in summary["grippers"].items():
-            console.print(
-                f"gripper, dimension {dim}: on the right side {100 * gripper['same_side']:.0f} % of the time; "
-                f"{gripper['found']} of {gripper['events']} events found, {gripper['extra']} extra"
-            )
-    counts = {severity: sum(finding.severity == severity for finding in findings) for severity in ORDER}
-    said = ", ".join(f"{count} {name}s" if count != 1 else f"1 {name}" for name, count in counts.items() if count)
-    console.print(
-        f"{results['episodes']} episodes, {results['frames']} frames: {said or 'nothing found'}"
-        + (f" · {output / 'check.html'}" if output is not None else "")
-    )

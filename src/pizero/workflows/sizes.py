@@ -12,6 +12,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.checkpoints.models import NetworkConfig
 from pizero.configs.preset import OWN, Preset
 from pizero.data.embodiments import Key
+from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS, Pi0Config
 from pizero.workflows.start import Start
@@ -106,9 +107,7 @@ def _key_text(key: Key) -> str:
 
 
 def _widths(source: Source) -> tuple[int, int]:
-    robot, dataset = source.embodiment, source.dataset
-    state, action = (dataset.column(key).shape[1] for key in (robot.state_key, robot.action_key))
-    return robot.state_dim or state, robot.action_dim or action
+    return robot_widths(source.dataset, source.embodiment)
 
 
 def _side(sources: Sequence[Source], num_cameras: int) -> int:

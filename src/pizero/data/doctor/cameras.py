@@ -58,6 +58,11 @@ def look(subject: Subject) -> tuple[list[int], dict[str, Look], list[Finding]]:
 def check_camera_map(subject: Subject) -> Iterator[Finding]:
     """Whether the dataset has the embodiment's cameras."""
     wanted, there = subject.embodiment.cameras, subject.dataset.cameras
+    if not wanted and not there:
+        yield Finding(
+            "error", "no camera", "all episodes", "the dataset has no camera; a policy needs at least one",
+            "its numbers are examined; to train on it, record it with a camera",
+        )  # fmt: skip
     for model, robot in wanted.items():
         if robot not in there:
             yield Finding(

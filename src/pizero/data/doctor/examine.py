@@ -31,16 +31,23 @@ class Examination:
 
 
 def examine(
-    dataset: LeRobotDataset, embodiment: Embodiment, horizon: int, pipeline: Pipeline | None = None
+    dataset: LeRobotDataset,
+    embodiment: Embodiment,
+    horizon: int,
+    pipeline: Pipeline | None = None,
+    *,
+    pictures: bool = True,
 ) -> Examination:
     """Looks at all numbers and at some pictures. horizon: actions per chunk. pipeline: of a checkpoint, to fit.
+
+    pictures: whether the files of the cameras are there.
 
     A robot whose dimensions are not the dataset's is a finding; the rest is then looked at without them. UserError
     where a column of the robot is not there.
     """
     mismatch = _mismatch(dataset, embodiment)
     subject = Subject.of(dataset, _without_dimensions(embodiment) if mismatch else embodiment, horizon)
-    chosen, looks, findings = look(subject)
+    chosen, looks, findings = look(subject) if pictures else ([], {}, [])
     findings += [*mismatch, *check_widths(subject), *check_camera_map(subject), *check_recording(subject)]
     findings += check_numbers(subject)
     if subject.finite.any():

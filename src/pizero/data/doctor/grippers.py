@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import dim_text, dims_text, meaning
-from pizero.data.doctor.signals import correlation, two_values
+from pizero.data.doctor.signals import correlation, two_ends, two_values
 from pizero.data.norm_stats import NEAR_CONSTANT
 
 FEW = 1 / 3
@@ -24,11 +24,15 @@ DELAYS = range(1, 11)
 
 
 def gripper_dimensions(actions: NDArray[np.float32], names: Sequence[str] | None = None) -> list[int]:
-    """Action dimensions [F, da] that are at one of two values, as grippers are; none whose name is another joint's."""
-    joints = [] if names is None else [meaning(name, of_command=True) for name in names]
+    """Action dimensions [F, da] that are grippers, and move: by their names, else those at one of two values.
+
+    None whose name is another joint's.
+    """
     found: list[int] = []
     for dim in range(actions.shape[1]):
-        if two_values(actions[:, dim]) is not None and not (joints and joints[dim].is_joint):
+        joint = meaning("" if names is None else names[dim], of_command=True)
+        ends = two_ends(actions[:, dim]) if joint.is_gripper else two_values(actions[:, dim])
+        if ends is not None and not joint.is_joint:
             found.append(dim)
     return found
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import Meaning, dim_text, dims_text
-from pizero.data.doctor.signals import LAGS, gone, shifted
+from pizero.data.doctor.signals import LAGS, correlation, gone, shifted
 from pizero.data.norm_stats import NEAR_CONSTANT
 
 FITS = 0.7
@@ -54,7 +54,7 @@ class Fit:
 
 
 def measure_fit(subject: Subject) -> Fit:
-    widths = subject.actions.shape[1], subject.state.shape[1]
+    widths: tuple[int, int] = subject.actions.shape[1], subject.state.shape[1]
     slices = subject.episode_slices()
     number = min(LOOKED_AT, len(slices))
     chosen: list[int] = np.unique(np.linspace(0, len(slices) - 1, number).round().astype(np.int64)).tolist()
@@ -72,7 +72,7 @@ def measure_fit(subject: Subject) -> Fit:
     for lag in LAGS:
         a, s = (np.concatenate(values) for values in zip(*(shifted(*part, lag) for part in parts), strict=True))
         whole = np.maximum(whole, gone(a, s))
-    best: NDArray[np.int64] = whole.argmax(axis=1)
+    best = np.asarray(whole.argmax(axis=1), dtype=np.int64)
     spread = np.concatenate([a for a, _ in parts]).std(axis=0)
     moving = np.array([a.std(axis=0) > 0.2 * spread for a, _ in parts])
     found = np.array([np.max([gone(*shifted(a, s, lag)) for lag in LAGS], axis=0) for a, s in parts])  # [E, da, ds]
@@ -160,13 +160,8 @@ def check_pairing(
 
 def _relative_without_use(subject: Subject, pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     """pairs: where the mask makes actions spread more, or hardly less."""
-    units: dict[int, float] = {}
-    for action, state in pairs:
-        a, s = (values[subject.finite].astype(np.float64) for values in (
-            subject.model_actions[:, action], subject.model_state[:, state],
-        ))  # fmt: skip
-        if abs(float(np.corrcoef(a, s)[0, 1])) > SAME_JOINT:
-            units[action] = float(np.polyfit(s, a, 1)[0])
+    slopes = {action: _slope(subject, action, state) for action, state in pairs}
+    units = {action: slope for action, slope in slopes.items() if slope is not None}
     if units:
         first = next(iter(units))
         yield Finding(
@@ -244,5 +239,21 @@ def _wider(subject: Subject, fit: Fit, action: int, state: int) -> bool:
     values = subject.model_actions[subject.finite, action], subject.model_state[subject.finite, state]
     if min(float(value.std()) for value in values) < NEAR_CONSTANT:
         return False
-    same = abs(float(np.corrcoef(*values)[0, 1])) > SAME_JOINT
-    return fit.best[action, state] < (MISFITS if same else 0)
+    return fit.best[action, state] < (0 if _slope(subject, action, state) is None else MISFITS)
+
+
+def _slope(subject: Subject, action: int, state: int) -> float | None:
+    """By how much the action moves where the state moves by 1; None unless both are the same movement."""
+    parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for frames in subject.episode_slices():
+        usable = subject.finite[frames]
+        if int(usable.sum()) > len(LAGS):
+            values = subject.model_actions[frames, action][usable], subject.model_state[frames, state][usable]
+            parts.append((values[0].astype(np.float64), values[1].astype(np.float64)))
+    found: list[tuple[float, float]] = []
+    for lag in LAGS if parts else ():
+        a, s = (np.concatenate(values) for values in zip(*(shifted(*part, lag) for part in parts), strict=True))
+        strength = correlation(a, s)
+        found.append((abs(strength), strength * float(a.std()) / max(float(s.std()), 1e-12)))
+    best = max(found, default=(0.0, 0.0))
+    return best[1] if best[0] > SAME_JOINT else None

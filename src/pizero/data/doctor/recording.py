@@ -11,6 +11,10 @@ from pizero.data.doctor.finding import Finding, Subject
 
 JITTER = 0.25
 """Of a frame's time, that a time stamp may be off."""
+REGULAR = 0.7
+"""Of the steps between time stamps, that must be alike for them to be a clock."""
+GAP = 0.75
+"""Of a frame's time, by which a time stamp is late where a frame may be missing."""
 FEW = 0.05
 """Of the episodes, that may be shorter than a chunk without harm."""
 
@@ -24,31 +28,36 @@ def check_recording(subject: Subject) -> Iterator[Finding]:
 
 
 def _clock(subject: Subject) -> Iterator[Finding]:
+    """Where the clock is one: its steps are mostly alike. Others are told of when the dataset is opened."""
     dataset = subject.dataset
     steps = [np.diff(dataset.timestamp[frames].astype(np.float64)) for frames in subject.episode_slices()]
     period = 1 / dataset.fps
     everywhere = np.concatenate(steps) if steps else np.zeros(0)
+    everywhere = everywhere[np.isfinite(everywhere)]
     if not everywhere.size:
         return
     median = float(np.median(everywhere))
+    if not median > 0 or float((np.abs(everywhere - median) <= JITTER * median).mean()) < REGULAR:
+        return
     if abs(median - period) > JITTER * period:
-        rate = f"{1 / median:.4g} per second" if median > 0 else "with a clock that stands still"
         yield Finding(
-            "error", "frame rate", "timestamp", f"meta/info.json says fps {dataset.fps:g}, the frames come {rate}",
-            "correct fps, or the time stamps: chunks would be played at the wrong speed",
+            "error", "frame rate", "timestamp",
+            f"meta/info.json says fps {dataset.fps:g}, the frames come {1 / median:.4g} per second",
+            "correct the one that is wrong: chunks would be played at the wrong speed",
         )  # fmt: skip
         return
     gaps = {
-        int(dataset.episodes[number]): float(np.abs(found - period).max())
+        int(dataset.episodes[number]): float((found - median).max())
         for number, found in enumerate(steps)
-        if found.size and np.abs(found - period).max() > JITTER * period
+        if found.size and (found - median).max() > GAP * median
     }
     if gaps:
         worst = max(gaps, key=lambda episode: gaps[episode])
         yield Finding(
             "warning", "gap", episodes_text(gaps),
-            f"time stamps are not {period:.4g} s apart; at worst {gaps[worst]:.3g} s off, in episode {worst}",
-            "frames were dropped while recording: cut the episode there, or leave it out",
+            f"in {len(gaps)} of {dataset.num_episodes} episodes a time stamp is late; most, by {gaps[worst]:.3g} s "
+            f"where frames are {median:.4g} s apart, in episode {worst}",
+            "look at it there: if frames were dropped, the robot jumps in the data; leave the episode out",
         )  # fmt: skip
 
 
