@@ -74,7 +74,7 @@ class Member:
         every process that prepares batches. UserError as for `model_inputs`.
         """
         firsts = dict(zip(reversed(self._prompts(self.frames)), reversed(self.frames.tolist()), strict=True))
-        state = self.dataset.column(self.pipeline.embodiment.state_key)
+        state = robot_state(self.dataset, self.pipeline.embodiment)
         history = self.pipeline.num_history
         for prompt, frame in firsts.items():
             seen = np.array([frame]) if history == 1 else self.dataset.history(np.array([frame]), history)
