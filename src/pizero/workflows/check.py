@@ -141,7 +141,7 @@ def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodi
 
 
 def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
-    return _given_embodiment(config, policy) or own_robot(dataset)
+    return _given_embodiment(config, policy) or own_robot(dataset, needs_camera=False)
 
 
 def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:

@@ -18,18 +18,21 @@ _RIGHT_SIDE = re.compile(r"right|(?<![a-z])r(?![a-z])", re.IGNORECASE)
 _NO_NUMBERS = ("video", "image", "string")
 
 
-def own_robot(dataset: LeRobotDataset, cameras: Sequence[str] | None = None) -> Embodiment:
+def own_robot(
+    dataset: LeRobotDataset, cameras: Sequence[str] | None = None, *, needs_camera: bool = True
+) -> Embodiment:
     """Every camera, the state and the actions under their usual names, absolute; parts of a state or an action, such as
     "action.arm" and "action.hand", side by side. The only instruction of a dataset is the robot's default.
 
-    cameras: the model's; None takes as many as the dataset has. UserError where there is no camera, state or action.
+    cameras: the model's; None takes as many as the dataset has. UserError where there is no camera, unless none is
+    needed, no state or no action.
     """
-    if not dataset.cameras:
+    if not dataset.cameras and needs_camera:
         raise UserError(f"{dataset.root} has no camera; a policy needs at least one")
     places = {name: name for name in dataset.cameras if cameras is not None and name in cameras} or {
         model: own for model, own in _places(dataset.cameras).items() if cameras is None or model in cameras
     }
-    if not places:
+    if dataset.cameras and not places:
         raise UserError(
             f"{dataset.root}: none of its cameras ({', '.join(dataset.cameras)}) has an obvious place among the "
             f"model's ({', '.join(cameras or ())}); say so under [cameras] in a robot file (--embodiment)"

@@ -35,7 +35,7 @@ def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
         return preset
     cameras = list(dict.fromkeys(name for source in sources for name in source.embodiment.cameras))
     horizon = min(max(round(max(source.dataset.fps for source in sources)), SHORTEST), LONGEST)
-    widths = [_widths(source) for source in sources]
+    widths = [robot_widths(source.dataset, source.embodiment) for source in sources]
     sizes: dict[str, Any] = {
         "cameras": tuple(sorted(cameras, key=lambda name: (CAMERAS.index(name) if name in CAMERAS else len(CAMERAS)))),
         "image_size": _side(sources, len(cameras)),
@@ -85,7 +85,7 @@ def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Ite
         robot, dataset = source.embodiment, source.dataset
         cameras = ", ".join(f"{own} as {model}" for model, own in robot.cameras.items())
         left_out = [name for name in dataset.cameras if name not in robot.cameras.values()]
-        state, action = _widths(source)
+        state, action = robot_widths(source.dataset, source.embodiment)
         more = f" (left out: {', '.join(left_out)})" if left_out else ""
         yield (
             f"{robot.name}: cameras {cameras}{more}; state {_key_text(robot.state_key)} ({state}); "
@@ -104,10 +104,6 @@ def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Ite
 
 def _key_text(key: Key) -> str:
     return key if isinstance(key, str) else " + ".join(key)
-
-
-def _widths(source: Source) -> tuple[int, int]:
-    return robot_widths(source.dataset, source.embodiment)
 
 
 def _side(sources: Sequence[Source], num_cameras: int) -> int:
