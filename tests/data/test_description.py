@@ -280,6 +280,15 @@ def test_totals_that_are_not_so(png: Path, change: dict[str, Any], note: str) ->
     assert note in found
 
 
+def test_a_folder_of_another_name(h264: Path) -> None:
+    """As uploads of single folders leave it: info.json says videos/, the files lie in video/."""
+    before = LeRobotDataset(h264).images("top", [0])
+    (h264 / "videos").rename(h264 / "video")
+    dataset = LeRobotDataset(h264)
+    assert "files are not where video_path of meta/info.json puts them" in dataset.notes[0]
+    np.testing.assert_array_equal(dataset.images("top", [0]), before)
+
+
 def test_float_and_null_places(h264: Path) -> None:
     whole = LeRobotDataset(H264)
     names = ["data/chunk_index", "data/file_index", "videos/observation.images.top/file_index"]

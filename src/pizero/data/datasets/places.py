@@ -66,6 +66,12 @@ class _Finder:
         usual = fill(self._root, self._default, names)
         if is_there(usual):
             return usual
+        below = path.relative_to(self._root).parts[1:]
+        renamed = [
+            found for found in self._files.get(path.name, []) if found.relative_to(self._root).parts[1:] == below
+        ]
+        if len(renamed) == 1 and len(below) > 1:
+            return renamed[0]
         if not self._by_name:
             return None
         key = str(names.get("video_key", ""))
