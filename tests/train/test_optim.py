@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,15 @@ def test_mixed_precision_keeps_the_weights_in_float32() -> None:
     with product_context("auto", device):
         assert (layer(torch.ones(1, 4)).dtype == torch.bfloat16) == has_bfloat16(device)
     assert layer.weight.dtype == torch.float32
+
+
+def test_automatic_precision_where_onednn_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor's flags say: PyTorch's own products in bfloat16 are slower than float32."""
+    monkeypatch.setattr("pizero.train.optim.has_onednn", lambda dtype: dtype != torch.bfloat16)
+    monkeypatch.setattr(Path, "read_text", lambda path: "flags : avx512f avx512_bf16 amx_bf16")
+    assert not has_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr("pizero.train.optim.has_onednn", lambda dtype: True)
+    assert has_bfloat16(torch.device("cpu")) == Path("/proc/cpuinfo").is_file()
 
 
 @pytest.mark.parametrize(

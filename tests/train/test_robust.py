@@ -63,7 +63,7 @@ def kill_and_resume(dataset: Path, folder: Path, kinds: list[str]) -> dict[str, 
         )  # fmt: skip
         now = moments(run, cache).get(kind, lambda: False)
         while process.poll() is None and not now():
-            time.sleep(0.001)
+            time.sleep(0.004)  # what is asked for has a hundred chances, and reading it costs a core
         if process.poll() is None:
             time.sleep(chance.random() * 0.05)
             process.kill()

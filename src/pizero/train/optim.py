@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pizero.engine.products import has_onednn
 from pizero.train.config import Precision, TrainConfig
 from pizero.train.distributed import local, spread_like
 from pizero.train.low_memory import BETAS, EPSILON, RoundedAdamW, RowSteps, eight_bit_adamw
@@ -158,9 +159,12 @@ def multiplies_in_bfloat16(precision: Precision, device: torch.device) -> bool:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32: a GPU that supports them, a CPU with AVX512-BF16 or AMX."""
+    """Whether bfloat16 products are faster than float32: a GPU that supports them, a CPU with AVX512-BF16 or AMX.
+
+    On a CPU the fast ones are oneDNN's, which may be absent, or kept from what the processor has (ONEDNN_MAX_CPU_ISA).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     path = Path("/proc/cpuinfo")
     flags = path.read_text() if device.type == "cpu" and path.is_file() else ""
-    return " avx512_bf16" in flags or " amx_bf16" in flags
+    return (" avx512_bf16" in flags or " amx_bf16" in flags) and has_onednn(torch.bfloat16)
