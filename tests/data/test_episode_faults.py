@@ -128,6 +128,14 @@ def test_slices_one_frame_off_at_both_ends(root: Path) -> None:
     assert set(faults(root)) == {1, 2, 3}
 
 
+def test_slices_that_end_with_the_time_of_their_last_frame(root: Path) -> None:
+    starts = np.cumsum(LENGTHS) - LENGTHS
+    slices(root, starts / FPS, (starts + LENGTHS - 1) / FPS)
+    assert levels(LeRobotDataset(root)) == list(range(sum(LENGTHS)))
+    slices(root, starts / FPS, (starts + LENGTHS - [1, 1, 1, 0]) / FPS)
+    assert sorted(faults(root)) == [0, 1, 2]
+
+
 def test_half_a_frame_off(root: Path) -> None:
     slices(root, [0.0, 0.55, 1.1, 1.8], ENDS)
     assert faults(root) == {

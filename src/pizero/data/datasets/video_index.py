@@ -87,7 +87,16 @@ def _pieces(members: Sequence[Episode], key: str, file: VideoFrames) -> list[_Pi
             piece.stop -= origin
         elif following is not None:
             piece.stop = following.start
+    if all(_ends_with_its_last_frame(piece, file.period) for piece in pieces):
+        for piece in pieces:
+            piece.stop = None if piece.stop is None else piece.stop + file.period
     return pieces
+
+
+def _ends_with_its_last_frame(piece: _Piece, period: float) -> bool:
+    """Some recorders put the time of the last frame in the end's place."""
+    short = piece.start + (piece.episode.length - 1) * period
+    return piece.stop is not None and abs(piece.stop - short) <= QUARTER * period
 
 
 class _Places:
