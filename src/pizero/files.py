@@ -134,7 +134,7 @@ def remove_leftovers(path: Path) -> None:
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for name in names:
         match = pattern.fullmatch(name)
-        if match and not _alive(int(match[1])):
+        if match and not is_running(int(match[1])):
             _remove(path.with_name(name))
 
 
@@ -173,7 +173,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether a process of this machine runs, anybody's; where that cannot be asked, it does."""
     if os.name != "posix":
         return True

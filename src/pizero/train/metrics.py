@@ -66,8 +66,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Interval:
     """What is gathered between two lines of the log. Time that `paused` covers does not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, carried: Sequence[float] = ()) -> None:
+        """carried: losses of its steps before a resume; they count in the mean alone."""
         self.losses: list[Tensor] = []
+        self._carried = torch.tensor(carried, dtype=torch.float32)
         self.waited = 0.0
         self._since, self._busy = time.perf_counter(), time.process_time()
 
@@ -94,7 +96,14 @@ class Interval:
         return time.process_time() - self._busy
 
     def mean_loss(self) -> float:
-        return float(torch.stack(self.losses).mean())
+        return float(self._all().mean())
+
+    def to_carry(self) -> list[float]:
+        """What a checkpoint keeps of it."""
+        return self._all().tolist()
+
+    def _all(self) -> Tensor:
+        return torch.cat([self._carried, torch.stack(self.losses).cpu()]) if self.losses else self._carried
 
 
 class TensorBoard:

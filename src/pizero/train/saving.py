@@ -23,6 +23,7 @@ from pizero.checkpoints import adapters
 from pizero.checkpoints.models import Network, empty_model
 from pizero.checkpoints.native import Example, save_checkpoint
 from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.data.mark import Mark, differences
 from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import matrix_dtypes
@@ -63,14 +64,17 @@ class Checkpoints:
     sharded: ShardedSaver | None
     make_example: Callable[[Network], Example] | None
     robots: Sequence[Pipeline]
+    data: Sequence[Mark] = ()
+    """What tells the training's datasets apart from others; none where nobody says."""
     seed_rule: SeedRule = SEED_RULE
     """The run's own, which a resume takes from its checkpoint."""
 
-    def save(self, step: int, skipped_steps: int) -> Path:
+    def save(self, step: int, skipped_steps: int, losses: Sequence[float]) -> Path:
+        """losses: of the steps since the last line of the log."""
         target = checkpoint_folder(self.folder, step)
         progress = {
             "step": step, "selection": self.selection.state(), "skipped_steps": skipped_steps,
-            "seed_rule": self.seed_rule,
+            "losses": list(losses), "seed_rule": self.seed_rule, "data": [dict(mark) for mark in self.data],
         }  # fmt: skip
         if self.sharded is not None:
             self._save_sharded(target, progress, self.sharded)
@@ -91,22 +95,27 @@ class Checkpoints:
         if self.sharded is not None:
             self.sharded.finish()
 
-    def resume(self) -> tuple[int, int] | None:
-        """Restores the newest complete checkpoint; returns its step and skipped steps, or None when there is none."""
+    def resume(self) -> tuple[int, int, list[float]] | None:
+        """Restores the newest complete checkpoint; returns what `save` was given, or None when there is none.
+
+        UserError for other data than the run's.
+        """
         found = self.ranks.from_first(lambda: list_checkpoints(self.folder))
         if not found:
             return None
         folder = found[-1] / "training_state"
-        if (folder / SHARDS).is_dir():
+        sharded = (folder / SHARDS).is_dir()
+        file = folder / ("progress.pt" if sharded else "state.pt")
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        self._check_data(found[-1], state.get("data", ()))
+        if sharded:
             read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
-            state = torch.load(folder / "progress.pt", weights_only=True)
         else:
-            state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
             self._restore(found[-1], state)
         self.seed_rule = state.get("seed_rule", "sum")
         if "selection" in state:
             self.selection.load(state["selection"])
-        return int(state["step"]), int(state.get("skipped_steps", 0))
+        return int(state["step"]), int(state.get("skipped_steps", 0)), state.get("losses", [])
 
     def whole_model(self) -> Network:
         """The model; where it is in shards, on the first rank a copy on the host, and on the others an empty one."""
@@ -119,6 +128,14 @@ class Checkpoints:
         return model
 
     # ---------------------------------------------------------------- inside
+
+    def _check_data(self, checkpoint: Path, before: Sequence[Mark]) -> None:
+        changed = differences(before, self.data) if before and self.data else []
+        if changed:
+            raise UserError(
+                f"{self.folder} was trained on other data; changed: {', '.join(changed)}. Give the data that it was "
+                f"started with, or begin a new run with these weights: --checkpoint {checkpoint} and another --output"
+            )
 
     def _save_sharded(self, target: Path, progress: Mapping[str, Any], saver: ShardedSaver) -> None:
         """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""

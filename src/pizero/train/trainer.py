@@ -15,6 +15,7 @@ from torch import Tensor
 from pizero.checkpoints.example import Example
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, Part
+from pizero.data.mark import Mark
 from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
@@ -88,10 +89,12 @@ class Trainer:
         device: str = "cpu",
         ranks: Ranks = ALONE,
         sharding: Sharding = "ddp",
+        data: Sequence[Mark] = (),
     ) -> None:
         """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
 
         start_adapters: those of a training that is continued, by name.
+        data: what tells the datasets apart from others; a resume refuses those.
         ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
         """
         self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
@@ -110,8 +113,10 @@ class Trainer:
         self._checkpoints = Checkpoints(
             folder, model, pipeline, config, self.optimizers, self.average, self.selection, self.device, ranks,
             ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None, make_example, robots,
+            data,
         )  # fmt: skip
         self.step = self.skipped_steps = 0
+        self._interval, self._carried = Interval(), list[float]()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- set-up
@@ -157,14 +162,14 @@ class Trainer:
             self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self._trackers
         )  # fmt: skip
         batches = self.loader.batches(self.step, config.steps)
-        interval = Interval()
+        interval = self._interval = Interval(self._carried)
         try:
             while self.step < config.steps and not self.selection.ended:
                 self._take_step(interval.next(batches), interval, metrics)
                 last = self.step == config.steps
                 if last or self.step % config.log_every == 0:
                     progress = self._log(interval, metrics)
-                    interval = Interval()
+                    interval = self._interval = Interval()
                     if on_step is not None:
                         on_step(progress)
                 with interval.paused():
@@ -295,13 +300,13 @@ class Trainer:
 
         With LoRA the checkpoint's weights are merged, and `adapters` holds what was trained alone.
         """
-        return self._checkpoints.save(self.step, self.skipped_steps)
+        return self._checkpoints.save(self.step, self.skipped_steps, self._interval.to_carry())
 
     def resume(self) -> bool:
         """Goes on from the newest complete checkpoint in the folder; false when there is none."""
         found = self._checkpoints.resume()
         if found is not None:
-            self.step, self.skipped_steps = found
+            self.step, self.skipped_steps, self._carried = found
         return found is not None
 
     # ---------------------------------------------------------------- inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pizero.checkpoints.models import Network, empty_model
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameStore
+from pizero.data.mark import data_marks
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
@@ -24,6 +26,7 @@ from pizero.train.activations import check_compiler, checkpoint_activations, com
 from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, Tracker, read_metrics
 from pizero.train.run_folder import list_checkpoints
+from pizero.train.run_lock import only_training
 from pizero.train.trainer import Progress, Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig, make_measures
@@ -88,7 +91,9 @@ def train_policy(
     with torchrun_ranks(device) as (ranks, own_device):
         torch.set_num_threads(preset.train.threads or max((os.cpu_count() or 1) // ranks.local_count, 1))
         console.quiet = not ranks.is_first
-        return _train(dataset_root, folder, preset, ranks, own_device, options)
+        with ExitStack() as stack:
+            ranks.by_first(lambda: stack.enter_context(only_training(folder)))
+            return _train(dataset_root, folder, preset, ranks, own_device, options)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ def _train(
             ),
             trackers=[_tracker(name, folder) for name in options.track if ranks.is_first],
             start_adapters=adapters, device=device, ranks=ranks, sharding=options.sharding,
+            data=data_marks(loader.members),
         )  # fmt: skip
         if options.resume and trainer.resume():
             console.print(_resumed(trainer))
