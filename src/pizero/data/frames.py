@@ -211,9 +211,13 @@ def fingerprint(
 ) -> str:
     """Hexadecimal name of the frames that this dataset gives now: another when one of its files was changed since."""
     episodes = [dataset.episodes.tolist(), dataset.episode_lengths.tolist()]
-    files = [(str(path.relative_to(dataset.root)), *_size_and_time(path)) for path in dataset.image_files(cameras)]
+    files = [(_name(path, dataset.root), *_size_and_time(path)) for path in dataset.image_files(cameras)]
     values = [_VERSION, convention, image_size, episodes, files]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:24]
+
+
+def _name(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

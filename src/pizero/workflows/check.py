@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pizero.checkpoints.source import Facts
 from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.video_index import VideoIndex
+from pizero.data.datasets.pictures import Pictures
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.names import dim_text, dims_text
@@ -61,7 +61,9 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
     """
     policy = _policy(config)
     folder = local_folder(root, "dataset")
-    whole, faults, with_numbers = _faults(folder, _given_embodiment(config, policy))
+    robot = _given_embodiment(config, policy)
+    cameras = None if robot is None else set(robot.cameras.values())
+    whole, faults, with_numbers = _faults(folder, cameras)
     episodes = whole or with_numbers
     if not episodes:
         results = _results(root, "", config.horizon or 0, list(_fault_findings(faults, 0)), faults)
@@ -70,6 +72,8 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
         print_results(results, None)
         return results
     dataset = LeRobotDataset(folder, episodes=episodes, cameras=())
+    if whole:
+        dataset.look_at(cameras)
     embodiment = _embodiment(dataset, config, policy)
     horizon = config.horizon or (policy.noise_shape[0] if policy else 50)
     examination = examine(dataset, embodiment, horizon, policy.pipeline if policy else None, pictures=bool(whole))
@@ -105,11 +109,10 @@ def _results(
     }  # fmt: skip
 
 
-def _faults(folder: Path, embodiment: Embodiment | None) -> tuple[list[int], list[Fault], list[int]]:
-    """(whole episodes, faults of the others, episodes whose numbers are whole), by the cameras that the robot has."""
+def _faults(folder: Path, cameras: Collection[str] | None) -> tuple[list[int], list[Fault], list[int]]:
+    """(whole episodes, faults of the others, episodes whose numbers are whole), by these cameras or all."""
     layout = read_layout(folder)
-    cameras = None if embodiment is None else set(embodiment.cameras.values())
-    faults, rows = find_faults(layout, layout.episodes, cameras, VideoIndex(layout.episodes, layout.fps))
+    faults, rows = find_faults(layout, layout.episodes, cameras, Pictures(layout))
     bad = {fault.episode for fault in faults}
     with_numbers = [episode.index for episode in layout.episodes if episode.index in rows]
     return [index for index in with_numbers if index not in bad], faults, with_numbers

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.hdf5 import open_hdf5
 from pizero.data.datasets.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
+from pizero.data.datasets.json_files import read_object
 from pizero.data.datasets.layout import BadEpisodeError, Layout
-from pizero.data.datasets.lerobot import EpisodeFiles, LeRobotDataset
+from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
-from pizero.data.datasets.lerobot_meta import write_description
+from pizero.data.datasets.lerobot_meta import INDEX_TYPES, write_description
 from pizero.data.datasets.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.lerobot_writer import ImageFormat, LeRobotWriter
 from pizero.data.datasets.parquet import merge
@@ -130,27 +130,42 @@ def _index_columns(dataset: LeRobotDataset) -> dict[str, NDArray[Any]]:
 
 def _merge_data(dataset: LeRobotDataset, index: dict[str, NDArray[Any]], folder: Path) -> list[tuple[int, int]]:
     """Data files of several episodes each; returns (chunk, file) by episode."""
-    groups: list[list[EpisodeFiles]] = [[]]
+    groups: list[list[int]] = [[]]
     size = 0
     places: list[tuple[int, int]] = []
     for number in range(dataset.num_episodes):
         files = dataset.files(number)
-        more = files.data_path.stat().st_size
+        paths = [files.data_path, *(path for images in files.images.values() for path in images)]
+        more = sum(path.stat().st_size for path in paths)
         if groups[-1] and size + more > DATA_FILE_MB * 2**20:
             groups.append([])
             size = 0
-        groups[-1].append(files)
+        groups[-1].append(number)
         size += more
         places.append(divmod(len(groups) - 1, CHUNK_SIZE))
-    done = 0
     for number, group in enumerate(groups):
         chunk, file = divmod(number, CHUNK_SIZE)
-        path = folder / DATA_PATH.format(chunk_index=chunk, file_index=file)
-        count = sum(len(files.rows) for files in group)
-        columns = {key: values[done : done + count] for key, values in index.items()}
-        merge([(files.data_path, files.rows) for files in group], path, ROW_GROUP, columns)
-        done += count
+        first, last = dataset.episode_starts[group[0]], dataset.episode_starts[group[-1]]
+        columns: dict[str, Any] = {
+            key: values[first : last + dataset.episode_lengths[group[-1]]] for key, values in index.items()
+        }
+        columns |= _images_beside(dataset, group)
+        merge(
+            [(files.data_path, files.rows) for files in map(dataset.files, group)],
+            folder / DATA_PATH.format(chunk_index=chunk, file_index=file), ROW_GROUP, columns,
+            kept={*dataset.features, *index},
+        )  # fmt: skip
     return places
+
+
+def _images_beside(dataset: LeRobotDataset, episodes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """Columns of images that lie beside the data files, to be put into them."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for number in episodes:
+        for key, paths in dataset.files(number).images.items():
+            cells = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+            columns.setdefault(key, []).extend(cells)
+    return columns
 
 
 def _copy_videos(dataset: LeRobotDataset, number: int, folder: Path) -> dict[str, Any]:
@@ -179,10 +194,12 @@ def _image_stats(dataset: LeRobotDataset, camera: str, frames: NDArray[np.int64]
 
 
 def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any]:
-    """The old info.json with what v3.0 calls otherwise; the features stay as they are."""
-    info: dict[str, Any] = json.loads((root / INFO_PATH).read_text(encoding="utf-8"))
+    """The old info.json with what v3.0 calls otherwise, and the features that are used."""
+    info = dict(read_object(root / INFO_PATH))
     for name in ("total_chunks", "total_videos"):
         info.pop(name, None)
+    index = {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in INDEX_TYPES.items()}
+    info["features"] = index | dataset.features
     return info | {
         "codebase_version": VERSION, "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": DATA_FILE_MB,
         "video_files_size_in_mb": VIDEO_FILE_MB, "data_path": DATA_PATH, "video_path": VIDEO_PATH if video else None,

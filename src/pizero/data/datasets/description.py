@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from pizero.data.datasets.episode_table import Described, read_episodes
-from pizero.data.datasets.features import Feature, camera_keys
+from pizero.data.datasets.features import Feature, camera_keys, depth_cameras
 from pizero.data.datasets.frame_rate import find_frame_rate
 from pizero.data.datasets.info import STATS_PATH, Info, read_info
 from pizero.data.datasets.json_files import as_table, is_there, read_object
@@ -36,7 +36,7 @@ def read_layout(root: Path) -> Layout:
     described = read_episodes(root, info, videos, notes)
     found = find_files(root, info, described, notes)
     described = _with_lengths(described, found, notes)
-    missing = _missing_cameras(root, info.features, found)
+    missing = {**_missing_cameras(root, info.features, found), **depth_cameras(info.features)}
     notes += [f"camera {camera!r} is left out: {why}" for camera, why in missing.items()]
     features = {key: value for key, value in info.features.items() if key not in {cameras[name] for name in missing}}
     fps = info.fps or find_frame_rate(root, info.features, [data for data, _ in found], notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +15,7 @@ from pizero.data.datasets.features import camera_keys
 from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.parquet import read_numbers
+from pizero.data.datasets.pictures import Pictures
 from pizero.data.datasets.video import VideoError
 from pizero.data.datasets.video_index import QUARTER, VideoIndex
 from pizero.types import UserError
@@ -37,19 +39,20 @@ class Fault:
 
 
 def find_faults(
-    layout: Layout, episodes: Sequence[Episode], cameras: Collection[str] | None, index: VideoIndex
+    layout: Layout, episodes: Sequence[Episode], cameras: Collection[str] | None, pictures: Pictures
 ) -> tuple[list[Fault], dict[int, NDArray[np.int64]]]:
     """(faults in the order of the episodes, rows [length] of the whole ones in their data files).
 
     cameras: whose files are looked at; None for all. Every file is opened once, and no video decoded.
     """
-    videos = {
-        key
-        for camera, key in camera_keys(layout.features).items()
-        if layout.features[key]["dtype"] == "video" and (cameras is None or camera in cameras)
-    }
+    keys = [key for camera, key in camera_keys(layout.features).items() if cameras is None or camera in cameras]
     rows, faults = _find_rows(episodes)
-    faults += _find_video_faults(episodes, index, sorted(videos))
+    whole = [episode for episode in episodes if episode.index in rows]
+    for key in keys:
+        if layout.features[key]["dtype"] == "video":
+            faults += _find_video_faults(episodes, pictures.videos, key)
+        else:
+            faults += _find_image_faults(whole, rows, pictures, key)
     order = {episode.index: position for position, episode in enumerate(episodes)}
     return sorted(faults, key=lambda fault: order[fault.episode]), rows
 
@@ -108,23 +111,47 @@ def _find_rows(episodes: Iterable[Episode]) -> tuple[dict[int, NDArray[np.int64]
     return rows, faults
 
 
-def _find_video_faults(episodes: Iterable[Episode], index: VideoIndex, keys: Sequence[str]) -> list[Fault]:
-    """Of the videos of these cameras: missing, unreadable, of other frames than the episode's rows."""
+def _find_video_faults(episodes: Sequence[Episode], index: VideoIndex, key: str) -> list[Fault]:
+    """Of a camera's videos: missing, unreadable, of another size, of other frames than the episode's rows."""
     faults: list[Fault] = []
     files: dict[Path, tuple[str, str] | None] = {}
+    for path in dict.fromkeys(episode.videos[key].path for episode in episodes):
+        files[path] = _file_fault(path) or _video_fault(path, index)
+    sizes = {path: (index.file(path).height, index.file(path).width) for path, wrong in files.items() if wrong is None}
+    usual = Counter(sizes.values()).most_common(1)
     for episode in episodes:
-        for key in keys:
-            path = episode.videos[key].path
-            if path not in files:
-                files[path] = _file_fault(path) or _video_fault(path, index)
-            wrong = files[path]
-            if wrong is None:
-                try:
-                    index.frames(episode, key)
-                    continue
-                except VideoError as error:
-                    wrong = "frames of the video", str(error)
-            faults.append(Fault(wrong[0], episode.index, wrong[1], path))
+        path = episode.videos[key].path
+        wrong = files[path]
+        if wrong is None and sizes[path] != usual[0][0]:
+            (height, width), (most_height, most_width) = sizes[path], usual[0][0]
+            wrong = (
+                "size of the frames",
+                f"its frames are {height}x{width}, those of most are {most_height}x{most_width}",
+            )
+        if wrong is None:
+            try:
+                index.frames(episode, key)
+                continue
+            except VideoError as error:
+                wrong = "frames of the video", str(error)
+        faults.append(Fault(wrong[0], episode.index, wrong[1], path))
+    return faults
+
+
+def _find_image_faults(
+    episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]], pictures: Pictures, key: str
+) -> list[Fault]:
+    """Of a camera's images that lie beside the data files: those that are not there."""
+    faults: list[Fault] = []
+    for episode in episodes:
+        paths = pictures.beside(key, episode, rows[episode.index])
+        missing = [frame for frame, path in enumerate(paths or []) if path is None]
+        if missing:
+            text = (
+                f"{len(missing)} of {episode.length} images of {key!r} are missing, the first is that of frame "
+                f"{missing[0]}; copy or download the dataset again"
+            )
+            faults.append(Fault("missing image", episode.index, text, episode.data_path))
     return faults
 
 

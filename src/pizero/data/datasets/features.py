@@ -8,6 +8,7 @@ from typing import Any, cast
 from pizero.data.datasets.json_files import as_table, as_whole
 
 Feature = dict[str, Any]
+_CHANNELS = (1, 3, 4)
 IMAGE_PREFIX = "observation.images."
 LARGEST = 2**14
 """Of a shape's sizes; what is larger is no picture and no robot."""
@@ -46,6 +47,37 @@ def camera_keys(features: Mapping[str, Feature]) -> dict[str, str]:
 def number_keys(features: Mapping[str, Feature]) -> list[str]:
     """The columns that hold numbers."""
     return [key for key, feature in features.items() if feature.get("dtype") not in ("video", "image", "string")]
+
+
+def depth_cameras(features: Mapping[str, Feature]) -> dict[str, str]:
+    """Why, by the camera's name, of those that info.json says to be of depth; others are known by their pictures."""
+    found: dict[str, str] = {}
+    for camera, key in camera_keys(features).items():
+        feature = features[key]
+        facts = [feature, as_table(feature.get("info")), as_table(feature.get("video_info"))]
+        size = picture_size(feature)
+        flat = len(feature.get("shape") or []) == 2 or (size is not None and size[2] == 1)
+        if any(table.get(name) is True for table in facts for name in ("is_depth_map", "video.is_depth_map")):
+            found[camera] = "it is a depth camera (is_depth_map); only colours are used"
+        elif "depth" in key.lower() and flat:
+            found[camera] = "it is a depth camera by its name and its one channel; only colours are used"
+    return found
+
+
+def picture_size(feature: Feature) -> tuple[int, int, int] | None:
+    """(height, width, channels) by info.json: by `names` where they tell, else by where 1, 3 or 4 stands in `shape`."""
+    shape = [size for size in map(as_whole, feature.get("shape") or []) if size is not None]
+    letters = [name.strip().lower()[:1] for name in dimension_names(feature.get("names"))]
+    if len(shape) == 2:
+        return (shape[1], shape[0], 1) if letters == ["w", "h"] else (shape[0], shape[1], 1)
+    if len(shape) != 3:
+        return None
+    if sorted(letters) == ["c", "h", "w"]:
+        height, width, channels = (shape[letters.index(letter)] for letter in "hwc")
+        return height, width, channels
+    if shape[2] in _CHANNELS:
+        return shape[0], shape[1], shape[2]
+    return (shape[1], shape[2], shape[0]) if shape[0] in _CHANNELS else None
 
 
 def dimension_names(names: Any) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,14 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, refusal
-from pizero.data.datasets.features import camera_keys, dimension_names
-from pizero.data.datasets.info import INFO_PATH
+from pizero.data.datasets.features import camera_keys, dimension_names, picture_size
 from pizero.data.datasets.layout import BadEpisodeError, Episode
-from pizero.data.datasets.open_files import OpenFiles
-from pizero.data.datasets.parquet import EncodedImages, read_numbers, read_values
-from pizero.data.datasets.png import decode_image
-from pizero.data.datasets.video import VideoDecoder, VideoError
-from pizero.data.datasets.video_index import VideoIndex
+from pizero.data.datasets.parquet import read_numbers, read_values
+from pizero.data.datasets.pictures import Frame, Kind, Pictures
 from pizero.types import UserError
 
 _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
@@ -29,11 +25,14 @@ _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """Where an episode lies: rows [length] of its data file; by column the video with its frames' times [length]."""
+    """Where an episode lies: rows [length] of its data file; by column the video with its frames' times [length], or
+    images [length] beside the data file.
+    """
 
     data_path: Path
     rows: NDArray[np.int64]
     videos: Mapping[str, tuple[Path, NDArray[np.float64]]]
+    images: Mapping[str, Sequence[Path]]
 
 
 class LeRobotDataset:
@@ -61,16 +60,16 @@ class LeRobotDataset:
         self.root = Path(root)
         layout = read_layout(self.root)
         self.notes = list(layout.notes)
-        self._missing_cameras = layout.missing_cameras
+        self._missing_cameras = dict(layout.missing_cameras)
         self._camera_keys = camera_keys(layout.features)
-        self.cameras = tuple(self._camera_keys)
-        self._videos = VideoIndex(layout.episodes, layout.fps)
+        self._pictures = Pictures(layout)
+        self._kinds: dict[str, Kind] = {}
         selected = _select(self.root, layout.episodes, episodes)
-        self.faults, rows = find_faults(layout, selected, cameras, self._videos)
+        self.faults, rows = find_faults(layout, selected, cameras, self._pictures)
         self._episodes = self._without_faults(selected, skip_bad_episodes)
         self.fps = layout.fps
         self.robot_type = layout.robot_type
-        self.features = layout.features
+        self.features = dict(layout.features)
         self.tasks = layout.tasks
         self.stats = layout.stats
         self.episodes = np.array([episode.index for episode in self._episodes], np.int64)
@@ -91,8 +90,7 @@ class LeRobotDataset:
         self.notes += [] if note is None else [note]
         self._columns: dict[str | tuple[str, ...], NDArray[np.float32]] = {}
         self._texts: dict[str, list[str]] = {}
-        self._decoders = OpenFiles(VideoDecoder, limit=16)
-        self._encoded_images = EncodedImages()
+        self.look_at(cameras)
 
     def column(self, key: str | tuple[str, ...]) -> NDArray[np.float32]:
         """float32 [num_frames, d] of "observation.state", "action" or another numeric column. Kept in memory.
@@ -155,16 +153,9 @@ class LeRobotDataset:
         return [default if default and not text.strip() else text for text in texts]
 
     def image_shape(self, camera: str) -> tuple[int, int]:
-        """(height, width) of a camera's frames."""
-        feature = self.features[self.camera_key(camera)]
-        if len(feature["shape"]) != 3:
-            raise UserError(f"{self.root / INFO_PATH}: the shape of camera {camera!r} is not height, width, channels")
-        height, width, channels = (int(size) for size in feature["shape"])
-        if dimension_names(feature.get("names"))[:1] in (("channels",), ("channel",)):
-            height, width, channels = width, channels, height
-        if channels != 3:
-            raise UserError(f"{self.root}: camera {camera!r} has {channels} channels; only RGB cameras can be read")
-        return height, width
+        """(height, width) of a camera's frames, by the first of them."""
+        kind = self._kind(self.camera_key(camera))
+        return kind.height, kind.width
 
     def image_files(self, cameras: Sequence[str]) -> list[Path]:
         """The files that hold these cameras' frames, each once, in the order of the episodes."""
@@ -173,6 +164,9 @@ class LeRobotDataset:
         paths = [episode.videos[key].path for key in video for episode in self._episodes]
         if len(video) < len(keys):
             paths += [episode.data_path for episode in self._episodes]
+        for key in (key for key in keys if key not in video):
+            for number in range(self.num_episodes):
+                paths += [path for path in self._beside(key, number) or [] if path is not None]
         return list(dict.fromkeys(paths))
 
     def camera_key(self, camera: str) -> str:
@@ -187,9 +181,13 @@ class LeRobotDataset:
         """Where the episode at this position of `episodes` lies."""
         episode, start = self._episodes[number], int(self.episode_starts[number])
         videos: dict[str, tuple[Path, NDArray[np.float64]]] = {}
-        for key in (key for key in self._camera_keys.values() if key in episode.videos):
-            videos[key] = episode.videos[key].path, self._frame_times(key, episode)
-        return EpisodeFiles(episode.data_path, self._rows[start : start + episode.length], videos)
+        images: dict[str, list[Path]] = {}
+        for key in self._camera_keys.values():
+            if key in episode.videos:
+                videos[key] = episode.videos[key].path, self._pictures.times(key, episode)
+            elif (beside := self._beside(key, number)) is not None:
+                images[key] = [path for path in beside if path is not None]
+        return EpisodeFiles(episode.data_path, self._rows[start : start + episode.length], videos, images)
 
     def images(self, camera: str, frames: ArrayLike) -> NDArray[np.uint8]:
         """uint8 [N, h, w, 3] of the frames given, in any order, repeats allowed; each is decoded once."""
@@ -197,20 +195,46 @@ class LeRobotDataset:
         key = self.camera_key(camera)
         height, width = self.image_shape(camera)
         images = np.empty((len(frames), height, width, 3), np.uint8)
-        read = self._read_video if self.features[key]["dtype"] == "video" else self._read_encoded
         unique, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
-        for frame, position in zip(unique.tolist(), first.tolist(), strict=True):
-            episode = self._episodes[self._ordinals[frame]]
-            image = read(key, episode, frame)
+        for position, order in zip(unique.tolist(), first.tolist(), strict=True):
+            frame = self._frame(position)
+            image = self._pictures.read(key, frame)
             if image.shape != images.shape[1:]:
-                raise UserError(
-                    f"{self.root}: episode {episode.index} has {image.shape[0]}x{image.shape[1]} frames of camera "
-                    f"{camera!r}, but meta/info.json says {height}x{width}"
+                raise BadEpisodeError(
+                    f"{self.root}: episode {frame.episode.index}, frame {frame.position} of camera {camera!r} is "
+                    f"{image.shape[0]}x{image.shape[1]}, but the first frame is {height}x{width}",
+                    [frame.episode.index],
                 )
-            images[position] = image
+            images[order] = image
         if len(unique) < len(frames):
             images = images[first[inverse]]
         return images
+
+    def look_at(self, cameras: Collection[str] | None) -> None:
+        """Leaves those of the cameras out whose first picture is one of depth, and notes what info.json has otherwise
+        than the pictures; None for all cameras. Their files need not have been looked at before.
+        """
+        for camera in [camera for camera in self._camera_keys if cameras is None or camera in cameras]:
+            key = self._camera_keys[camera]
+            try:
+                kind = self._kind(key)
+            except BadEpisodeError:
+                continue  # said when it is read
+            said = picture_size(self.features[key])
+            if kind.is_depth:
+                self._missing_cameras[camera] = f"it is a depth camera ({kind.mode}); only colours are used"
+                self.notes.append(f"camera {camera!r} is left out: {self._missing_cameras[camera]}")
+                del self._camera_keys[camera], self.features[key]
+                continue
+            if kind.note is not None:
+                self.notes.append(f"camera {camera!r} {kind.note}")
+            if said is None or said[:2] != (kind.height, kind.width):
+                shape = "x".join(map(str, self.features[key].get("shape") or [])) or "no size"
+                self.notes.append(
+                    f"camera {camera!r}: meta/info.json has the shape {shape}, the pictures are {kind.height} high and "
+                    f"{kind.width} wide: the pictures count"
+                )
+        self.cameras = tuple(self._camera_keys)
 
     def iter_images(self, camera: str, chunk: int = 256) -> Iterator[tuple[range, NDArray[np.uint8]]]:
         """All frames in order, as (range of frame positions, uint8 [n, h, w, 3]), n at most `chunk`."""
@@ -218,32 +242,17 @@ class LeRobotDataset:
             positions = range(start, min(start + chunk, self.num_frames))
             yield positions, self.images(camera, np.arange(positions.start, positions.stop))
 
-    def _read_video(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
-        path, position = episode.videos[key].path, frame - int(self.episode_starts[self._ordinals[frame]])
-        time = float(self._frame_times(key, episode)[position])
-        try:
-            return self._decoders.get(path).frame_at(time)
-        except VideoError as error:
-            raise BadEpisodeError(f"{path}, episode {episode.index}: {error}", [episode.index]) from None
+    def _frame(self, position: int) -> Frame:
+        ordinal = int(self._ordinals[position])
+        return Frame(self._episodes[ordinal], position - int(self.episode_starts[ordinal]), int(self._rows[position]))
 
-    def _frame_times(self, key: str, episode: Episode) -> NDArray[np.float64]:
-        try:
-            return self._videos.frames(episode, key)
-        except VideoError as error:
-            path = episode.videos[key].path
-            raise BadEpisodeError(f"{path}, episode {episode.index}: {error}", [episode.index]) from None
+    def _beside(self, key: str, number: int) -> list[Path | None] | None:
+        return self._pictures.beside(key, self._episodes[number], self._rows[self._frames_of(number)])
 
-    def _read_encoded(self, key: str, episode: Episode, frame: int) -> NDArray[np.uint8]:
-        data = self._encoded_images.read(episode.data_path, key, int(self._rows[frame]))
-        try:
-            if data is None:
-                raise ValueError("the file holds a path instead of the image")
-            return decode_image(data)
-        except ValueError as error:
-            raise BadEpisodeError(
-                f"{episode.data_path}, episode {episode.index}: frame {self.frame_index[frame]} of {key!r} "
-                f"cannot be decoded ({error})", [episode.index],
-            ) from None  # fmt: skip
+    def _kind(self, key: str) -> Kind:
+        if key not in self._kinds:
+            self._kinds[key] = self._pictures.kind(key, self._frame(0))
+        return self._kinds[key]
 
     def _check_frames(self, frames: ArrayLike) -> NDArray[np.int64]:
         positions = np.asarray(frames, dtype=np.int64)

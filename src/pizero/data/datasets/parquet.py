@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow
@@ -122,12 +122,13 @@ def merge(
     target: Path,
     row_group: int,
     columns: Mapping[str, NDArray[Any] | Sequence[Any]],
+    kept: Collection[str],
 ) -> None:
     """Rows of several files in one, with the first one's schema; UserError where another's differs.
 
-    columns: values of all rows, in the place of those in the files, or new ones.
+    columns: values of all rows, in the place of those in the files, or new ones. kept: columns of the files.
     """
-    tables = [_rows_of(path, rows) for path, rows in sources]
+    tables = [_rows_of(path, rows, kept) for path, rows in sources]
     for (path, _), table in zip(sources, tables, strict=True):
         if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
             raise UserError(f"{path} has other columns than {sources[0][0]}; they cannot be one dataset")
@@ -136,10 +137,12 @@ def merge(
     whole = _pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     for name, values in columns.items():
         array, position = _pa.array(values), whole.schema.get_field_index(name)
+        kind = array.type if position < 0 else whole.schema.field(position).type
         if position < 0:
             whole = whole.append_column(name, array)
         else:
-            whole = whole.set_column(position, name, array.cast(whole.schema.field(position).type))
+            images = _pa.types.is_struct(array.type) and not _pa.types.is_struct(kind)
+            whole = whole.set_column(position, name, array if images else array.cast(kind))
     _pq.write_table(whole.replace_schema_metadata(metadata), str(target), row_group_size=row_group)
 
 
@@ -155,8 +158,9 @@ def keep_row_groups(path: Path, count: int) -> None:
     os.replace(new, path)
 
 
-def _rows_of(path: Path, rows: NDArray[np.int64]) -> Any:
-    table = open_parquet(path).read(use_threads=False)
+def _rows_of(path: Path, rows: NDArray[np.int64], kept: Collection[str]) -> Any:
+    file = open_parquet(path)
+    table = file.read(columns=[name for name in file.schema_arrow.names if name in kept], use_threads=False)
     count: int = table.num_rows
     return table if np.array_equal(rows, np.arange(count)) else table.take(rows)
 
@@ -224,6 +228,48 @@ def _chunk_numbers(path: Path, name: str, chunk: Any) -> Numbers:
     return Numbers(flat, low, high - low, nulls, not _is_list(chunk.type))
 
 
+def image_paths(path: Path, column: str) -> Sequence[str | None] | None:
+    """What the rows of a file say of images that lie beside it, [n]; None where it holds the images itself.
+
+    None for each row where it has no such column at all.
+    """
+    file = open_parquet(path)
+    count: int = file.metadata.num_rows
+    if column not in file.schema_arrow.names:
+        return [None] * count
+    values: list[Any]
+    if _pa.types.is_string(file.schema_arrow.field(column).type):
+        values = file.read(columns=[column], use_threads=False)[column].to_pylist()
+        return values
+    if not _all_null(file, f"{column}.bytes"):
+        return None
+    values = file.read(columns=[column], use_threads=False)[column].to_pylist()
+    return [_image_or_path(value) for value in values]
+
+
+def _image_or_path(value: Any) -> Any:
+    """Of a cell that has both, or is one of them."""
+    cell = cast("dict[str, Any]", value)
+    return cell.get("bytes") or cell.get("path") if isinstance(value, dict) else value
+
+
+def _all_null(file: Any, leaf: str) -> bool:
+    """Whether a column has no value in any row group, by their statistics; they are read where these are missing."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        for chunk in (chunk for chunk in chunks if chunk.path_in_schema == leaf):
+            if chunk.is_stats_set and chunk.statistics.has_null_count:
+                nulls = chunk.statistics.null_count
+            else:
+                column, _, name = leaf.rpartition(".")
+                table = file.read_row_group(number, columns=[leaf], use_threads=False)
+                nulls = table[column].combine_chunks().field(name).null_count
+            if nulls < group.num_rows:
+                return False
+    return True
+
+
 class EncodedImages:
     """Image files kept as bytes in parquet columns, read by row; recently read row groups stay in memory."""
 
@@ -239,15 +285,16 @@ class EncodedImages:
         self._starts: dict[Path, NDArray[np.int64]] = {}
         self._size = 0
 
-    def read(self, path: Path, column: str, row: int) -> bytes | None:
-        """The encoded image in `row` of `path`; None where the file holds no bytes."""
+    def read(self, path: Path, column: str, row: int) -> bytes | str | None:
+        """The encoded image in `row` of `path`, or its own path where that holds no bytes, or None."""
         starts = self._starts.get(path)
         if starts is None:
             meta = self._files.get(path).metadata
             sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
             starts = self._starts[path] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        return self._group(path, column, group)[row - int(starts[group])].as_py()
+        value: Any = self._group(path, column, group)[row - int(starts[group])].as_py()
+        return _image_or_path(value)
 
     def _group(self, path: Path, column: str, group: int) -> Any:
         key = (path, column, group)
@@ -256,8 +303,8 @@ class EncodedImages:
                 self._groups.move_to_end(key)
                 return self._groups[key]
         try:
-            table = self._files.get(path).read_row_group(group, columns=[f"{column}.bytes"], use_threads=False)
-            values = table[column].combine_chunks().field("bytes")
+            table = self._files.get(path).read_row_group(group, columns=[column], use_threads=False)
+            values = table[column].combine_chunks() if column in table.column_names else _pa.nulls(table.num_rows)
         except (_pa.ArrowException, OSError, KeyError) as error:
             raise UserError(f"{path} is damaged: no images in column {column!r} ({_one_line(error)})") from None
         with self._lock:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+DEPTH_MODES = ("I", "F")
+"""How Pillow's modes of one channel with more than 8 bits begin; as grey levels their numbers would be cut."""
 _UP_FILTER = 2  # each byte minus the one above it: cheap, and near zero on rendered scenes
 
 
@@ -37,8 +39,19 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """An encoded image of any common format -> uint8 [h, w, 3]; ValueError when it is damaged."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode[:1] in DEPTH_MODES:
+                raise ValueError(f"it is a depth image, mode {image.mode}")
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def describe_image(data: bytes) -> tuple[int, int, str]:
+    """(height, width, Pillow's mode) without decoding; ValueError when it is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width, image.mode
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 

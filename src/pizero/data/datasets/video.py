@@ -120,11 +120,12 @@ class VideoDecoder:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """The frames of a video file: times [n], seconds at which they are shown, rising; height and width of all."""
+    """The frames of a video file: times [n], seconds at which they are shown, rising; size and pixel format of all."""
 
     times: NDArray[np.float64]
     height: int
     width: int
+    pixels: str
     period: float  # seconds between two frames, as a rule
 
 
@@ -143,7 +144,7 @@ def read_frames(path: Path) -> VideoFrames:
         times = ticks.astype(np.float64) * float(stream.time_base or 0)
         rate = float(stream.average_rate or 30)
         period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
-        return VideoFrames(times, stream.height, stream.width, period)
+        return VideoFrames(times, stream.height, stream.width, stream.codec_context.pix_fmt or "", period)
 
 
 def _ticks_of_header(stream: Any, path: Path) -> NDArray[np.int64] | None:
