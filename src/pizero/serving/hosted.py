@@ -26,6 +26,7 @@ from pizero.serving.worker import Worker
 from pizero.types import RobotDict, UserError
 
 Load = Callable[[], ModelPolicy]
+Message = bytes | Callable[[], dict[str, Any]]
 EXTRA = ("noise", "previous_actions", "inference_delay")
 """What a robot may send beside its observation, handed on to the policy."""
 
@@ -75,28 +76,23 @@ class Hosted:
         self.policy = policy
 
     async def read(
-        self,
-        message: bytes | dict[str, Any],
-        prompt: str | None,
-        chunk: NDArray[np.float32] | None,
-        turns: Turns,
-        owner: str,
+        self, message: Message, prompt: str | None, chunk: NDArray[np.float32] | None, turns: Turns, owner: str
     ) -> tuple[RobotDict, RobotDict]:
         """A request's observation and what it is prepared to for the model, when it is its owner's turn.
 
-        message: as bytes, or unpacked. prompt: in place of the robot's own. chunk: that it got last. ProtocolError or
-        UserError says what is wrong with it. Images of the observation are as they came where they are recorded, else
-        of a size to be shown: requests that wait keep no large ones.
+        message: as bytes, or what gives the robot's dictionary. prompt: in place of the robot's own. chunk: that it got
+        last. ProtocolError or UserError says what is wrong with it. Images of the observation are as they came where
+        they are recorded, else of a size to be shown: requests that wait keep no large ones.
         """
         return await turns.run(owner, self._read, message, prompt, chunk)
 
     def _read(
-        self, message: bytes | dict[str, Any], prompt: str | None, chunk: NDArray[np.float32] | None
+        self, message: Message, prompt: str | None, chunk: NDArray[np.float32] | None
     ) -> tuple[RobotDict, RobotDict]:
-        value = unpack(message, self.limits) if isinstance(message, bytes) else message
-        if not isinstance(value, dict):
-            raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
         try:
+            value: Any = unpack(message, self.limits) if isinstance(message, bytes) else message()
+            if not isinstance(value, dict):
+                raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
             observation = robot_dictionary(value, self.policy, prompt)
             if "played" in value and chunk is not None:
                 observation |= _rest(chunk, value["played"])
@@ -104,7 +100,7 @@ class Hosted:
                 observation.setdefault("prompt", self.default_prompt)
             prepared = self.policy.prepare(observation)
             return (observation if self.recorder is not None else small(observation)), prepared
-        except UserError:
+        except (UserError, ProtocolError):
             raise
         except (TypeError, ValueError, OverflowError) as error:
             log("unreadable observation", checkpoint=self.name, error_type=type(error).__name__, at_most=5)

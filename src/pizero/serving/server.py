@@ -31,7 +31,7 @@ from pizero.serving.config import ServeConfig
 from pizero.serving.connection import Connection
 from pizero.serving.feed import ADDRESS_PAGES, LARGEST_COMMAND, MOST_PAGES, Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
-from pizero.serving.hosted import Hosted, Load
+from pizero.serving.hosted import Hosted, Load, Message
 from pizero.serving.listener import FIRST_BYTES, PAGE, ROBOT, Newcomers, PacedConnection, most_newcomers
 from pizero.serving.live import Live, Robot
 from pizero.serving.log import log
@@ -352,10 +352,10 @@ class PolicyServer:
         text = f"{kind}: {text[:500]}"
         return text if harness is None else harness.error(text)
 
-    async def _chunk(self, hosted: Hosted, robot: Robot, value: dict[str, Any]) -> NDArray[np.float32]:
+    async def _chunk(self, hosted: Hosted, robot: Robot, value: Message) -> NDArray[np.float32]:
         return (await self._answer(hosted, robot, value))["actions"]
 
-    async def _answer(self, hosted: Hosted, robot: Robot, message: bytes | dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, hosted: Hosted, robot: Robot, message: Message) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
         started = time.monotonic()
         observation, prepared = await hosted.read(message, robot.new_prompt, robot.chunk, self.turns, robot.owner)

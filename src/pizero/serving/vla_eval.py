@@ -27,7 +27,7 @@ PATH = "/vla-eval"
 LONGEST = 10
 """Actions played of a chunk before the next one, at most; the harness's own π0 plays as many."""
 
-Ask = Callable[[dict[str, Any]], Awaitable[NDArray[np.float32]]]
+Ask = Callable[[Callable[[], dict[str, Any]]], Awaitable[NDArray[np.float32]]]
 
 
 class Harness:
@@ -39,7 +39,8 @@ class Harness:
         self._number = 0
 
     async def reply(self, message: bytes, ask: Ask) -> bytes | None:
-        """The answer to a message; None where none is expected. `ask` gives the chunk of a robot's dictionary.
+        """The answer to a message; None where none is expected. `ask` gives the chunk of a robot's dictionary, which
+        is made where it is prepared: pictures that were decoded wait for no turn.
 
         ProtocolError says what is wrong with the message; whatever `ask` raises.
         """
@@ -48,7 +49,7 @@ class Harness:
             return self._message("hello", self._hello())
         if kind == "observation":
             if not self._actions:
-                chunk = await ask(await self._turns.run(self._owner, self._observation, payload))
+                chunk = await ask(lambda: self._observation(payload))
                 self._actions.extend(chunk[:LONGEST])
             return self._message("action", {"actions": _plain(self._actions.popleft())})
         self._actions.clear()  # of the episode before
@@ -125,7 +126,7 @@ def _picture(data: Any, max_side: int, max_bytes: int) -> NDArray[np.uint8]:
                 raise ProtocolError(
                     f"images of a message beyond --max-message-mb when decoded, with one of {image.size}"
                 )
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ProtocolError):
             raise
