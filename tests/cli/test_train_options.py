@@ -33,10 +33,11 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "--non-finite skip --precision bfloat16 --optimizer adamw8bit --ema-decay 0.5 --metric open_loop_error "
         "--keep-best --patience 3 --open-loop-chunks 16 --evaluate-env tabletop --evaluate-every 7 "
         "--evaluate-episodes 2 --compile --recompute --track tensorboard wandb --validate-every 11 "
-        "--validation-fraction 0.2 --steps 12",
+        "--validation-fraction 0.2 --steps 12 --warmup-steps 5",
         monkeypatch,
     )
     config = preset.train
+    assert (config.steps, config.warmup_steps) == (12, 5)
     assert config.parts == PartsConfig(("vision", "heads"), LoraConfig())
     assert config.gradient == GradientConfig(8, False, "skip")
     assert config.selection == SelectionConfig("open_loop_error", True, 3)

@@ -61,6 +61,9 @@ class Arguments:
     """Optimizer steps, instead of the preset's; so the following."""
     batch_size: int | None = None
     learning_rate: float | None = None
+    """Peak, reached after the warm-up."""
+    warmup_steps: int | None = None
+    """Over which the learning rate rises to its peak; fewer than the steps, or it is never reached."""
     draws: int | None = None
     max_delay: int | None = None
     """Trains for real-time chunking: the first 0 to max_delay actions of each chunk are given (docs/real_time.md)."""
@@ -117,8 +120,8 @@ class Arguments:
 
 
 SETTINGS = (
-    "steps", "batch_size", "learning_rate", "draws", "max_delay", "augmentation", "precision", "optimizer", "ema_decay",
-    "validation_fraction", "validate_every", "save_every", "seed", "threads",
+    "steps", "batch_size", "learning_rate", "warmup_steps", "draws", "max_delay", "augmentation", "precision",
+    "optimizer", "ema_decay", "validation_fraction", "validate_every", "save_every", "seed", "threads",
 )  # fmt: skip
 PARTS = {
     "gradient": ("accumulate", "non_finite"),

@@ -155,7 +155,7 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        for name in ("early_frames", "ema_power", "max_delay"):
+        for name in ("early_frames", "ema_power", "max_delay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         _check_choice("precision", self.precision, Precision)

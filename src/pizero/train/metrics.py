@@ -69,6 +69,7 @@ class Interval:
     def __init__(self, carried: Sequence[float] = ()) -> None:
         """carried: losses of its steps before a resume; they count in the mean alone."""
         self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
         self._carried = torch.tensor(carried, dtype=torch.float32)
         self.waited = 0.0
         self._since, self._busy = time.perf_counter(), time.process_time()
@@ -97,6 +98,10 @@ class Interval:
 
     def mean_loss(self) -> float:
         return float(self._all().mean())
+
+    def mean_norm(self) -> float:
+        """Of the gradients, before they are clipped."""
+        return float(torch.stack(self.norms).mean())
 
     def to_carry(self) -> list[float]:
         """What a checkpoint keeps of it."""

@@ -38,6 +38,7 @@ from pizero.train.saving import Checkpoints, sampling
 from pizero.train.seeds import Purpose, stream
 from pizero.train.selection import Selection
 from pizero.train.sharded_state import ShardedSaver
+from pizero.train.utilization import peak_memory, share_of_peak
 from pizero.types import Observation, UserError
 
 if TYPE_CHECKING:  # with it come the libraries of the datasets
@@ -117,6 +118,8 @@ class Trainer:
         )  # fmt: skip
         self.step = self.skipped_steps = 0
         self._interval, self._carried = Interval(), list[float]()
+        self._norm = torch.zeros(())
+        self._share_of_peak: float | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- set-up
@@ -161,6 +164,8 @@ class Trainer:
         metrics = MetricsFile(
             self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self._trackers
         )  # fmt: skip
+        if self.ranks.is_first:
+            self._share_of_peak = share_of_peak(self.model.config, config, self.ranks, self.device)
         batches = self.loader.batches(self.step, config.steps)
         interval = self._interval = Interval(self._carried)
         try:
@@ -195,9 +200,16 @@ class Trainer:
         skipped = {"skipped_steps": self.skipped_steps} if self.skipped_steps else {}
         metrics.write(
             self.step, loss=progress.loss, learning_rate=learning_rate(self.config, self.step - 1),
-            samples_per_second=rate, data_share=progress.data_share, cpu_seconds=interval.cpu_seconds, **skipped,
+            samples_per_second=rate, data_share=progress.data_share, cpu_seconds=interval.cpu_seconds,
+            gradient_norm=interval.mean_norm(), **self._usage(rate), **skipped,
         )  # fmt: skip
         return progress
+
+    def _usage(self, rate: float) -> dict[str, float]:
+        """Peak memory, and on a GPU whose speed is known the share of it that the model's operations are."""
+        memory, share = peak_memory(self.device), self._share_of_peak
+        found = {} if memory is None else {"memory_gib": memory / 2**30}
+        return found if share is None else found | {"mfu": share * rate / self.loader.batch_size}
 
     # ---------------------------------------------------------------- step
 
@@ -205,6 +217,7 @@ class Trainer:
         """A step whose loss or gradient is not finite is left out and noted, or ends the run with a UserError."""
         try:
             interval.losses.append(self.train_step(batch))
+            interval.norms.append(self._norm)
         except NotFiniteError as error:
             metrics.write(self.step, not_finite=str(error), samples=error.samples)
             if self.config.gradient.non_finite == "stop":
@@ -221,7 +234,8 @@ class Trainer:
         losses = self._backward(observation, actions, drawn, self._action_mask(batch))
         loss, gradients = self.ranks.mean(losses.mean()), [p.grad for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(whole(norm)) & torch.isfinite(loss)):
+        self._norm = whole(norm)
+        if not bool(torch.isfinite(self._norm) & torch.isfinite(loss)):
             raise not_finite(self.step, losses, self.model, self.loader.places(self.step), self.folder)
         torch.nn.utils.clip_grads_with_norm_(self._trained, config.clip_norm, norm)
         set_learning_rate(self.optimizers, learning_rate(config, self.step))

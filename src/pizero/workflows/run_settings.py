@@ -13,7 +13,7 @@ from pizero.files import read_json, write_bytes
 from pizero.train.config import TrainConfig
 from pizero.train.optim import learning_rate
 from pizero.types import UserError
-from pizero.workflows.progress import console
+from pizero.workflows.progress import console, tell
 
 FREE = (
     "train.log_every", "train.validate_every", "train.save_every", "train.keep", "train.threads",
@@ -45,6 +45,8 @@ def settle_settings(folder: Path, preset: Preset, step: int | None) -> None:
     UserError with old and new values where losses depend on it.
     """
     path = folder / "run.json"
+    if (warning := short_of_peak(preset.train)) is not None:
+        tell("warning", warning)
     settings = json.loads(json.dumps({"model": preset.model.to_json(), "train": preset.train.to_json()}))
     if step is not None and path.is_file():
         new = dict(_flat(settings))
@@ -64,6 +66,18 @@ def settle_settings(folder: Path, preset: Preset, step: int | None) -> None:
         if "train.steps" in free:
             console.print(_rate_text(preset.train, step, more))
     write_bytes(path, json.dumps(settings, indent=1).encode())
+
+
+def short_of_peak(config: TrainConfig) -> str | None:
+    """What to say where the run ends within its warm-up."""
+    if config.steps > config.warmup_steps:
+        return None
+    reached = learning_rate(config, config.steps - 1)
+    return (
+        f"{config.steps:,} steps end within the warm-up of {config.warmup_steps:,}: the learning rate reaches "
+        f"{reached:.2g} of its {config.learning_rate:.2g}; for a run this short give --warmup-steps"
+        f"{f' {config.steps // 10}' if config.steps >= 10 else ''}"
+    )
 
 
 def _rate_text(config: TrainConfig, step: int, steps: Any) -> str:
