@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.data.datasets.video import EpisodeEncoder, VideoDecoder, VideoFileWriter, keep_frames, read_frames
+from pizero.workflows.convert_dataset import convert_dataset
 
 FPS = 10
 LENGTHS = (5, 6, 7, 6)
@@ -65,12 +68,12 @@ def slices(root: Path, starts: Sequence[float], ends: Sequence[float] | None) ->
     change(episodes, TO, lambda _: None if ends is None else np.array(ends))
 
 
-def video(path: Path, levels: Sequence[int], fps: float = FPS) -> None:
+def video(path: Path, levels: Sequence[int], fps: float = FPS, size: int = 32) -> None:
     """One frame for each grey level."""
-    encoder = EpisodeEncoder("h264", fps, 32, 32)
+    encoder = EpisodeEncoder("h264", fps, size, size)
     for level in levels:
-        encoder.add(np.full((32, 32, 3), level, np.uint8))
-    writer = VideoFileWriter(path, "h264", fps, 32, 32)
+        encoder.add(np.full((size, size, 3), level, np.uint8))
+    writer = VideoFileWriter(path, "h264", fps, size, size)
     writer.append(encoder.finish())
     writer.close()
 
@@ -201,8 +204,6 @@ def test_files_that_are_not_there(root: Path) -> None:
 
 def test_a_copy_that_broke_off(root: Path) -> None:
     """The index stands in front of the frames in many files, which then open although their end is missing."""
-    import av
-
     whole = root / "whole.mp4"
     (root / VIDEO).rename(whole)
     with av.open(str(whole)) as source, av.open(str(root / VIDEO), "w", options={"movflags": "faststart"}) as target:
@@ -223,6 +224,94 @@ def test_a_video_of_another_rate(root: Path) -> None:
     assert levels(LeRobotDataset(root)) == list(range(24))
     slices(root, STARTS, [*ENDS[:3], 2.3])
     assert set(faults(root)) == {3}
+
+
+def remux(path: Path, ticks: Sequence[int]) -> None:
+    """The same frames, shown at these ticks of 1/1000 s."""
+    before = path.with_name("before.mp4")
+    path.rename(before)
+    with av.open(str(before)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.dts is not None]
+        for packet, tick in zip(packets, ticks, strict=True):
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = tick
+            target.mux(packet)
+    before.unlink()
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """v2.1: a video for each episode, frame i of which is 4 i + 40 bright; lengths 40, 38, 42, 41."""
+    root = shutil.copytree(Path(__file__).parents[1] / "golden/lerobot/datasets/v21_av1", tmp_path / "old")
+    for episode, length in enumerate((40, 38, 42, 41)):
+        video(old_video(root, episode), range(40, 40 + 4 * length, 4), size=96)
+    return root
+
+
+def old_video(root: Path, episode: int) -> Path:
+    return root / f"videos/chunk-000/observation.images.top/episode_{episode:06d}.mp4"
+
+
+def old_frames(root: Path) -> list[int]:
+    """Of episodes 0 and 1, as numbers in their video."""
+    images = LeRobotDataset(root, episodes=[0, 1], cameras=["top"]).images("top", np.arange(78))
+    return np.rint((images.mean(axis=(1, 2, 3)) - 40) / 4).astype(int).tolist()
+
+
+TICKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "wall clock": lambda number: 100 * number + np.random.default_rng(1).integers(0, 60, len(number)),
+    "starts late": lambda number: 100 * number + 300,
+    "another rate": lambda number: 54 * number,
+    "a pause": lambda number: 100 * number + 5000 * (number > 20),
+    "whole milliseconds": lambda number: np.round(1000 * number / 30).astype(int),
+}
+
+
+@pytest.mark.parametrize("name", TICKS)
+def test_clocks_of_videos_with_the_right_number_of_frames(old: Path, name: str) -> None:
+    for episode, length in ((0, 40), (1, 38)):
+        remux(old_video(old, episode), TICKS[name](np.arange(length)).tolist())
+    assert old_frames(old) == [*range(40), *range(38)]
+
+
+@pytest.mark.parametrize("frames", [1, 39, 41, 60])
+def test_a_video_with_more_or_fewer_frames_than_rows(old: Path, tmp_path: Path, frames: int) -> None:
+    """A take that was discarded, or the last frames lost: never cut to the right length."""
+    video(old_video(old, 0), range(40, 40 + 3 * frames, 3), size=96)
+    text = re.escape(f"episode_000000.mp4, episode 0: the video holds {frames} frames, the episode has 40 rows")
+    with pytest.raises(BadEpisodeError, match=text):
+        LeRobotDataset(old)
+    with pytest.raises(BadEpisodeError, match=text):
+        convert_dataset(old, tmp_path / "new")
+    with pytest.raises(BadEpisodeError, match=text):  # also where nobody looked before
+        LeRobotDataset(old, cameras=()).images("top", [3])
+    with pytest.warns(UserWarning, match="left out 1 of 4"):
+        assert convert_dataset(old, tmp_path / "new", skip_bad_episodes=True).episodes == 3
+
+
+def test_frames_that_are_shown_in_another_order_than_stored(old: Path) -> None:
+    """B-frames, with an even clock, which the header tells, and with an uneven one, which it does not."""
+    for uneven in (False, True):
+        with av.open(str(old_video(old, 0)), "w") as target:
+            stream = target.add_stream("libx264", rate=FPS, options={"bf": "3", "g": "12"})
+            stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for number in range(40):
+                frame = av.VideoFrame.from_ndarray(np.full((96, 96, 3), 40 + 4 * number, np.uint8), format="rgb24")
+                frame.pts = 100 * number + (number % 3) * 20 * uneven
+                frame.time_base = Fraction(1, 1000)
+                for packet in stream.encode(frame):
+                    target.mux(packet)
+            for packet in stream.encode(None):
+                target.mux(packet)
+        assert old_frames(old) == [*range(40), *range(38)]
+
+
+def test_a_video_of_another_size(old: Path) -> None:
+    video(old_video(old, 2), range(42), size=64)
+    with pytest.raises(BadEpisodeError, match="episode 2: its frames are 64x64, those of most are 96x96"):
+        LeRobotDataset(old)
 
 
 CLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -37,7 +37,7 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
         raise UserError(f"int8 is for π0 and π0.5, and {folder} is neither")
     check_kernels("int8", torch.device("cpu"), torch_dtype(dtype))  # before gigabytes are read
     model = load_model(folder, dtype=dtype)
-    data = LeRobotDataset(dataset)
+    data = LeRobotDataset(dataset, cameras=list(pipeline.embodiment.cameras.values()), skip_bad_episodes=True)
     frames = np.linspace(0, data.num_frames - 1, observations).round().astype(int)
     raw = [recorded_observation(data, pipeline, int(frame)) for frame in frames]
     seen = pipeline.observation(pipeline.robot_inputs(raw), "cpu")

@@ -162,7 +162,8 @@ class _Places:
         for number, (piece, (first, stop)) in enumerate(zip(pieces, places, strict=True)):
             before = pieces[number - 1].episode.index if number else -1
             fault = None
-            if first < end or (first > end and piece.episode.index not in self._after_others):
+            sure = count == sum(sizes) and first == sum(sizes[:number])
+            if not sure and (first < end or (first > end and piece.episode.index not in self._after_others)):
                 fault = self._gap(first - end, before, piece.start)
             anchored = anchored and fault is None and count != sum(sizes)
             anchored = anchored or first == count - sum(sizes[number:])
