@@ -19,6 +19,7 @@ from pizero.engine.products import (
     Kernels,
     OneDnnProduct,
     TorchProduct,
+    _packs,
     check_kernels,
     make_gated,
     make_product,
@@ -122,8 +123,13 @@ def test_kernels_that_the_device_lacks() -> None:
 
 def test_dtypes_that_onednn_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bfloat16 products need AVX-512, or a Neoverse V1: said at once, and the choice does without."""
+
+    def refuse(weight: torch.Tensor, tokens: int | None) -> None:
+        raise RuntimeError(f"{weight.dtype} path needs the cpu support avx_ne_convert")
+
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False))
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_reorder_linear_weight=refuse))
+    _packs.cache_clear()
     with pytest.raises(UserError, match="oneDNN's kernels have no bfloat16 on this processor; choose auto, or float32"):
         check_kernels("onednn", torch.device("cpu"), torch.bfloat16)
     with pytest.raises(UserError, match="oneDNN's kernels have no float16"):
@@ -131,6 +137,7 @@ def test_dtypes_that_onednn_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, offset, x = layer(torch.bfloat16)
     assert type(make_product(weight, offset, 5, "auto")) is TorchProduct
     assert torch.equal(make_product(weight, offset, 5, "auto")(x), F.linear(x, weight, offset))
+    _packs.cache_clear()
 
 
 def test_a_torch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:

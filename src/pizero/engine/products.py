@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -189,12 +190,19 @@ def check_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) ->
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN, and it packs weights of this dtype on this processor."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether this torch has oneDNN, and it multiplies by packed weights of this dtype on this processor."""
+    return torch.backends.mkldnn.is_available() and _packs(dtype)
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Tried once: in bfloat16 it needs AVX-512 or AVX-NE-CONVERT on x86, and other instructions elsewhere."""
+    try:
+        product, x = OneDnnProduct(torch.ones(16, 16, dtype=dtype)), torch.ones(1, 2, 16, dtype=dtype)
+        product.times(product(product.gelu(x), x), x)
+    except (AttributeError, RuntimeError):
         return False
-    if dtype == torch.bfloat16:  # on x86 with AVX-512 or AVX-NE-CONVERT, and on Arm's with bfloat16
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+    return True
 
 
 def _makers(weight: Tensor, kernels: Kernels) -> dict[str, Callable[[Tensor, Tensor | None], Product]]:
