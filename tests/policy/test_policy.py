@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pizero.baseline.config import small_baseline
 from pizero.checkpoints.example import device_of, make_example
+from pizero.checkpoints.load import load_model
 from pizero.checkpoints.native import save_checkpoint
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
@@ -241,6 +242,21 @@ def test_load_policy(model: Pi0, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "run", model)
     with pytest.raises(UserError, match="does not tell embodiment"):
         load_policy(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [("gpu", "unknown device 'gpu'; expected cpu, cuda"), ("cuda:63", "cannot be used here")],
+)
+def test_a_device_that_is_not_here_is_refused_before_weights_are_read(
+    model: Pi0, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, text: str
+) -> None:
+    save_checkpoint(tmp_path / "run", model, make_pipeline())
+    monkeypatch.setattr("pizero.checkpoints.source.fill", lambda *_: pytest.fail("weights were read"))
+    for load in (load_policy, load_model):
+        with pytest.raises(UserError, match=text) as error:
+            load(tmp_path / "run", device=device)
+        assert "\n" not in str(error.value)
 
 
 def test_kernels_that_are_not_here_are_refused_before_weights_are_read(

@@ -111,6 +111,13 @@ def test_the_average_is_told_the_step_after_a_resume_too(dataset: Path, tmp_path
     assert steps == [*range(8), *range(4, 8)]
 
 
+def test_a_device_that_is_not_here(dataset: Path, tmp_path: Path) -> None:
+    for device, text in (("gpu", "unknown device 'gpu'"), ("cuda:63", "device 'cuda:63' cannot be used here")):
+        with pytest.raises(UserError, match=text):
+            train_policy(dataset, tmp_path / "run", nano_preset(), device=device)
+    assert not (tmp_path / "run").exists()
+
+
 def test_early_frames_are_drawn_more_often(dataset: Path) -> None:
     data = LeRobotDataset(dataset)
     frames = np.flatnonzero(np.arange(data.num_frames) != data.episode_starts[1])  # positions need not be contiguous

@@ -55,6 +55,11 @@ def test_ranks_are_advised_to_share() -> None:
     assert plan.advice[1].place.layout.shards == 4
 
 
+def test_a_device_of_no_kind() -> None:
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
+        Place("gpu")
+
+
 def test_a_device_that_is_not_here_is_not_guessed() -> None:
     assert plan_training(small_aloha(), Place("cuda")).fits is None
 

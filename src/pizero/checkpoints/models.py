@@ -46,6 +46,25 @@ def make_model(config: NetworkConfig) -> Network:
     return MODELS[model_name(config)][1](config)
 
 
+def known_device(device: str | torch.device) -> torch.device:
+    """UserError for a name that PyTorch does not know, such as "gpu"; the device need not be here."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {str(device)!r}; expected cpu, cuda, or cuda:1 and so on") from None
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """UserError where this machine, or this PyTorch, does not have it."""
+    found = known_device(device)
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"device {str(device)!r} cannot be used here ({reason}); choose cpu or another") from error
+    return found
+
+
 class _NoFilling(TorchFunctionMode):
     """`torch.nn.init` and what it calls return the tensor as it is."""
 

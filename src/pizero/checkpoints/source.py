@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.models import Network, NetworkConfig, empty_model
+from pizero.checkpoints.models import Network, NetworkConfig, empty_model, usable_device
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -49,7 +49,11 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def build(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Network:
-        """The network with these weights, for use; dtype None keeps each tensor's own."""
+        """The network with these weights, for use; dtype None keeps each tensor's own.
+
+        UserError, before weights are read, where the device is not here.
+        """
+        device = usable_device(device)
         model = empty_model(self.config)
         fill(model, self.tensors(), device, dtype)
         return model.eval()

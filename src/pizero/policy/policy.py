@@ -15,6 +15,7 @@ from pizero.checkpoints.adapters import merge_adapters
 from pizero.checkpoints.example import device_of, sample_chunks
 from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.load import read_source
+from pizero.checkpoints.models import usable_device
 from pizero.checkpoints.native import Checkpoint, load_example, load_robots, torch_dtype, verify_example
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch
@@ -173,7 +174,7 @@ def load_policy(
     facts = given(known, None if named else embodiment, norm_stats, tokenizer)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     if isinstance(source.config, Pi0Config):
-        check_kernels(kernels, torch.device(device), torch_dtype(dtype))
+        check_kernels(kernels, usable_device(device), torch_dtype(dtype))
     elif kernels != "auto":
         raise UserError(f"{kernels} kernels are for π0 and π0.5, and {folder} is neither")
     model = source.build(device, torch_dtype(dtype))

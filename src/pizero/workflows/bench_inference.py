@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from pizero.checkpoints.models import usable_device
 from pizero.engine.fast_sampler import Fact, FastSampler
 from pizero.engine.floor import floor_calls
 from pizero.engine.products import Kernels, check_kernels
@@ -100,7 +101,7 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fa
         config = model_config(settings.model, settings.horizon)
         dtype = getattr(torch, settings.dtype)
         for name in paths:  # before minutes are spent
-            check_kernels(KERNELS.get(name, "auto"), torch.device(settings.device), dtype)
+            check_kernels(KERNELS.get(name, "auto"), usable_device(settings.device), dtype)
         observation = random_observation(config, settings)
         model = random_model(config, dtype, settings.device)
         shape = (settings.batch, config.action_horizon, config.action_dim)

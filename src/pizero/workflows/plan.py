@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pizero.checkpoints import paligemma
 from pizero.checkpoints.load import read_source
+from pizero.checkpoints.models import known_device
 from pizero.configs.finetune import with_lora
 from pizero.configs.presets import Preset
 from pizero.data.embodiments import get_embodiment
@@ -46,6 +47,7 @@ class Place:
     def __post_init__(self) -> None:
         if min(self.machines, self.local_ranks) < 1 or (self.memory is not None and self.memory <= 0):
             raise UserError(f"machines, ranks and memory must be positive, got {self}")
+        known_device(self.device)
 
     @property
     def layout(self) -> Layout:

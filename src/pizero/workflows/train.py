@@ -14,7 +14,7 @@ import torch
 
 from pizero.checkpoints.example import Example, make_example
 from pizero.checkpoints.load import read_source
-from pizero.checkpoints.models import Network, empty_model
+from pizero.checkpoints.models import Network, empty_model, usable_device
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameStore
@@ -118,6 +118,7 @@ class _Options:
 def _train(
     dataset_root: Path, folder: Path, preset: Preset, ranks: Ranks, device: str, options: _Options
 ) -> TrainResult:
+    usable_device(device)
     found = ranks.from_first(lambda: list_checkpoints(folder))
     step = int(found[-1].name) if found else None
     if step is not None and not options.resume:
