@@ -405,6 +405,16 @@ def test_conversions_cannot_be_written(tmp_path: Path) -> None:
         written(tmp_path / "x", model_of(source), dataclasses.replace(source.facts, embodiment=embodiment))
 
 
+def test_a_choice_of_dimensions_cannot_be_written(tmp_path: Path) -> None:
+    source = source_of("pi0")
+    robot = source.facts.embodiment
+    assert robot is not None
+    assert robot.action_dim is not None
+    chosen = dataclasses.replace(robot, action_dims=tuple(reversed(range(robot.action_dim))))
+    with pytest.raises(UserError, match="chooses dimensions of the robot's columns, which LeRobot cannot"):
+        written(tmp_path / "x", model_of(source), dataclasses.replace(source.facts, embodiment=chosen))
+
+
 # ---------------------------------------------------------------- what is not told
 
 

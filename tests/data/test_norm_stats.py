@@ -190,9 +190,12 @@ def test_near_constant_dimensions_are_told_with_a_remedy() -> None:
     state[:, 3] *= 2e-4
     lines = near_constant_dimensions(compute_norm_stats(state, state[:, :1], "quantile"))
     assert len(lines) == 2
-    assert lines[0].startswith("state dimension 1: range")
-    assert "leave the dimension out" in lines[0]
+    assert lines[0].startswith("state[1]: range from the 1 % to the 99 % quantile 0, nearly constant: ")
+    assert "leave them out with state_dims" in lines[0]
     assert "use mode 'zscore'" in lines[1]
-    lines = near_constant_dimensions(compute_norm_stats(state * [1, 1, 100, 1], state[:, :1], "zscore"))
-    assert [line.split(":")[0] for line in lines] == ["state dimension 1", "state dimension 3"]
-    assert "check the units" in lines[1]
+    names = ["pan", "lift", "elbow", "wrist"]
+    lines = near_constant_dimensions(compute_norm_stats(state * [1, 1, 100, 1], state[:, :1], "zscore"), names)
+    assert [line.split(":")[0] for line in lines] == ["state lift", "state wrist"]
+    assert "parked joints" in lines[1]
+    lines = near_constant_dimensions(compute_norm_stats(np.zeros((9, 50)), state[:9, :1], "zscore"))
+    assert [line.split(":")[0] for line in lines] == ["state[0, 1, 2, 3, 4, 5 and 44 more]"]

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from websockets.sync.client import connect
 from pizero.policy.policy import ModelPolicy
 from pizero.serving import batching
 from pizero.serving.client import BusyError, PolicyClient, ServerError, UnreachableError
+from pizero.serving.hosted import describe
 from pizero.serving.log import logging_to_stderr
 from pizero.serving.protocol import pack, unpack
 from pizero.serving.running import Background
@@ -407,3 +409,11 @@ def test_a_robot_goes_on_after_any_failure_of_the_model(
         np.testing.assert_array_equal(client.infer(asked)["actions"], first)
         assert get(server, "/healthz")[0] == 200
         assert client.connections == 1
+
+
+def test_a_robot_that_chooses_dimensions_is_told_which(policy: ModelPolicy) -> None:
+    assert "state_dims" not in describe("x", policy)
+    robot = replace(policy.pipeline.embodiment, action_dims=("x", "y", "z", "yaw", 7))
+    told = describe("x", ModelPolicy(policy.model, replace(policy.pipeline, embodiment=robot)))
+    assert told["action_dims"] == ["x", "y", "z", "yaw", 7]
+    assert (told["action_dim"], "state_dims" in told) == (5, False)

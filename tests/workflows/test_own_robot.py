@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import generic, get_embodiment
@@ -137,6 +138,8 @@ def test_chosen_dimensions_from_dataset_to_policy(root: Path, tmp_path: Path) ->
     np.testing.assert_allclose(back[0], actions[5:9, [2, 0]], atol=1e-4)
     played = replay(dataset, policy, np.array([5, 9]))
     np.testing.assert_array_equal(played.recorded[0, 0], actions[5, [2, 0]])
+    with pytest.raises(UserError, match="joins them, converts them or chooses some of their dimensions"):
+        read_norm_stats(root / "meta/stats.json", stats.mode, generic({}, state_dims=("z", "x", 1)))
     with pytest.raises(UserError, match=r"got shape \(4,\), expected \(3,\): of the .* state_dims choose, z, x, 1"):
         policy.infer({**observation, "state": state[5]})
 

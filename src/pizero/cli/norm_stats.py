@@ -37,9 +37,8 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     from rich.table import Table
 
-    from pizero.data.norm_stats import near_constant_dimensions
     from pizero.workflows.norm_stats import norm_stats
-    from pizero.workflows.progress import console, tell
+    from pizero.workflows.progress import console
 
     stats, path, frames, seconds = norm_stats(
         arguments.dataset,
@@ -57,7 +56,5 @@ def run(arguments: Arguments) -> int:
         for dim in range(values.dim):
             table.add_row(str(dim), *(f"{column[dim]:.4g}" for column in values.to_json().values()))
         console.print(table)
-    for warning in near_constant_dimensions(stats):
-        tell("warning", warning)
     console.print(f"{frames} frames in {seconds:.2f} s, mode {stats.mode}: {path}")
     return 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.data.doctor.names import dims_text
 from pizero.data.window_stats import QUANTILES, Windows
 from pizero.files import read_json, values_of, write_bytes
 from pizero.types import Convention, UserError
@@ -216,19 +217,34 @@ def compute_norm_stats(
     return NormStats(mode, stats.state, FieldStats(**merged))
 
 
-def near_constant_dimensions(stats: NormStats) -> list[str]:
-    """One line per dimension whose spread is (almost) nothing, with what to do about it."""
+def near_constant_dimensions(
+    stats: NormStats, state_names: Sequence[str] | None = None, action_names: Sequence[str] | None = None
+) -> list[str]:
+    """A line for all dimensions whose spread is (almost) nothing in one way, with what to do about it.
+
+    state_names, action_names: of the dimensions; they are numbered where there are none.
+    """
     lines: list[str] = []
     label = "standard deviation" if stats.mode == "zscore" else "range from the 1 % to the 99 % quantile"
-    for name, values in (("state", stats.state), ("actions", stats.actions)):
+    for name, values, names in (("state", stats.state, state_names), ("action", stats.actions, action_names)):
         spread = values.spread(stats.mode)
         median = float(np.median(spread))
+        kinds: dict[str, list[int]] = {}
         for index, value in enumerate(spread.tolist()):
-            start = f"{name} dimension {index}: {label} is {value:.3g}"
             if value < NEAR_CONSTANT and values.std[index] >= NEAR_CONSTANT:
-                lines.append(f"{start}, but the dimension does move, rarely; use mode 'zscore', or it is cut off")
+                advice = "though they do move, rarely: use mode 'zscore', or they are cut off"
             elif value < NEAR_CONSTANT:
-                lines.append(f"{start}, nearly constant; check the recording, or leave the dimension out")
+                advice = f"nearly constant: check the recording, or leave them out with {name}_dims in the robot file"
             elif value < 1e-3 * median:
-                lines.append(f"{start}, the others' median is {median:.3g}; check the units, or leave it out")
+                advice = (
+                    f"the others' median is {median:.3g}: parked joints and other units look so; leave parked ones out "
+                    f"with {name}_dims in the robot file"
+                )
+            else:
+                continue
+            kinds.setdefault(advice, []).append(index)
+        for advice, dims in kinds.items():
+            least, greatest = f"{spread[dims].min():.3g}", f"{spread[dims].max():.3g}"
+            between = least if least == greatest else f"{least} to {greatest}"
+            lines.append(f"{dims_text(name, dims, names)}: {label} {between}, {advice}")
     return lines

@@ -114,7 +114,7 @@ class Pipeline:
         if robot > model:
             raise UserError(
                 f"the {self.embodiment.name} embodiment has {robot} {what} dimensions, the model room for {model}: "
-                f"choose some with {what}_dims in the robot file, or a model with more room"
+                f"choose some with {what}_dims in the robot file, or train with --preset small, which has room for all"
             )
 
     @property

@@ -130,8 +130,9 @@ def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
 
 
 def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
-    """What a server says first on each connection."""
+    """What a server says first on each connection; which dimensions it takes and gives where the robot chooses some."""
     pipeline = policy.pipeline
+    chosen = {"state_dims": pipeline.embodiment.state_dims, "action_dims": pipeline.embodiment.action_dims}
     return {
         "server": "pizero",
         "version": __version__,
@@ -144,6 +145,7 @@ def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
         "action_horizon": policy.noise_shape[0] - policy.model.config.past_actions,
         "num_history": policy.num_history,
         "num_steps": policy.num_steps,
+        **{key: list(dims) for key, dims in chosen.items() if dims},
     }
 
 

@@ -154,7 +154,7 @@ def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:
     return [Finding(
         "note", "more cameras", f"cameras {', '.join(embodiment.cameras[camera] for camera in other)}",
         f"the released models have the {len(CAMERAS)} cameras {', '.join(CAMERAS)}, and no {', '.join(other)}",
-        "train a model of your own with these cameras, or leave them out of the robot file",
+        "train with --preset small, which has as many cameras as the robot, or leave them out of the robot file",
     )]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pizero.data.doctor.finding import ORDER
 from pizero.data.doctor.names import dim_text
 from pizero.workflows.progress import console
 
-FAULTS_SHOWN = 30
+FAULTS_SHOWN = 10
 """check.json has all."""
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 

@@ -16,12 +16,12 @@ from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_meta import INDEX_TYPES
 from pizero.data.datasets.lerobot_stats import numeric_stats
-from pizero.data.embodiments import Embodiment, Key, get_embodiment
-from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
-from pizero.data.robot_columns import robot_actions, robot_state
+from pizero.data.embodiments import Embodiment, Key, generic, get_embodiment
+from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats, near_constant_dimensions
+from pizero.data.robot_columns import action_names, robot_actions, robot_state, state_names
 from pizero.files import write_bytes
 from pizero.types import UserError
-from pizero.workflows.progress import tell_notes
+from pizero.workflows.progress import tell, tell_notes
 
 StatsFormat: TypeAlias = Literal["pizero", "openpi", "lerobot"]
 
@@ -54,6 +54,9 @@ def norm_stats(
     dataset = LeRobotDataset(root, cameras=cameras, skip_bad_episodes=skip_bad_episodes)
     tell_notes(dataset.notes)
     stats = dataset_norm_stats(dataset, robot, mode, horizon)
+    columns = robot or generic({})
+    for warning in near_constant_dimensions(stats, state_names(dataset, columns), action_names(dataset, columns)):
+        tell("warning", warning)
     path = output or root / "meta" / "norm_stats.json"
     if format == "openpi":
         save_stats(stats, path)

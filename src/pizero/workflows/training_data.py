@@ -24,7 +24,7 @@ from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member, split_episodes
 from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
-from pizero.data.robot_columns import robot_widths
+from pizero.data.robot_columns import action_names, robot_widths, state_names
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
 from pizero.types import UserError
@@ -154,7 +154,8 @@ def build_pipelines(
                 if source.norm_stats is None
                 else _given_stats(source, source.norm_stats, mode)
             )
-            for warning in near_constant_dimensions(stats):
+            names = (find(source.dataset, source.embodiment) for find in (state_names, action_names))
+            for warning in near_constant_dimensions(stats, *names):
                 tell("warning", f"{name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
             known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
             pipelines[name] = make_pipeline(config, known)

@@ -51,7 +51,8 @@ def check_widths(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 "warning", "many dimensions", name,
                 f"{values.shape[1]} dimensions; the released models have room for {ROOM}",
-                f"choose some with {name}_dims in the robot file (by name or number), or train a model with more room",
+                f"choose some by name or number with {name}_dims in the robot file, or train with --preset small, "
+                "which has room for all",
             )  # fmt: skip
 
 

@@ -13,6 +13,8 @@ JITTER = 0.25
 """Of a frame's time, that a time stamp may be off."""
 REGULAR = 0.7
 """Of the steps between time stamps, that must be alike for them to be a clock."""
+FEW_GAPS = 1 / 3
+"""Of the episodes."""
 GAP = 0.75
 """Of a frame's time, by which a time stamp is late where a frame may be missing."""
 FEW = 0.05
@@ -51,7 +53,7 @@ def _clock(subject: Subject) -> Iterator[Finding]:
         for number, found in enumerate(steps)
         if found.size and (found - median).max() > GAP * median
     }
-    if gaps:
+    if gaps and len(gaps) <= FEW_GAPS * dataset.num_episodes:  # more of them are a clock that is uneven
         worst = max(gaps, key=lambda episode: gaps[episode])
         yield Finding(
             "warning", "gap", episodes_text(gaps),
