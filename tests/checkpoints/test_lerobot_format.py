@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -435,10 +436,12 @@ def drop_cameras(values: Any) -> None:
 UNKNOWN: list[tuple[Callable[[Path], None], str]] = [
     (lambda folder: drop(folder, "policy_*"), "no processors"),
     (
-        set_step(
-            "policy_preprocessor.json", "normalizer_processor", norm_map={"STATE": "MIN_MAX", "ACTION": "MEAN_STD"}
-        ),
-        "the modes are MEAN_STD, MIN_MAX",
+        set_step("policy_preprocessor.json", "normalizer_processor", norm_map={"ACTION": "MIN_MAX"}),
+        "the two processors normalise the actions in different modes",
+    ),
+    (
+        set_step("policy_preprocessor.json", "normalizer_processor", norm_map={"ACTION": "MEAN_STD", "STATE": "LOG"}),
+        "the mode LOG is not known",
     ),
     (set_step("policy_preprocessor.json", "normalizer_processor", eps=1e-3), "different statistics of the actions or"),
     (
@@ -498,14 +501,160 @@ def test_a_written_vocabulary_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.infer(robot)["actions"], second.infer(robot)["actions"])
 
 
-def test_unknown_processor_steps_and_other_step_counts_are_told(tmp_path: Path) -> None:
+MODES = ("MEAN_STD", "QUANTILES", "MIN_MAX", "IDENTITY")
+
+
+@pytest.mark.parametrize(("state_mode", "action_mode"), [(a, b) for a in MODES for b in MODES])
+def test_every_pair_of_modes_gives_lerobots_numbers(state_mode: str, action_mode: str, tmp_path: Path) -> None:
+    """Two modes are carried as ranges, in both directions, also by what is written again."""
+    folder = copy_of("pi05", tmp_path / "x")
+    modes = {"VISUAL": "IDENTITY", "STATE": state_mode, "ACTION": action_mode}
+    for file, step in (
+        ("policy_preprocessor", "normalizer_processor"),
+        ("policy_postprocessor", "unnormalizer_processor"),
+    ):
+        set_step(f"{file}.json", step, norm_map=modes)(folder)
+    source = lerobot.read(folder, arch_of("pi05"))
+    if state_mode == action_mode == "IDENTITY":
+        assert source.facts.norm_stats is None
+        return
+    again = lerobot.read(written(tmp_path / "y", model_of(source), source.facts), arch_of("pi05"))
+    stored = load_file(next(folder.glob("policy_preprocessor_*.safetensors")))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for stats in (source.facts.norm_stats, again.facts.norm_stats):
+        assert stats is not None
+        for key, mode, field, dim in (
+            ("observation.state", state_mode, stats.state, 4), ("action", action_mode, stats.actions, 3),
+        ):  # fmt: skip
+            mean, std, q01, q99, low, high = (stored[f"{key}.{n}"] for n in ("mean", "std", "q01", "q99", "min", "max"))
+            offset, scale = {
+                "MEAN_STD": (mean, std), "QUANTILES": ((q01 + q99) / 2, (q99 - q01) / 2),
+                "MIN_MAX": ((low + high) / 2, (high - low) / 2), "IDENTITY": (0 * mean, 0 * mean + 1),
+            }[mode]  # fmt: skip
+            normalise = Normalize(field, stats.mode, stats.epsilon, stats.convention)
+            moves, own = (scale > 0).numpy(), x[:, :dim].numpy()  # one dimension's quantiles are equal
+            expected = ((own - offset.numpy()) / np.where(moves, scale.numpy(), 1)).astype(np.float32)
+            np.testing.assert_allclose(normalise(own)[:, moves], expected[:, moves], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(normalise.inverse(expected)[:, moves], own[:, moves], rtol=1e-4, atol=1e-4)
+    told = any("kept as ranges" in note for note in source.notes)
+    assert told == (state_mode != action_mode or state_mode == "MIN_MAX")
+
+
+def add_step(file: str, name: str, position: int = -1, **config: Any) -> Callable[[Path], None]:
+    step = {"registry_name": name, "config": config}
+    return lambda folder: edit(folder / file, lambda values: values["steps"].insert(position, step))
+
+
+def set_config(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", lambda config: config.update(values))
+
+
+BEFORE, RELATIVE = "policy_preprocessor.json", "relative_actions_processor"
+CHANGING: list[tuple[Callable[[Path], None], str]] = [
+    (add_step(BEFORE, "my_step"), "policy_preprocessor.json has the step 'my_step', which is not known"),
+    (add_step(BEFORE, "my_step", enabled=True), "has the step 'my_step', which is not known"),
+    (add_step(BEFORE, "rename_observations_processor"), "has the step rename_observations_processor twice"),
+    (set_step(BEFORE, RELATIVE, enabled=True, pose_representation="se3"), f"{RELATIVE} of .*pose_representation 'se3'"),
+    (set_step(BEFORE, RELATIVE, enabled=True, frame="tool"), f"{RELATIVE} of .* has 'frame', which is not known"),
+    (set_step(BEFORE, "normalizer_processor", clip=True), "normalizer_processor of .* has 'clip', which is not known"),
+    (set_config(adapt_to_pi_aloha=True), "config.json has adapt_to_pi_aloha True"),
+    (set_config(use_delta_joint_actions_aloha=True), "config.json has use_delta_joint_actions_aloha True"),
+    (set_config(n_obs_steps=2), "config.json has n_obs_steps 2"),
+    (
+        set_config(use_relative_actions=True, relative_pose_representation="se3_6d"),
+        "config.json has relative_pose_representation 'se3_6d'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "reason"), CHANGING, ids=[reason for _, reason in CHANGING])
+def test_what_changes_actions_makes_the_robot_unknown(
+    change: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
     folder = copy_of("pi0", tmp_path / "x")
-    step = {"registry_name": "my_step", "config": {}}
-    edit(folder / "policy_preprocessor.json", lambda values: values["steps"].append(step))
-    edit(folder / "config.json", lambda values: values.update(num_inference_steps=5))
-    notes = " ".join(lerobot.read(folder, arch_of("pi0")).notes)
-    assert "policy_preprocessor.json has the step 'my_step', which is not known" in notes
-    assert "give num_steps=5" in notes
+    change(folder)
+    source = lerobot.read(folder, arch_of("pi0"))
+    assert source.facts.embodiment is None
+    assert len([note for note in source.notes if re.search(f"the embodiment is unknown: .*{reason}", note)]) == 1
+    with pytest.raises(UserError, match="does not tell embodiment"), warnings.catch_warnings(record=True):
+        load_policy(folder, arch=arch_of("pi0"), tokenizer=PaligemmaTokenizer.bytes())
+
+
+HARMLESS: list[tuple[Callable[[Path], None], str]] = [
+    (set_config(num_inference_steps=5), "give num_steps=5"),
+    (lambda folder: edit(folder / "config.json", lambda v: v.update(num_steps=v.pop("num_inference_steps") - 5)), "=5"),
+    (set_config(act_steps=9, n_action_steps=5), r"not used: n_action_steps 5 \(here: execution_horizon\), act_steps 9"),
+    (set_config(rtc_config={"enabled": True, "mode": "trained"}), "not used: rtc_config .here: RealTime"),
+    (set_step(BEFORE, "tokenizer_processor", tokenizer_name="/my/words"), "not used: tokenizer_name '/my/words'"),
+    (set_step(BEFORE, "tokenizer_processor", max_length=17), "tokenizer_max_length 16 .the processor's 17 counts"),
+    (set_config(use_peft=True), "use_peft, and there are no adapters"),
+    (set_config(pi_zero=None, relative_pose_representation="se3", rtc_config={"enabled": False}, device="mps"), ""),
+    (add_step(BEFORE, "my_step", enabled=False), ""),
+    (set_step(BEFORE, RELATIVE, enabled=False, pose_representation="se3"), ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "reason"), HARMLESS, ids=[f"{i} {text}" for i, (_, text) in enumerate(HARMLESS)])
+def test_what_is_not_used_is_told_and_the_robot_stays_known(
+    change: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    folder = copy_of("pi0", tmp_path / "x")
+    change(folder)
+    source, plain = lerobot.read(folder, arch_of("pi0")), source_of("pi0")
+    assert source.facts.embodiment == plain.facts.embodiment
+    assert len(source.notes) == len(plain.notes) + bool(reason)
+    assert re.search(reason, " ".join(source.notes))
+
+
+def test_every_key_of_lerobots_own_files_is_known() -> None:
+    for name in NAMES:
+        assert [note for note in source_of(name).notes if "lm_head" not in note] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_delays_are_carried(name: str, tmp_path: Path) -> None:
+    folder = copy_of(name, tmp_path / "x")
+    set_config(rtc_training_max_delay=5)(folder)
+    source = lerobot.read(folder, arch_of(name))
+    assert source.config.max_delay == 5
+    assert lerobot.read(folder, dataclasses.replace(source.config, max_delay=0)).config.max_delay == 5
+    folder = written(tmp_path / "y", model_of(source), source.facts)
+    assert json.loads((folder / "config.json").read_text())["rtc_training_max_delay"] == 5
+    assert lerobot.read(folder, arch_of(name)).config == source.config
+    set_config(rtc_training_max_delay=-1)(folder)
+    with pytest.raises(UserError, match="rtc_training_max_delay is not what LeRobot writes there"):
+        lerobot.read(folder, arch_of(name))
+
+
+def test_the_processors_prompt_length_counts(tmp_path: Path) -> None:
+    folder = copy_of("pi05", tmp_path / "x")
+    set_step(BEFORE, "tokenizer_processor", max_length=90)(folder)
+    assert lerobot.read(folder, arch_of("pi05")).config.prompt_length == 90
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name: name.replace("paligemma.model.language_model", "paligemma.language_model.model"), "other names"),
+        (lambda name: "normalize_inputs.buffer_state.mean" if "state_proj.bias" in name else name, "migrate"),
+    ],
+)  # fmt: skip
+def test_an_older_pi0_is_one_sentence(change: Callable[[str], str], message: str, tmp_path: Path) -> None:
+    folder = copy_of("pi0", tmp_path / "x")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({change(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=rf"holds π0 of an older LeRobot \(before 0.4\).*{message}"):
+        load_model(folder, arch=arch_of("pi0"))
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_config_without_a_type_is_one_sentence(prefix: str, tmp_path: Path) -> None:
+    folder = copy_of("pi0", tmp_path / "x")
+    edit(folder / "config.json", lambda values: values.pop("type"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({prefix + name.removeprefix("model."): t for name, t in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r'has a config.json of LeRobot without "type".*add "type": "pi0" or "pi05"'):
+        load_model(folder, arch=arch_of("pi0"))
 
 
 def test_a_state_file_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ import torch
 
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.load import load_model, load_network, save_model
+from pizero.checkpoints.convert import convert
+from pizero.checkpoints.load import load_model, load_network, read_source, save_model
 from pizero.checkpoints.openpi_torch import config_from_arch
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
+from pizero.policy.policy import load_policy
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openpi" / "pi0_d32"
@@ -80,3 +84,48 @@ def test_what_is_not_supported_is_said(tmp_path: Path) -> None:
         load_model(tmp_path, dtype="int3")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         load_model(GOLDEN / "torch", arch=tmp_path / "missing.json")
+
+
+OPENPI = GOLDEN.parent
+FIELD = {"mean": [0.0] * 8, "std": [1.0] * 8, "q01": [-1.0] * 8, "q99": [2.0] * 8}
+
+
+@pytest.mark.parametrize("name", ["pi0_d32", "pi05_d32"])
+@pytest.mark.parametrize("where", ["norm_stats.json", ""])
+def test_openpis_norm_stats_by_path(name: str, where: str, tmp_path: Path) -> None:
+    """The file or its folder; the model tells the mode, unless the file does."""
+    stats = {"norm_stats": {"state": FIELD, "actions": FIELD}}
+    (tmp_path / "norm_stats.json").write_text(json.dumps(stats))
+    arch, expected = OPENPI / name / "tiny_config.json", "zscore" if name == "pi0_d32" else "quantile"
+    options: dict[str, Any] = {"arch": arch, "embodiment": "libero", "tokenizer": PaligemmaTokenizer.bytes()}
+    policy = load_policy(OPENPI / name / "torch", norm_stats=tmp_path / where, **options)
+    assert (policy.pipeline.norm_stats.mode, policy.pipeline.norm_stats.convention) == (expected, "openpi")
+    options["tokenizer"] = None
+    result = convert(
+        OPENPI / name / "torch", tmp_path / "native", "native", norm_stats=str(tmp_path / where), **options
+    )
+    assert result.unknown == ("tokenizer",)
+    facts = read_source(tmp_path / "native").facts
+    assert facts.norm_stats is not None
+    assert facts.norm_stats.mode == expected
+    (tmp_path / "norm_stats.json").write_text(json.dumps({**stats, "mode": "quantile"}))
+    options["tokenizer"] = PaligemmaTokenizer.bytes()
+    policy = load_policy(OPENPI / name / "torch", norm_stats=tmp_path / where, **options)
+    assert policy.pipeline.norm_stats.mode == "quantile"
+
+
+def test_norm_stats_that_are_not_there_or_of_other_columns(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"arch": OPENPI / "pi0_d32" / "tiny_config.json", "tokenizer": PaligemmaTokenizer.bytes()}
+    stats = tmp_path / "assets" / "a" / "b"
+    stats.mkdir(parents=True)
+    (stats / "norm_stats.json").write_text("{}")
+    (tmp_path / "stats.json").write_text(json.dumps({"observation.state": FIELD, "action": FIELD}))
+    for where, embodiment, message in (
+        (tmp_path, "libero", f"no norm statistics here; norm_stats.json lies in {stats}"),
+        (tmp_path / "none", "libero", "no norm statistics here; give the file norm_stats.json, or the folder"),
+        (tmp_path / "stats.json", None, "the robot that has them is not known; name it too"),
+        (tmp_path / "stats.json", "droid", "the droid embodiment joins or converts them"),
+        (stats, "libero", "neither norm_stats/state"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_policy(OPENPI / "pi0_d32" / "torch", norm_stats=where, embodiment=embodiment, **options)

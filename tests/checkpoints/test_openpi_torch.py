@@ -15,9 +15,10 @@ from torch import Tensor
 from pizero.checkpoints import openpi_torch
 from pizero.checkpoints.keymap import Entry, expand, fill
 from pizero.checkpoints.load import load_model
-from pizero.checkpoints.openpi_torch import config_from_arch, key_table
+from pizero.checkpoints.openpi_torch import config_from_arch, config_of_shapes, key_table
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.report.architecture import describe
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openpi"
@@ -242,7 +243,7 @@ def test_arch_with_another_depth() -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (None, "has no config.json; give the sizes with arch"),
+        (None, "no config.json and another vision tower than So400m, whose heads shapes do not tell; give the sizes"),
         ({"paligemma_variant": "gemma_9b", "action_expert_variant": "gemma_300m"}, "names the variant 'gemma_9b'"),
         ({"paligemma_variant": "gemma_2b"}, "names the variant 'None'"),
         ({"paligemma_variant": "gemma_2b_lora"}, "'gemma_2b_lora', but openpi's converter leaves LoRA adapters out"),
@@ -264,6 +265,89 @@ def test_without_arch(tmp_path: Path, config: dict[str, object] | None, text: st
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=text):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("preset", "config"), [("pi0", Pi0Config.pi0()), ("pi05", Pi0Config.pi05())])
+def test_sizes_by_the_shapes(preset: str, config: Pi0Config) -> None:
+    """As openpi's trainer saves, without config.json: the released sizes, other dims, and Gemma of any size."""
+    manifest = json.loads((GOLDEN / "manifests" / f"{preset}_torch_state_dict.json").read_text())
+    shapes = {name: tuple(row["shape"]) for name, row in manifest.items()}
+    assert config_of_shapes(shapes, config.adaptive, Path("x")) == config
+    shapes["action_in_proj.weight"] = (1024, 14)
+    if not config.adaptive:
+        shapes["state_proj.weight"] = (1024, 15)
+    found = config_of_shapes(shapes, config.adaptive, Path("x"))
+    assert (found.action_dim, found.state_dim) == (14, 14 if config.adaptive else 15)
+    for name, sizes in (("vlm", "prefix"), ("action_expert", "expert")):
+        tiny = {key: tuple(tensor.shape) for key, tensor in tensors_of(f"{preset}_d32").items()}
+        large = {key: shape for key, shape in shapes.items() if ".vision_tower." in key}
+        found = config_of_shapes({**tiny, **large}, config.adaptive, Path("x"))
+        values = json.loads((GOLDEN / f"{preset}_d32" / "tiny_config.json").read_text())
+        assert dataclasses.asdict(getattr(found, sizes)) == values[name]
+    with pytest.raises(UserError, match=r"x has no config.json, and action_in_proj.weight is missing"):
+        config_of_shapes(
+            {key: shape for key, shape in shapes.items() if "action_in" not in key}, config.adaptive, Path("x")
+        )
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_folder_of_the_trainer_tells_what_is_assumed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed(tmp_path, lambda tensors: None, name)
+    (folder / "optimizer.pt").write_bytes(b"\x80\x02")
+    monkeypatch.setattr(openpi_torch, "config_of_shapes", lambda *_: arch_of(name))
+    notes = " ".join(openpi_torch.read(folder).notes)
+    assert "do not tell the action horizon: 50 steps are taken" in notes
+    assert ("do not tell whether the prompt holds the state" in notes) == (name == "pi05_d32")
+    assert openpi_torch.read(folder, arch_of(name)).notes == ()
+
+
+@pytest.mark.parametrize("start", ["module.", "base_model.model.", "_orig_mod.", "module._orig_mod."])
+def test_a_wrappers_start_of_names_is_left_out_and_told(start: str, tmp_path: Path) -> None:
+    def wrap(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[start + name] = tensors.pop(name)
+
+    source = openpi_torch.read(changed(tmp_path, wrap), arch_of("pi0_d32"))
+    expected = dict(openpi_torch.read(GOLDEN / "pi0_d32" / "torch", arch_of("pi0_d32")).tensors())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in source.tensors())
+    assert len(source.notes) == 1
+    assert "in the tensors' names is left out" in source.notes[0]
+
+
+def test_compiled_parts_inside_of_names(tmp_path: Path) -> None:
+    def wrap(tensors: dict[str, Tensor]) -> None:
+        tensors[QUERY.replace(".layers.", "._orig_mod.layers.")] = tensors.pop(QUERY)
+
+    assert len(openpi_torch.read(changed(tmp_path, wrap), arch_of("pi0_d32")).notes) == 1
+
+
+def test_a_start_that_some_names_lack_is_listed(tmp_path: Path) -> None:
+    folder = changed(tmp_path, lambda t: t.update({"module." + QUERY: t.pop(QUERY)}))
+    with pytest.raises(UserError, match=r"1 left over \(module.paligemma"):
+        load_model(folder, arch=arch_of("pi0_d32"))
+
+
+def test_adapters_among_the_weights(tmp_path: Path) -> None:
+    def adapt(tensors: dict[str, Tensor]) -> None:
+        tensors[QUERY.replace("q_proj.", "q_proj.base_layer.")] = tensors.pop(QUERY)
+        tensors[QUERY.replace("q_proj.", "q_proj.lora_A.default.")] = torch.zeros(2, 2)
+
+    with pytest.raises(UserError, match=r"LoRA adapters of PEFT beside the weights \(1 tensors, .*merge them"):
+        load_model(changed(tmp_path, adapt), arch=arch_of("pi0_d32"))
+    plain = changed(tmp_path, lambda tensors: None)
+    (plain / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"LoRA adapters of PEFT \(adapter_config.json\) beside weights; merge them"):
+        load_model(plain, arch=arch_of("pi0_d32"))
+
+
+def test_arch_as_inspect_writes_it(tmp_path: Path) -> None:
+    config = arch_of("pi0_d32")
+    path = tmp_path / "sizes.json"
+    path.write_text(json.dumps(describe(config).to_json()))
+    assert load_model(GOLDEN / "pi0_d32" / "torch", arch=path).config == config
+    assert load_model(GOLDEN / "pi0_d32" / "torch", arch=json.loads(path.read_text())).config == config
 
 
 def test_other_folders_are_not_taken_for_one(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def convert(
     writer = find_format(to)
     folder, target = local_folder(source), Path(target).absolute()
     opened = read_source(folder, arch) if merge_lora is None else merge_adapters(read_source(folder, arch), merge_lora)
-    facts = given(opened.facts, embodiment, norm_stats, tokenizer)
+    facts = given(opened.facts, embodiment, norm_stats, tokenizer, opened.config)
     if folder.absolute() in (target, *target.parents):
         raise UserError(f"{target} lies in the source {folder}; choose a folder elsewhere")
     with new_folder(target) as partial:

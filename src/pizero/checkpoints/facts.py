@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.models import NetworkConfig
+from pizero.checkpoints.openpi_folder import mode_of
 from pizero.checkpoints.remote import paligemma_tokenizer
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, get_embodiment
-from pizero.data.norm_stats import NormStats
+from pizero.data.norm_stats import Mode, NormStats
 from pizero.data.pipeline import Pipeline, PromptFormat
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.files import read_json, values_of, write_bytes
+from pizero.model.config import Pi0Config
 from pizero.types import UserError
 
 FACTS, STATS, TOKENIZER = "facts.json", "norm_stats.json", "tokenizer.model"
@@ -44,19 +46,56 @@ def given(
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
     tokenizer: PaligemmaTokenizer | str | Path | None = None,
+    config: NetworkConfig | None = None,
 ) -> Facts:
     """The facts with what the user says in the place of what the checkpoint says.
 
-    embodiment: or its name. norm_stats, tokenizer: or their files.
+    embodiment: or its name. norm_stats: or its file, or the folder that holds it; one that does not say its mode, as
+    openpi's, is used as openpi uses it with the model of this config. tokenizer: or its file.
     """
     if isinstance(embodiment, str):
         embodiment = get_embodiment(embodiment)
     if isinstance(norm_stats, str | Path):
-        norm_stats = NormStats.load(norm_stats)
+        mode = mode_of(config) if isinstance(config, Pi0Config) else None
+        norm_stats = stats_of_file(norm_stats, mode, embodiment or facts.embodiment)
     if isinstance(tokenizer, str | Path):
         tokenizer = PaligemmaTokenizer(tokenizer)
     values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer}
     return replace(facts, **{name: value for name, value in values.items() if value is not None})
+
+
+def stats_of_file(
+    where: str | Path, mode: Mode | None, embodiment: Embodiment | None, strict: bool = False
+) -> NormStats:
+    """Statistics of a file (ours, openpi's norm_stats.json or LeRobot's stats.json), or of the folder that holds it.
+
+    mode: of one that does not say it; with `strict` another one is refused. UserError where there is no such file, or
+    where it is of the columns as they are recorded and the embodiment changes them.
+    """
+    path = Path(where)
+    file = path / STATS if path.is_dir() else path
+    if not file.is_file():
+        below = sorted(str(found.parent) for found in path.glob(f"assets/**/{STATS}"))
+        hint = f"{STATS} lies in {', '.join(below)}" if below else f"give the file {STATS}, or the folder that holds it"
+        raise UserError(f"{where}: no norm statistics here; {hint}")
+    stored = read_json(file)
+    if "norm_stats" in stored:
+        return NormStats.load(file, mode if strict or "mode" not in stored else None)
+    if embodiment is None:
+        raise UserError(f"{file} is of a dataset's columns, and the robot that has them is not known; name it too")
+    keys = embodiment.state_key, embodiment.action_key
+    if any(embodiment.relative_mask):
+        raise UserError(
+            f"{file} does not tell that its actions are relative, which those of the {embodiment.name} embodiment are; "
+            "compute them with pizero norm-stats"
+        )
+    chooses = bool(embodiment.state_dims or embodiment.action_dims)
+    if embodiment.conversions or chooses or not isinstance(keys[0], str) or not isinstance(keys[1], str):
+        raise UserError(
+            f"{file} is of the columns as they are, but the {embodiment.name} embodiment joins them, converts them or "
+            "chooses some of their dimensions; compute them with pizero norm-stats"
+        )
+    return NormStats.load(file, mode, (keys[0], keys[1]))
 
 
 def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:

@@ -19,15 +19,19 @@ from torch import Tensor
 from pizero.checkpoints.json_file import peek
 from pizero.checkpoints.keymap import Entry, equal, matched
 from pizero.checkpoints.lerobot_processors import (
+    Processors,
     image_keys,
     model_cameras,
+    prompt_length,
     read_config,
     read_facts,
+    read_processors,
     robot_config,
     write_processors,
 )
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
+from pizero.checkpoints.refusals import legacy_pi0
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import values_of
@@ -59,10 +63,13 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     """What the folder holds, strictly. The token embedding is embed_tokens; without it LeRobot copies lm_head there."""
     values = read_config(folder / CONFIG)
     weights = SafetensorsWeights(folder)
+    if told := legacy_pi0(weights):
+        raise UserError(f"{folder} {told}")
     prefix = _PREFIX if _PREFIX + "action_in_proj.weight" in weights else ""
     table = next((prefix + name for name in (EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + EMBEDDED)
-    with values_of(folder / CONFIG):
-        config = _read_config(values, arch)
+    with values_of(f"{folder}: {CONFIG} or a processor"):
+        processors = read_processors(folder, values)
+        config = _read_config(values, processors, arch)
     if arch is None and table in weights and weights.shape(table)[-1:] != (config.prefix.width,):
         raise UserError(
             f"{folder / CONFIG} names {values.get('paligemma_variant')}, of width {config.prefix.width}, but the "
@@ -72,7 +79,10 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     rows = [dataclasses.replace(row, theirs=prefix + row.theirs) for row in rows]
     tensors = matched(weights, rows, ignored=(prefix + _LM_HEAD, prefix + _EXPERT_HEAD))
     with values_of(f"{folder}: {CONFIG} or a processor"):
-        facts, notes = read_facts(folder, values, config)
+        facts, notes = read_facts(folder, values, processors, config)
+    notes[:0] = weights.notes
+    if values.get("use_peft"):
+        notes.append(f"{CONFIG} says use_peft, and there are no adapters: the weights are taken to be the merged ones")
     head = prefix + _LM_HEAD
     if table != head and head in weights and not equal(weights[head], weights[table]):
         notes.append(f"{head} differs from {table}, which the forward pass reads and which is taken")
@@ -152,10 +162,10 @@ def kept_in_float32(name: str) -> bool:
     return not inside.startswith(_INSIDE) or any(part in inside for part in _FLOAT32)
 
 
-def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
+def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch | None) -> Pi0Config:
     """Switches and dims of config.json, sizes of its variants or of `arch`, which must not contradict it."""
     preset = _PRESETS[values["type"]]
-    height, width = values.get("image_resolution", (224, 224))
+    height, width = values.get("image_resolution") or values.get("resize_imgs_with_padding") or (224, 224)
     if height != width:
         raise UserError(f"{CONFIG}: image_resolution is {height} x {width}; only square images can be read")
     for name, value in (("min_period", 4e-3), ("max_period", 4.0)):
@@ -163,10 +173,11 @@ def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
             raise UserError(f"{CONFIG}: {name} is {values[name]}; the time embedding here has {value}")
     told: dict[str, Any] = {
         "state_input": preset.state_input, "time_conditioning": preset.time_conditioning, "image_size": height,
-        "prompt_length": values.get("tokenizer_max_length", preset.prompt_length),
+        "prompt_length": prompt_length(values, processors, preset.prompt_length),
         "state_dim": values.get("max_state_dim", 32), "action_dim": values.get("max_action_dim", 32),
         "action_horizon": values.get("chunk_size", 50),
         "cameras": model_cameras(values),
+        "max_delay": values.get("rtc_training_max_delay") or 0,
     }  # fmt: skip
     if arch is None:
         names = values.get("paligemma_variant", "gemma_2b"), values.get("action_expert_variant", "gemma_300m")
@@ -176,12 +187,14 @@ def _read_config(values: Mapping[str, Any], arch: Arch | None) -> Pi0Config:
         return dataclasses.replace(preset, prefix=_VARIANTS[names[0]], expert=_VARIANTS[names[1]], **told)
     if isinstance(arch, Mapping) and "chunk_size" in arch:
         sizes = _sizes(arch)
-        given = {name: arch[key] for name, key in _ARCH_KEYS.items() if key in arch}
+        given = {name: arch[key] for name, key in _ARCH_KEYS.items() if key in arch and arch[key] != values.get(key)}
         config = dataclasses.replace(preset, **{**told, **given}, **sizes)
     else:
         config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
     if len(config.cameras) >= len(image_keys(values)):
         told["cameras"] = config.cameras
+    if not config.max_delay:  # no size
+        config = dataclasses.replace(config, max_delay=told["max_delay"])
     differing = [name for name, value in told.items() if getattr(config, name) != value]
     if differing:
         shown = ", ".join(f"{name} {getattr(config, name)} instead of {told[name]}" for name in differing)
@@ -244,4 +257,5 @@ def written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
         "num_inference_steps": config.default_num_steps,
         "image_resolution": [config.image_size, config.image_size],
         "tokenizer_max_length": config.prompt_length,
+        **({"rtc_training_max_delay": config.max_delay} if config.max_delay else {}),
     }

@@ -77,8 +77,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     config = _config(settings, features, before, weights)
     _check_grids(weights, config)
     ignored = [name for name in weights if name.endswith((".pos_grid", ".num_batches_tracked"))]
-    compiled = any("._orig_mod." in name for name in weights)
-    tensors = matched(weights, key_table(config, compiled, settings.flag("use_film_scale_modulation")), ignored)
+    tensors = matched(weights, key_table(config, settings.flag("use_film_scale_modulation")), ignored)
     stats, notes = norm_stats(
         features.state_dim, features.action_dim, before, read_normaliser(folder, "policy_postprocessor")
     )
@@ -86,21 +85,20 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     facts = Facts(embodiment, stats, PaligemmaTokenizer.bytes())  # no prompt is read
     if before.renamed:
         notes.append(f"{folder}: the preprocessor renames observations; say yourself which camera is which")
-    return Source(NAME, config, tensors, facts, (*notes, *_sampling_notes(settings, config)))
+    return Source(NAME, config, tensors, facts, (*weights.notes, *notes, *_sampling_notes(settings, config)))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
     raise UserError(f"{NAME} checkpoints are read only; save the policy as native")
 
 
-def key_table(config: BaselineConfig, compiled: bool = False, film_scale: bool = True) -> list[Entry]:
+def key_table(config: BaselineConfig, film_scale: bool = True) -> list[Entry]:
     """A row for every tensor of our policy.
 
-    compiled: the names of a policy that was saved with its UNet compiled. film_scale: false for one that modulates with
-    a shift alone; ours has a scale, which is then 1.
+    film_scale: false for one that modulates with a shift alone; ours has a scale, which is then 1.
     """
     ours = list(empty_model(config).state_dict())
-    rows = [Entry(name, _their_name(name, config, compiled)) for name in ours]
+    rows = [Entry(name, _their_name(name, config)) for name in ours]
     if film_scale:
         return rows
     return [replace(row, to_ours=_with_scale) if ".modulation." in row.ours else row for row in rows]
@@ -137,10 +135,10 @@ _UNET = [
 ]
 
 
-def _their_name(name: str, config: BaselineConfig, compiled: bool) -> str:
+def _their_name(name: str, config: BaselineConfig) -> str:
     part, rest = name.split(".", 1)
     if part == "unet":
-        return "diffusion.unet." + ("_orig_mod." if compiled else "") + _renamed(rest, _UNET)
+        return "diffusion.unet." + _renamed(rest, _UNET)
     encoder, rest = rest.split(".", 1)
     number = f"{config.cameras.index(encoder)}." if config.image_fusion == "separate" else ""
     rest = re.sub(r"^levels\.(\d+)\.", lambda found: f"backbone.{int(found[1]) + 4}.", rest)

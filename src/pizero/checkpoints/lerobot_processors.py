@@ -9,47 +9,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pizero.checkpoints.json_file import read_object
-from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safetensors
+from pizero.checkpoints.lerobot_keys import (
+    ABSOLUTE,
+    NORMALIZE,
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    RELATIVE,
+    RENAME,
+    TOKENIZE,
+    UNNORMALIZE,
+    Step,
+    look_at_config,
+    read_steps,
+)
+from pizero.checkpoints.lerobot_stats import ACTION, MODES, STATE, UnknownError, read_norm_stats, width_of
+from pizero.checkpoints.safetensors_file import write_safetensors
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, Key
-from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats
+from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS, Pi0Config
 from pizero.types import LARGEST, UserError
 
-STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+IMAGES = "observation.images."
 TOKENIZER = "tokenizer.model"
 """The vocabulary, which LeRobot takes from the hub and does not look for here."""
-PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
-_MODES: dict[str, Mode] = {"MEAN_STD": "zscore", "QUANTILES": "quantile"}
-_RENAME, _RELATIVE, _NORMALIZE = "rename_observations_processor", "relative_actions_processor", "normalizer_processor"
-_UNNORMALIZE, _ABSOLUTE = "unnormalizer_processor", "absolute_actions_processor"
 _MOST_EMPTY = 100
-_STATISTICS = ("mean", "std", "q01", "q99", "min", "max")
-_PLAIN_STEPS = {
-    "to_batch_processor", "device_processor", "pi0_new_line_processor", "tokenizer_processor",
-    "pi05_prepare_state_tokenizer_processor_step",
-}  # fmt: skip
-"""Steps that do for every policy of a type what `types.Convention` says."""
-
-
-class _UnknownError(Exception):
-    """A fact that the folder does not tell, or that cannot be carried; the text becomes a note."""
 
 
 @dataclass(frozen=True)
-class _Step:
-    config: Mapping[str, Any] = field(default_factory=dict)
-    state_file: str | None = None
+class Processors:
+    """Steps before and after the model by registered name, and what is to be told of them and of config.json.
+
+    certain: false where something changes the robot's numbers in a way that is not done here.
+    """
+
+    before: Mapping[str, Step]
+    after: Mapping[str, Step]
+    notes: tuple[str, ...]
+    certain: bool
 
 
 # ---------------------------------------------------------------- reading
@@ -58,10 +64,14 @@ class _Step:
 def read_config(path: Path) -> Mapping[str, Any]:
     """LeRobot's config.json; UserError where a key has another type than LeRobot writes."""
     values = read_object(path).values
-    whole = ("chunk_size", "max_state_dim", "max_action_dim", "tokenizer_max_length", "num_inference_steps")
+    whole = (
+        "chunk_size", "max_state_dim", "max_action_dim", "tokenizer_max_length", "num_inference_steps", "num_steps"
+    )  # fmt: skip
     wrong = [name for name in whole if not _is_whole(values.get(name, 1)) or values.get(name, 1) < 1]
     empty = values.get("empty_cameras", 0)
     wrong += ["empty_cameras"] * (not _is_whole(empty) or not 0 <= empty <= _MOST_EMPTY)
+    delay = values.get("rtc_training_max_delay") or 0
+    wrong += ["rtc_training_max_delay"] * (not _is_whole(delay) or delay < 0)
     resolution = values.get("image_resolution", [1, 1])
     wrong += ["image_resolution"] * (not isinstance(resolution, list) or list(map(type, resolution)) != [int, int])
     for name in ("input_features", "output_features"):
@@ -106,105 +116,65 @@ def model_cameras(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple([*own, *more][:count])
 
 
-def read_facts(folder: Path, values: Mapping[str, Any], config: Pi0Config) -> tuple[Facts, list[str]]:
+def read_processors(folder: Path, values: Mapping[str, Any]) -> Processors:
+    """Both; without steps where there are no files. values: of config.json."""
+    told = look_at_config(values)
+    before, after = (read_steps(folder, name, told) for name in (PREPROCESSOR, POSTPROCESSOR))
+    length = before.get(TOKENIZE, Step()).config.get("max_length", 1)
+    if not _is_whole(length) or length < 1:
+        raise UserError(f"{folder / PREPROCESSOR}.json: max_length is no whole number of at least 1")
+    if TOKENIZE in before and values.get("tokenizer_max_length", length) != length:
+        told.unused.append(f"tokenizer_max_length {values['tokenizer_max_length']} (the processor's {length} counts)")
+    return Processors(before, after, tuple(told.notes()), not told.changing)
+
+
+def prompt_length(values: Mapping[str, Any], processors: Processors, default: int) -> int:
+    """What the saved processor pads and cuts to, which LeRobot follows; else what config.json says."""
+    told = values.get("tokenizer_max_length", default)
+    return processors.before.get(TOKENIZE, Step()).config.get("max_length", told)
+
+
+def read_facts(
+    folder: Path, values: Mapping[str, Any], processors: Processors, config: Pi0Config
+) -> tuple[Facts, list[str]]:
     """What can be told, and a note for each thing that cannot. values: of config.json."""
-    notes: list[str] = []
-    before, after = (_read_steps(folder, name, notes) for name in (PREPROCESSOR, POSTPROCESSOR))
+    notes = list(processors.notes)
+    before, after = processors.before, processors.after
     norm_stats = embodiment = None
     try:
-        norm_stats = _read_norm_stats(folder, values, before, after)
-    except _UnknownError as unknown:
+        norm_stats = read_norm_stats(folder, values, before, after, notes)
+    except UnknownError as unknown:
         if before or after:
             notes.append(f"the norm stats are unknown: {unknown}")
     try:
-        embodiment = _read_embodiment(values, config, before, after, norm_stats, notes)
-    except _UnknownError as unknown:
+        if processors.certain:
+            embodiment = _read_embodiment(values, config, before, after, norm_stats, notes)
+    except UnknownError as unknown:
         notes.append(f"the embodiment is unknown: {unknown}")
-    if (steps := values.get("num_inference_steps", config.default_num_steps)) != config.default_num_steps:
+    steps = values.get("num_inference_steps", values.get("num_steps", config.default_num_steps))
+    if steps != config.default_num_steps:
         notes.append(f"LeRobot samples this policy in {steps} steps; give num_steps={steps} for the same actions")
     tokenizer = PaligemmaTokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
     return Facts(embodiment, norm_stats, tokenizer, "lerobot"), notes
 
 
-def _read_steps(folder: Path, name: str, notes: list[str]) -> dict[str, _Step]:
-    """Steps by registered name; none when the file is not there."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return {}
-    known = {_RENAME, _RELATIVE, _NORMALIZE, _UNNORMALIZE, _ABSOLUTE, *_PLAIN_STEPS}
-    steps: dict[str, _Step] = {}
-    try:
-        for step in read_object(path).values["steps"]:
-            registered = step.get("registry_name") or step["class"]
-            if registered not in known:
-                notes.append(f"{path.name} has the step {registered!r}, which is not known; what it does is left out")
-            steps[registered] = _Step(step.get("config", {}), step.get("state_file"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no list of processor steps ({error!r}); copy the checkpoint again") from error
-    return steps
-
-
-def _read_norm_stats(
-    folder: Path, values: Mapping[str, Any], before: Mapping[str, _Step], after: Mapping[str, _Step]
-) -> NormStats:
-    if _NORMALIZE not in before or _UNNORMALIZE not in after:
-        raise _UnknownError("there are no processors with a step that normalises")
-    steps = before[_NORMALIZE], after[_UNNORMALIZE]
-    maps = [step.config.get("norm_map", {}) for step in steps]
-    modes = {*(modes.get("ACTION", "IDENTITY") for modes in maps), maps[0].get("STATE", "IDENTITY")}
-    if len(modes) > 1 or not modes <= set(_MODES):
-        raise _UnknownError(f"the modes are {', '.join(sorted(modes))}; one of {', '.join(_MODES)} for all can be told")
-    if maps[0].get("VISUAL", "IDENTITY") != "IDENTITY":
-        raise _UnknownError("images are normalised by statistics, which is not carried")
-    selected = steps[0].config.get("normalize_observation_keys")
-    if selected is not None and STATE not in selected:
-        raise _UnknownError("the state is not normalised")
-    epsilons = {float(step.config.get("eps", LEROBOT_EPSILON)) for step in steps}
-    tensors = [_state_tensors(folder, step) for step in steps]
-    actions = [_field(found, ACTION) for found in tensors]
-    if len(epsilons) > 1 or actions[0].to_json() != actions[1].to_json():
-        raise _UnknownError("the two processors hold different statistics of the actions or epsilons")
-    width = _width(values.get("output_features"), ACTION)
-    if width is not None and width != actions[0].dim:
-        raise _UnknownError(f"the statistics have {actions[0].dim} action dimensions, config.json {width}")
-    return NormStats(_MODES[modes.pop()], _field(tensors[0], STATE), actions[0], epsilons.pop(), "lerobot")
-
-
-def _state_tensors(folder: Path, step: _Step) -> Mapping[str, Tensor]:
-    name = step.state_file
-    if name is None:
-        return {}
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-        raise UserError(f"{folder}: a processor names the state file {name!r}, not a file of this folder; not read")
-    if not (folder / name).is_file():
-        raise UserError(f"{folder} has no {name}, which a processor names; copy the checkpoint again")
-    return SafetensorsWeights(folder, name)
-
-
-def _field(tensors: Mapping[str, Tensor], key: str) -> FieldStats:
-    found = {name: tensors[f"{key}.{name}"] for name in _STATISTICS if f"{key}.{name}" in tensors}
-    if not {"mean", "std"} <= found.keys():
-        raise _UnknownError(f"the processors hold no mean and std of {key}")
-    return FieldStats(**{name: np.asarray(value.double().numpy()) for name, value in found.items()})
-
-
 def _read_embodiment(
     values: Mapping[str, Any],
     config: Pi0Config,
-    before: Mapping[str, _Step],
-    after: Mapping[str, _Step],
+    before: Mapping[str, Step],
+    after: Mapping[str, Step],
     norm_stats: NormStats | None,
     notes: list[str],
 ) -> Embodiment:
     """The robot's columns are what the preprocessor renames to the policy's keys."""
-    renamed = {new: old for old, new in before.get(_RENAME, _Step()).config.get("rename_map", {}).items()}
+    renamed = {new: old for old, new in before.get(RENAME, Step()).config.get("rename_map", {}).items()}
     robot_keys = [renamed.get(key, key) for key in image_keys(values)]
     if not robot_keys:
-        raise _UnknownError("config.json names no camera")
+        raise UnknownError("config.json names no camera")
     prefix = next(p for p in (IMAGES, "observation.", "") if all(key.startswith(p) for key in robot_keys))
     names = [key.removeprefix(prefix) for key in robot_keys]
-    action_dim = _width(values.get("output_features"), ACTION) or config.action_dim
-    state_dim = _width(values.get("input_features"), STATE) or config.state_dim
+    action_dim = width_of(values.get("output_features"), ACTION) or config.action_dim
+    state_dim = width_of(values.get("input_features"), STATE) or config.state_dim
     return Embodiment(
         "lerobot",
         dict(zip(config.cameras, names, strict=False)),
@@ -220,8 +190,8 @@ def _read_embodiment(
 
 def _read_relative_mask(
     values: Mapping[str, Any],
-    before: Mapping[str, _Step],
-    after: Mapping[str, _Step],
+    before: Mapping[str, Step],
+    after: Mapping[str, Step],
     action_dim: int,
     notes: list[str],
 ) -> tuple[bool, ...]:
@@ -230,26 +200,22 @@ def _read_relative_mask(
         "enabled": values.get("use_relative_actions", False),
         "exclude_joints": values.get("relative_exclude_joints", ()),
         "action_names": values.get("action_feature_names"),
-        **before.get(_RELATIVE, _Step()).config,
+        **before.get(RELATIVE, Step()).config,
     }
-    if after.get(_ABSOLUTE, _Step({"enabled": told["enabled"]})).config.get("enabled", False) != told["enabled"]:
-        raise _UnknownError("one of its two processors makes actions relative, the other does not")
+    if after.get(ABSOLUTE, Step({"enabled": told["enabled"]})).config.get("enabled", False) != told["enabled"]:
+        raise UnknownError("one of its two processors makes actions relative, the other does not")
     if not told["enabled"]:
         return ()
     excluded = [str(name).lower() for name in told["exclude_joints"] if name]
     if excluded and told["action_names"] is None:
-        if _RELATIVE not in before:
-            raise _UnknownError("some joints have relative actions, and nothing says which")
+        if RELATIVE not in before:
+            raise UnknownError("some joints have relative actions, and nothing says which")
         notes.append(
             f"no action names, so LeRobot makes every action relative, {', '.join(excluded)} included; so here"
         )
     names = [str(name).lower() for name in told["action_names"] or ()][:action_dim]
     mask = [not any(part in name for part in excluded) for name in names]
     return tuple(mask + [True] * (action_dim - len(mask)))
-
-
-def _width(features: Mapping[str, Any] | None, key: str) -> int | None:
-    return int(features[key]["shape"][0]) if features and key in features else None
 
 
 # ---------------------------------------------------------------- writing
@@ -275,7 +241,7 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     state_dim = (embodiment and embodiment.state_dim) or (stats.state.dim if stats else config.state_dim)
     action_dim = (embodiment and embodiment.action_dim) or (stats.actions.dim if stats else config.action_dim)
     default = "MEAN_STD" if config.has_state_token else "QUANTILES"
-    mode = default if stats is None else next(name for name, mode in _MODES.items() if mode == stats.mode)
+    mode = default if stats is None else next(name for name, mode in MODES.items() if mode == stats.mode)
     visual = {"type": "VISUAL", "shape": [3, config.image_size, config.image_size]}
     return {
         "input_features": {
@@ -318,13 +284,13 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
     stats = None if facts.norm_stats is None else facts.norm_stats.in_convention("lerobot")
     epsilon = LEROBOT_EPSILON if stats is None else stats.epsilon
     state_key = STATE if facts.embodiment is None else _observation_key(facts.embodiment.state_key, STATE)
-    rename = (_RENAME, {"rename_map": {} if state_key == STATE else {state_key: STATE}})
+    rename = (RENAME, {"rename_map": {} if state_key == STATE else {state_key: STATE}})
     tokenize = {
         "max_length": values["tokenizer_max_length"], "task_key": "task", "padding_side": "right",
         "padding": "max_length", "truncation": True, "tokenizer_name": "google/paligemma-3b-pt-224",
     }  # fmt: skip
     relative = (
-        _RELATIVE,
+        RELATIVE,
         {
             "enabled": enabled,
             "exclude_joints": values["relative_exclude_joints"],
@@ -332,16 +298,16 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
         },
     )
     norm_map = values["normalization_mapping"]
-    normalize = (_NORMALIZE, {"eps": epsilon, "features": {**inputs, **outputs}, "norm_map": norm_map})
-    unnormalize = (_UNNORMALIZE, {"eps": epsilon, "features": outputs, "norm_map": norm_map})
+    normalize = (NORMALIZE, {"eps": epsilon, "features": {**inputs, **outputs}, "norm_map": norm_map})
+    unnormalize = (UNNORMALIZE, {"eps": epsilon, "features": outputs, "norm_map": norm_map})
     device = ("device_processor", {"device": "cpu", "float_dtype": None})
-    batch, text = ("to_batch_processor", {}), ("tokenizer_processor", tokenize)
+    batch, text = ("to_batch_processor", {}), (TOKENIZE, tokenize)
     if values["type"] == "pi0":
         before = [rename, batch, ("pi0_new_line_processor", {}), text, device, relative, normalize]
     else:
         state_in_prompt = ("pi05_prepare_state_tokenizer_processor_step", {})
         before = [rename, batch, relative, normalize, state_in_prompt, text, device]
-    after = [unnormalize, (_ABSOLUTE, {"enabled": enabled}), device]
+    after = [unnormalize, (ABSOLUTE, {"enabled": enabled}), device]
     tensors = {} if stats is None else _stats_tensors(stats, inputs, outputs)
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         _write_steps(folder, name, steps, tensors)
@@ -355,7 +321,7 @@ def _write_steps(
     written: list[dict[str, Any]] = []
     for number, (registered, config) in enumerate(steps):
         written.append({"registry_name": registered, "config": config})
-        if registered in (_NORMALIZE, _UNNORMALIZE) and stats:
+        if registered in (NORMALIZE, UNNORMALIZE) and stats:
             written[-1]["state_file"] = state_file = f"{name}_step_{number}_{registered}.safetensors"
             write_safetensors(folder / state_file, stats)
     (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": written}, indent=2))
@@ -364,7 +330,7 @@ def _write_steps(
 def _stats_tensors(norm_stats: NormStats, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """float32, cut to the robot's dims: LeRobot does not take longer ones."""
     return {
-        f"{key}.{name}": torch.tensor(values[: _width(features, key)], dtype=torch.float32)
+        f"{key}.{name}": torch.tensor(values[: width_of(features, key)], dtype=torch.float32)
         for key, features, stats in ((STATE, inputs, norm_stats.state), (ACTION, outputs, norm_stats.actions))
         for name, values in stats.to_json().items()
     }

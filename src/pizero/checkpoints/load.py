@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from pizero.checkpoints import lerobot, lerobot_diffusion, native, openpi_jax, openpi_torch, transformers_pi0
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import save_checkpoint, torch_dtype
-from pizero.checkpoints.refusals import refusal
+from pizero.checkpoints.refusals import check_no_adapters, refusal
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.files import new_folder, read_json
@@ -63,6 +64,7 @@ def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
     sizes = None if arch is None else read_arch(arch)
     for format in FORMATS.values():
         if format.detect(folder):
+            check_no_adapters(folder)
             return format.read(folder, sizes)
     raise UserError(refusal(folder, lambda path: any(format.detect(path) for format in FORMATS.values())))
 
@@ -87,7 +89,12 @@ def find_format(name: str) -> Format:
 
 
 def read_arch(arch: Arch | str | Path) -> Arch:
-    """Sizes as users give them, or those in a file of them; whose words they are, the format knows."""
-    if isinstance(arch, Pi0Config | Mapping):
+    """Sizes as users give them, or those in a file of them, which `pizero inspect --json` may have written.
+
+    Whose words they are, the format knows.
+    """
+    if isinstance(arch, Pi0Config):
         return arch
-    return read_json(Path(arch))
+    values = arch if isinstance(arch, Mapping) else read_json(Path(arch))
+    config = values.get("config")
+    return cast("Mapping[str, Any]", config) if isinstance(config, Mapping) else values

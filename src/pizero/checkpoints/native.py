@@ -183,7 +183,7 @@ def _weights(folder: Path, arch: Arch | None = None) -> Source:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
     weights = SafetensorsWeights(folder, WEIGHTS)
-    return Source(NAME, config, lambda: iter(weights.items()))
+    return Source(NAME, config, lambda: iter(weights.items()), notes=weights.notes)
 
 
 def _write(

@@ -26,6 +26,10 @@ CONFIG, ASSETS, STATS, OURS = "config.json", "assets", "norm_stats.json", "pizer
 DUMMY = GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16)
 VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M, "dummy": DUMMY}
 """Sizes by openpi's names (openpi src/openpi/models/gemma.py, get_config)."""
+HORIZON_UNKNOWN = (
+    "openpi's files do not tell the action horizon: 50 steps are taken; give an arch for another one (pizero inspect "
+    "--json writes one to change)"
+)
 STATE_UNKNOWN = (
     "openpi's files do not tell whether the prompt holds the state: it is taken to; for a π0.5 trained with "
     "discrete_state_input=False (as pi05_libero) give an arch with state_input 'none'"
@@ -124,7 +128,7 @@ def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]
             f"{folder} has the norm stats of several robots ({names}); none is taken: choose a file among its {ASSETS}",
         )
     try:
-        return Facts(norm_stats=NormStats.load(found[0], _mode(config))), ()
+        return Facts(norm_stats=NormStats.load(found[0], mode_of(config))), ()
     except UserError as error:
         return Facts(), (f"{found[0]} is left out: {error}",)
 
@@ -144,9 +148,9 @@ def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
             stacklevel=3,
         )
     stats = facts.norm_stats.in_convention("openpi")
-    if stats.mode != _mode(config):
+    if stats.mode != mode_of(config):
         raise UserError(
-            f"the norm stats are for mode {stats.mode!r}, but openpi would use {_mode(config)!r} with this model; "
+            f"the norm stats are for mode {stats.mode!r}, but openpi would use {mode_of(config)!r} with this model; "
             "leave them out, or train with openpi's mode"
         )
     name = facts.embodiment.name if facts.embodiment else "robot"
@@ -163,7 +167,7 @@ def save_stats(stats: NormStats, path: Path) -> None:
     write_bytes(path, json.dumps({"norm_stats": values}, indent=2).encode())
 
 
-def _mode(config: Pi0Config) -> Mode:
+def mode_of(config: Pi0Config) -> Mode:
     """openpi src/openpi/training/config.py: quantiles for everything but π0."""
     return "quantile" if config.adaptive else "zscore"
 

@@ -33,9 +33,6 @@ _RANKS = {"prefix": 16, "expert": 32}
 The scale alpha / rank is 1 then; alpha is not in the checkpoint, so other ranks are refused.
 """
 _LORA_NOTE = "the LoRA adapters (rank {}) were merged into the weights in float32"
-_HORIZON_NOTE = (
-    "openpi's JAX checkpoints do not tell the action horizon: 50 steps are taken; give an arch for another one"
-)
 
 
 def detect(folder: Path) -> bool:
@@ -81,7 +78,7 @@ def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[Source, 
     ranks = sorted({_rank(row, arrays) for row in rows if row.theirs in adapters})
     notes = [_LORA_NOTE.format(" and ".join(map(str, ranks)))] if ranks and merge else []
     if given is None:
-        notes += [_HORIZON_NOTE, openpi_folder.STATE_UNKNOWN] if adaptive else [_HORIZON_NOTE]
+        notes += [openpi_folder.HORIZON_UNKNOWN, *([openpi_folder.STATE_UNKNOWN] if adaptive else [])]
     facts, more = openpi_folder.read_facts(params.parent, config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -1,23 +1,26 @@
 """Checkpoints of openpi's PyTorch port: `model.safetensors`, names of the patched Transformers classes.
 
-π0 or π0.5, dims and sizes are read from the tensors themselves; what shapes cannot tell (heads, image size, horizon)
-comes from `arch` or from the variants that config.json names, and must agree with the shapes.
+π0 or π0.5, dims and sizes are read from the tensors themselves; what shapes cannot tell (heads, horizon) comes from
+`arch`, from the variants that config.json names, or, without one, as openpi's trainer saves, from the released models.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from pizero.checkpoints import openpi_folder
+from pizero.checkpoints.json_file import peek
 from pizero.checkpoints.keymap import Entry, equal, expand, matched
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_folder import VARIANTS, config_from_arch
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
-from pizero.model.config import Pi0Config
+from pizero.model.config import SO400M, GemmaConfig, Pi0Config
 from pizero.types import UserError
 
 __all__ = ["NAME", "config_from_arch", "detect", "key_table", "read", "write"]
@@ -32,7 +35,9 @@ _EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 
 
 def detect(folder: Path) -> bool:
-    """Told by the names in the file, never by the folder's."""
+    """Told by the names in the file, never by the folder's; LeRobot's weights have the same ones."""
+    if "input_features" in peek(folder / openpi_folder.CONFIG):
+        return False
     names = weight_names(folder)
     return "action_in_proj.weight" in names and any(name.startswith(_EXPERT) for name in names)
 
@@ -41,14 +46,18 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     """What `folder/model.safetensors` holds, strictly."""
     weights = SafetensorsWeights(folder)
     adaptive = _EXPERT + "norm.dense.weight" in weights
-    config, told = openpi_folder.given_config(arch, folder, adaptive), ()
-    if config is None:
-        config, told = _standard_config(folder, adaptive), (openpi_folder.STATE_UNKNOWN,) if adaptive else ()
+    config, told = openpi_folder.given_config(arch, folder, adaptive), list[str]()
+    if config is None and "paligemma_variant" in openpi_folder.config_file(folder):
+        config = _standard_config(folder, adaptive)
+        told = [openpi_folder.STATE_UNKNOWN] if adaptive else []
+    elif config is None:
+        config = config_of_shapes({name: weights.shape(name) for name in weights}, adaptive, folder)
+        told = [openpi_folder.HORIZON_UNKNOWN, *([openpi_folder.STATE_UNKNOWN] if adaptive else [])]
     table = _EMBEDDED if _EMBEDDED in weights else _LM_HEAD  # the forward pass reads the first; tied in this format
     ignored = (_EXPERT_HEAD, _LM_HEAD) if table == _EMBEDDED else (_EXPERT_HEAD,)
     tensors = matched(weights, key_table(config, table), ignored)
     facts, notes = openpi_folder.read_facts(folder, config)
-    return Source(NAME, config, tensors, facts, (*told, *_untied(folder, weights), *notes))
+    return Source(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
@@ -145,8 +154,6 @@ def _untied(folder: Path, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
 def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
     """Sizes of the variants that the folder's config.json names; the shapes are checked when the weights are loaded."""
     path = folder / openpi_folder.CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} has no config.json; give the sizes with arch")
     values = openpi_folder.config_file(folder)
     names = [str(values.get(key)) for key in ("paligemma_variant", "action_expert_variant")]
     for name in names:
@@ -168,3 +175,56 @@ def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
         action_dim=dims[0],
         action_horizon=dims[1],
     )
+
+
+def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], adaptive: bool, folder: Path) -> Pi0Config:
+    """Sizes by the shapes of openpi's tensors. Their Gemma variants all have one key/value head, and their vision tower
+    is So400m: UserError for another one, since shapes do not tell its heads.
+    """
+    preset = Pi0Config.pi05() if adaptive else Pi0Config.pi0()
+    patch, block = _VISION + "embeddings.patch_embedding.weight", _VISION + "encoder.layers.0."
+    table = _EMBEDDED if _EMBEDDED in shapes else _LM_HEAD
+    try:
+        vision = dataclasses.replace(
+            SO400M,
+            width=shapes[patch][0],
+            depth=_depth(shapes, _VISION + "encoder.layers."),
+            mlp_dim=shapes[block + "mlp.fc1.weight"][0],
+            patch_size=shapes[patch][-1],
+        )
+        if vision != SO400M:
+            raise UserError(
+                f"{folder} has no config.json and another vision tower than So400m, whose heads shapes do not tell; "
+                "give the sizes with arch (pizero inspect --json writes an example)"
+            )
+        return dataclasses.replace(
+            preset,
+            prefix=_gemma(shapes, _PREFIX),
+            expert=_gemma(shapes, _EXPERT),
+            vocab_size=shapes[table][0],
+            image_size=math.isqrt(shapes[_VISION + "embeddings.position_embedding.weight"][0]) * vision.patch_size,
+            action_dim=shapes["action_in_proj.weight"][1],
+            state_dim=shapes.get("state_proj.weight", shapes["action_in_proj.weight"])[1],
+        )
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{folder} has no config.json, and {error.args[0]} is missing or of another shape; copy it again, or give "
+            "the sizes with arch"
+        ) from None
+
+
+def _gemma(shapes: Mapping[str, tuple[int, ...]], root: str) -> GemmaConfig:
+    layer = root + "layers.0."
+    (heads, width), head_dim = shapes[layer + "self_attn.q_proj.weight"], shapes[layer + "self_attn.k_proj.weight"][0]
+    return GemmaConfig(
+        width,
+        _depth(shapes, root + "layers."),
+        shapes[layer + "mlp.gate_proj.weight"][0],
+        heads // head_dim,
+        1,
+        head_dim,
+    )
+
+
+def _depth(shapes: Mapping[str, object], root: str) -> int:
+    return len({name.removeprefix(root).partition(".")[0] for name in shapes if name.startswith(root)})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
 from pizero.checkpoints.json_file import peek, short
-from pizero.checkpoints.safetensors_file import WEIGHTS
+from pizero.checkpoints.lerobot_keys import LEGACY_KEYS
+from pizero.checkpoints.safetensors_file import WEIGHTS, weight_names
 from pizero.files import read_json
 from pizero.types import UserError
 
@@ -19,6 +20,7 @@ _ENDINGS = {
     (".msgpack", ".h5"): "of a framework that is not read here; save it as safetensors",
 }
 _CONFIG, _PEFT = "config.json", "adapter_config.json"
+_LEGACY_PARTS = tuple(f"_with_expert.paligemma.{part}." for part in ("language_model", "vision_tower"))
 _DEPTH, _MOST_FOLDERS = 4, 2_000
 """How far below a folder checkpoints are looked for: LeRobot's lie in checkpoints/<step>/pretrained_model."""
 
@@ -35,6 +37,30 @@ def refusal(path: Path, known: Callable[[Path], bool]) -> str:
     if (path / _CONFIG).is_file():
         read_json(path / _CONFIG)  # says what is wrong with it
     return f"{path} {_config(path) or _content(path, known) or _listed(path)}"
+
+
+def check_no_adapters(folder: Path) -> None:
+    """UserError where a checkpoint's folder holds adapters of PEFT too: its weights are not what was trained."""
+    if (folder / _PEFT).is_file():
+        raise UserError(
+            f"{folder} holds LoRA adapters of PEFT ({_PEFT}) beside weights; merge them (merge_and_unload) where it "
+            f"was trained and save that, or take {_PEFT} away if the weights are the merged ones"
+        )
+
+
+def legacy_pi0(names: Iterable[str]) -> str | None:
+    """What to say of π0 as LeRobot had it before its processors, told by the names of its tensors."""
+    if any(part in name for name in names for part in _LEGACY_PARTS):
+        return (
+            "holds π0 of an older LeRobot (before 0.4), whose tensors have other names; it is not read here: fine-tune "
+            "today's lerobot/pi0_base instead"
+        )
+    if any(name.startswith(("normalize_", "unnormalize_")) for name in names):
+        return (
+            "holds π0 of an older LeRobot (before 0.4), with statistics among the weights; run LeRobot's "
+            "migrate_policy_normalization on it first"
+        )
+    return None
 
 
 def _file(path: Path, known: Callable[[Path], bool]) -> str:
@@ -56,6 +82,16 @@ def _config(folder: Path) -> str | None:
         )
     if policy in ("pi0_fast", "pi0fast"):
         return "holds LeRobot's π0-FAST, which writes action tokens: another network than π0 and π0.5, not supported"
+    if policy is None and "input_features" in config:
+        return (
+            'has a config.json of LeRobot without "type", so it does not say which policy it is; add "type": "pi0" or '
+            '"pi05" to it'
+        )
+    if policy == "pi0" and not weight_names(folder) and LEGACY_KEYS & config.keys():
+        return (
+            "has the config.json of π0 of an older LeRobot (before 0.4) and no weights; run LeRobot's "
+            "migrate_policy_normalization on the whole checkpoint, and give what it wrote"
+        )
     if policy in ("pi0", "pi05"):
         return (
             f"has the config.json of LeRobot's {policy}, but no weights of such a policy in {WEIGHTS} "

@@ -25,25 +25,49 @@ _OTHERS = {
     b"gguf": "a GGUF file and no safetensors file; take the original weights",
 }
 """By the first bytes, in lower case."""
+_WRAPPERS = ("module.", "base_model.model.")
+"""Starts that DistributedDataParallel and PEFT give to every name; torch.compile puts _COMPILED anywhere."""
+_COMPILED = "_orig_mod."
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
     """The tensors of one file, or of the shards that `<name>.index.json` lists. Reading a key gives a view of the file.
 
-    UserError when a file is no safetensors file, is cut short, holds a name twice, or a shard lies outside the folder.
+    What a wrapper around the module has put before every name is left out, which `notes` tells. UserError when a file
+    is no safetensors file, is cut short, holds a name twice, a shard lies outside the folder, or adapters of PEFT are
+    among the tensors.
     """
 
     def __init__(self, folder: Path, name: str = WEIGHTS) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, str]] = {}  # and the name in it
         for path in _paths(folder, name):
             file = _opened(path)
             for key in file.keys():  # noqa: SIM118
                 if key in self._files:
                     raise UserError(f"{folder}: two shards hold the tensor {key}; copy the checkpoint again")
-                self._files[key] = file
+                self._files[key] = file, key
+        if adapters := [key for key in self._files if ".lora_A." in key or ".lora_B." in key]:
+            raise UserError(
+                f"{folder} holds LoRA adapters of PEFT beside the weights ({len(adapters)} tensors, as {adapters[0]}); "
+                "merge them (merge_and_unload) where it was trained, and save that"
+            )
+        self.notes = self._unwrap()
+
+    def _unwrap(self) -> tuple[str, ...]:
+        """Renames; a note for what was left out."""
+        found = [_COMPILED] if any(_COMPILED in key for key in self._files) else []
+        names = {key: key.replace(_COMPILED, "") for key in self._files}
+        while start := next((w for w in _WRAPPERS if names and all(n.startswith(w) for n in names.values())), None):
+            found.append(start)
+            names = {key: name.removeprefix(start) for key, name in names.items()}
+        if not found or len(set(names.values())) < len(names):
+            return ()
+        self._files = {names[key]: file for key, file in self._files.items()}
+        return (f"{' and '.join(map(repr, found))} in the tensors' names is left out: a wrapper's, around the model",)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        file, stored = self._files[name]
+        return file.get_tensor(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -52,7 +76,8 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         return len(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        file, stored = self._files[name]
+        return tuple(file.get_slice(stored).get_shape())
 
 
 def weight_names(folder: Path, name: str = WEIGHTS) -> set[str]:

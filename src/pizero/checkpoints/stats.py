@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pizero.checkpoints.facts import stats_of_file
 from pizero.checkpoints.load import FORMATS, read_source
 from pizero.checkpoints.openpi_folder import ASSETS, STATS
 from pizero.checkpoints.remote import local_folder
 from pizero.data.datasets.info import INFO_PATH, STATS_PATH
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import Mode, NormStats
-from pizero.files import read_json
 from pizero.types import UserError
 
 
@@ -30,22 +30,7 @@ def read_norm_stats(where: str | Path, mode: Mode, embodiment: Embodiment) -> No
         return stats if stats.mode == mode else NormStats(mode, stats.state, stats.actions)
     if not file.is_file():
         raise UserError(f"{where}: there is nothing at this path, neither a file of norm statistics nor a checkpoint")
-    keys = embodiment.state_key, embodiment.action_key
-    if "norm_stats" in read_json(file):
-        return NormStats.load(file, mode)
-    if any(embodiment.relative_mask):
-        raise UserError(
-            f"{file} does not tell that its actions are relative, which those of the {embodiment.name} embodiment are; "
-            "compute them with pizero norm-stats"
-        )
-    chooses = bool(embodiment.state_dims or embodiment.action_dims)
-    if embodiment.conversions or chooses or not isinstance(keys[0], str) or not isinstance(keys[1], str):
-        raise UserError(
-            f"{file} is of the columns as they are, but the {embodiment.name} embodiment joins them, converts "
-            "them or chooses some of their dimensions; "
-            "compute them with pizero norm-stats"
-        )
-    return NormStats.load(file, mode, (keys[0], keys[1]))
+    return stats_of_file(file, mode, embodiment, strict=True)
 
 
 def _local_path(where: str) -> Path:

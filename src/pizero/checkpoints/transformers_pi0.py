@@ -7,6 +7,7 @@ statistics are constants of the class, not of the checkpoint).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     config = _read_config(read_object(folder / CONFIG))
     if arch is not None:
         given = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
-        if any(getattr(given, name) != getattr(config, name) for name in vars(config) if name != "cameras"):
+        if any(getattr(given, name) != getattr(config, name) for name in set(vars(config)) - {"cameras", "max_delay"}):
             raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
         config = given
     weights = SafetensorsWeights(folder)
@@ -72,7 +73,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     embedded, head, *unused = (row.theirs for row in named)
     table, other = (_EMBEDDED, head) if embedded in weights else (_LM_HEAD, embedded)
     rows = renamed(key_table(config, table), _STYLES[style])
-    return Source(NAME, config, matched(weights, rows, ignored=(other, *unused)), Facts())
+    return Source(NAME, config, matched(weights, rows, ignored=(other, *unused)), Facts(), weights.notes)
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
@@ -85,6 +86,8 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
         raise UserError(f"the format {NAME} holds a π0 with state token and without adaptive norms; write another one")
     if config.action_attention != "bidirectional":
         raise UserError(f"the format {NAME} has no causal attention among actions; write another one")
+    if config.max_delay:
+        warnings.warn(f"the format {NAME} has no place for the model's max_delay of {config.max_delay}", stacklevel=3)
     ours = model.state_dict()
     rows = renamed(key_table(config, _EMBEDDED), _STYLES["saved"])
     tensors = {row.theirs: row.to_theirs(ours[row.ours]) if row.to_theirs else ours[row.ours] for row in rows}

@@ -37,11 +37,11 @@ class Arguments:
     embodiment: str | None = None
     """Robot, where the checkpoint does not tell it; so the following."""
     norm_stats: Path | None = None
-    """norm_stats.json of the robot's data."""
+    """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None
     """SentencePiece model."""
     arch: Path | None = None
-    """JSON with the model's sizes."""
+    """JSON with the model's sizes, as `pizero inspect --json` writes it."""
     output: Path | None = None
     """Folder for results.json and videos; without it `evaluation` inside the run's or checkpoint's folder."""
 

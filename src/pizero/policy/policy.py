@@ -153,9 +153,10 @@ def load_policy(
 ) -> ModelPolicy:
     """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
-    embodiment (or its name), norm_stats, tokenizer (or their files): what the checkpoint does not tell; UserError says
-    what is missing. Given all the same, they take the place of the checkpoint's own. The name of one of the robots that
-    a mixture was trained for gives that robot with its statistics; without it the first of them is run.
+    embodiment (or its name), norm_stats (or its file, or the folder that holds it; openpi's norm_stats.json too, whose
+    mode the model tells), tokenizer (or its file): what the checkpoint does not tell; UserError says what is missing.
+    Given all the same, they take the place of the checkpoint's own. The name of one of the robots that a mixture was
+    trained for gives that robot with its statistics; without it the first of them is run.
     kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights
     are read where this machine does not have them for this dtype. num_steps, seed, real_time: as for `ModelPolicy`.
     verify: run the stored example first; UserError if it fails or there is none, as with adapters.
@@ -171,7 +172,7 @@ def load_policy(
     if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
         known = pipeline_facts(robots[embodiment])
     named = known.embodiment is not None and known.embodiment.name == embodiment
-    facts = given(known, None if named else embodiment, norm_stats, tokenizer)
+    facts = given(known, None if named else embodiment, norm_stats, tokenizer, source.config)
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     if isinstance(source.config, Pi0Config):
         check_kernels(kernels, usable_device(device), torch_dtype(dtype))
