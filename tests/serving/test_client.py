@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,110 @@ def test_the_client_loads_no_torch() -> None:
     code = "import sys, pizero.serving.client; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["False", "False"]
+
+
+VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy", "no_proxy")
+
+
+@contextmanager
+def proxying(answer: bytes, port: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """A proxy on this machine: its address, and the hosts it was asked for. It answers, then tunnels to `port`."""
+    asked: list[str] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline().decode().split()[1])
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+            if not port:
+                return
+            with socket.create_connection(("127.0.0.1", port)) as inner:
+                back = threading.Thread(target=self.copy, args=(inner, self.connection))
+                back.start()
+                self.copy(self.connection, inner)
+                back.join()
+
+        def copy(self, source: socket.socket, target: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(4096):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://me:secret@127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_a_proxy_is_not_asked_for_this_machine(variable: str, no_proxies: pytest.MonkeyPatch) -> None:
+    with proxying(b"HTTP/1.1 403 Forbidden\r\n\r\n") as (address, asked), serving(echo) as uri:
+        no_proxies.setenv(variable, address.replace("http:", "socks5:") if variable == "all_proxy" else address)
+        for host in ("127.0.0.1", "localhost"):
+            with PolicyClient(uri.replace("127.0.0.1", host), patience=0) as client:
+                assert client.connections == 1
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("host", "near"),
+    [
+        ("127.0.0.1", True), ("[::1]", True), ("10.1.2.3", True), ("192.168.0.9", True), ("172.31.0.1", True),
+        ("169.254.1.1", True), ("100.64.0.1", True), ("[fd00::1]", True), ("[fe80::1%25lo]", True), ("gpu-box", True),
+        ("1.1.1.1", False), ("[2606:4700::1]", False), ("robots.example", False), ("mixed.example", False),
+    ],
+)  # fmt: skip
+def test_private_addresses_are_reached_directly(host: str, near: bool, no_proxies: pytest.MonkeyPatch) -> None:
+    names = {"gpu-box": ["192.168.7.7"], "mixed.example": ["10.0.0.1", "1.1.1.1"]}
+    real = socket.getaddrinfo
+
+    def resolve(name: str, port: int) -> list[Any]:
+        if name == "robots.example":
+            raise socket.gaierror("unknown")
+        return [entry for address in names.get(name, [name]) for entry in real(address, port)]
+
+    no_proxies.setattr(module.socket, "getaddrinfo", resolve)
+    no_proxies.setenv("http_proxy", "http://proxy:3128")
+    assert module._proxy(f"ws://{host}:8000") == (None if near else "http://proxy:3128")
+    no_proxies.setenv("no_proxy", host)
+    assert near or "[" in host or module._proxy(f"ws://{host}:8000") is None
+
+
+def test_a_public_address_goes_through_the_proxy(no_proxies: pytest.MonkeyPatch) -> None:
+    with serving(echo) as uri, proxying(b"HTTP/1.1 200 OK\r\n\r\n", int(uri.rpartition(":")[2])) as (address, asked):
+        no_proxies.setenv("http_proxy", address)
+        with PolicyClient("ws://1.1.1.1:8000", patience=0) as client:
+            assert client.infer({"state": np.ones(2)})["actions"].tolist() == [2, 2]
+    assert asked == ["1.1.1.1:8000"]
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "407 Proxy Authentication Required", "502 Bad Gateway"])
+def test_a_proxy_that_refuses_is_named(status: str, no_proxies: pytest.MonkeyPatch) -> None:
+    with proxying(f"HTTP/1.1 {status}\r\n\r\n".encode()) as (address, _):
+        no_proxies.setenv("http_proxy", address)
+        named = rf"through the proxy {address.replace('me:secret@', '')} of the environment \(.*{status[:3]}.*no_proxy"
+        patience = 0 if status.startswith("5") else 60  # a refusal is final
+        with pytest.raises(UnreachableError, match=rf"1.1.1.1:8000 cannot be reached {named}") as told:
+            PolicyClient("ws://1.1.1.1:8000", patience=patience)
+        assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_named(proxy: str, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("all_proxy" if "socks" in proxy else "https_proxy", proxy)
+    with pytest.raises(UnreachableError, match=f"cannot be reached through the proxy {proxy} of the environment"):
+        PolicyClient("wss://1.1.1.1:8000", patience=0 if proxy.startswith("http") else 60)
+
+
+def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(UnreachableError, match="isn't a valid URI"):
+        PolicyClient("127.0.0.1:8000")

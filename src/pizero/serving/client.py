@@ -6,19 +6,31 @@ Python 3.8.
 
 from __future__ import annotations
 
+import ipaddress
 import random
+import socket
 import time
 from contextlib import ExitStack
 from ssl import SSLCertVerificationError
 from typing import Any
+from urllib.parse import urlsplit
 
 from websockets import exceptions
 from websockets.sync.client import ClientConnection, connect
+from websockets.uri import parse_uri
 
 try:
     from pizero.serving.protocol import pack, unpack
 except ImportError:  # the two files were copied alone
     from protocol import pack, unpack  # type: ignore
+
+try:
+    from websockets.proxy import get_proxy
+except ImportError:  # before release 16
+    try:
+        from websockets.uri import get_proxy  # type: ignore
+    except ImportError:  # before 15, without proxies
+        get_proxy = None
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before the first new try after a lost connection, and at most; each pause is twice the last."""
@@ -42,6 +54,9 @@ class PolicyClient:
     uri: ws://host:port, wss:// for TLS, with /name for one of several checkpoints. api_key: sent with the connection.
     timeout: seconds that an answer may take. patience: seconds that a lost server is waited for, at the start too.
     ssl: an ssl.SSLContext for a certificate that this machine does not know. Not for use by several threads at once.
+
+    A proxy of the environment (http_proxy, https_proxy, all_proxy; not where no_proxy says so) is used for public
+    addresses alone, never for this machine or a private network, and errors name it.
     """
 
     def __init__(
@@ -109,6 +124,11 @@ class PolicyClient:
     def _connect(self, deadline: float) -> None:
         """Tries until it succeeds or the time is up; at once UnreachableError where waiting does not help."""
         pause = FIRST_PAUSE
+        proxy, through = _proxy(self.uri), ""
+        if get_proxy is not None:
+            self._options["proxy"] = proxy
+        if proxy is not None:
+            through = f" through the proxy {_without_password(proxy)} of the environment"
         while True:
             try:
                 left = max(deadline - time.monotonic(), 2.0)
@@ -119,15 +139,48 @@ class PolicyClient:
                     self._connection, self._open = connection, stack.pop_all()
                 self.connections += 1
                 return
-            except (exceptions.WebSocketException, OSError) as error:
-                refused = _status(error)
-                if 400 <= refused < 500 and refused != 429:
-                    raise UnreachableError(f"{self.uri} refuses this client ({_reason(error)})") from error
-                left = deadline - time.monotonic()
-                if left <= 0 or isinstance(error, SSLCertVerificationError):
-                    raise UnreachableError(f"{self.uri} cannot be reached ({_reason(error)})") from error
+            except (exceptions.WebSocketException, OSError, ImportError) as error:
+                refused, left = _status(error), deadline - time.monotonic()
+                final = 400 <= refused < 500 and refused != 429
+                if final and not isinstance(error, _PROXY_ERRORS):
+                    raise UnreachableError(f"{self.uri} refuses this client{through} ({_reason(error)})") from error
+                if final or left <= 0 or isinstance(error, _HOPELESS):
+                    hint = "; set no_proxy where it shall not be used" if through else ""
+                    raise UnreachableError(f"{self.uri} cannot be reached{through} ({_reason(error)}{hint})") from error
                 time.sleep(min(pause * (0.75 + 0.5 * random.random()), left))  # robots do not come back all at once
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+
+_PROXY_ERRORS = getattr(exceptions, "ProxyError", ())
+_HOPELESS = (
+    SSLCertVerificationError,
+    ImportError,  # what a SOCKS proxy needs
+    exceptions.InvalidURI,
+    getattr(exceptions, "InvalidProxy", exceptions.InvalidURI),
+)
+"""What waiting does not mend."""
+
+
+def _proxy(uri: str) -> str | None:
+    """The proxy that the environment names for an address, None where the host has a private one."""
+    if get_proxy is None:
+        return None
+    try:
+        parsed = parse_uri(uri)
+    except exceptions.InvalidURI:  # `connect` says so
+        return None
+    try:
+        addresses = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(parsed.host, parsed.port)}
+        if not any(ipaddress.ip_address(address).is_global for address in addresses):
+            return None
+    except (OSError, ValueError):  # a name that the proxy alone may know
+        pass
+    return get_proxy(parsed)
+
+
+def _without_password(proxy: str) -> str:
+    parts = urlsplit(proxy)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _status(error: BaseException) -> int:
