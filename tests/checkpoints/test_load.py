@@ -124,7 +124,7 @@ def test_norm_stats_that_are_not_there_or_of_other_columns(tmp_path: Path) -> No
         (tmp_path, "libero", f"no norm statistics here; norm_stats.json lies in {stats}"),
         (tmp_path / "none", "libero", "no norm statistics here; give the file norm_stats.json, or the folder"),
         (tmp_path / "stats.json", None, "the robot that has them is not known; name it too"),
-        (tmp_path / "stats.json", "droid", "the droid embodiment joins or converts them"),
+        (tmp_path / "stats.json", "droid", "the droid embodiment joins them, converts them or"),
         (stats, "libero", "neither norm_stats/state"),
     ):
         with pytest.raises(UserError, match=message):
