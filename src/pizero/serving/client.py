@@ -55,7 +55,7 @@ class PolicyClient:
     timeout: seconds that an answer may take. patience: seconds that a lost server is waited for, at the start too.
     ssl: an ssl.SSLContext for a certificate that this machine does not know. Not for use by several threads at once.
 
-    A proxy of the environment (http_proxy, https_proxy, all_proxy; not where no_proxy says so) is used for public
+    A proxy of the environment (http_proxy, https_proxy, socks_proxy; not where no_proxy says so) is used for public
     addresses alone, never for this machine or a private network, and errors name it.
     """
 
