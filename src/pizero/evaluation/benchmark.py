@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ def evaluate(
     alter: Alter | None = None,
     videos: Path | None = None,
     num_videos: int = 4,
+    on_start: Callable[[int], None] | None = None,
     on_episode: OnEpisode | None = None,
 ) -> dict[str, Any]:
     """`episodes` episodes of each task (None: all), with the seeds seed, seed + 1, ...; returns what `summarize` does.
 
     An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
-    errors > 0 as a failed run. `videos`: folder for the first `num_videos` episodes as <task>_<seed>.mp4.
+    errors > 0 as a failed run. `videos`: folder for the first `num_videos` episodes as <task>_<seed>.mp4. on_start:
+    told the number of episodes in all.
     """
     for name, value in (("episodes", episodes), ("num_envs", num_envs)):
         if value < 1:
@@ -66,6 +68,8 @@ def evaluate(
         names = tuple(tasks) if tasks is not None else envs[0].task_names
         # Seed by seed and not task by task, so that the videos show different tasks.
         specs = [EpisodeSpec(task, seed + number) for number in range(episodes) for task in names]
+        if on_start is not None:
+            on_start(len(specs))
         envs += [
             make_env(env_name, image_size=image_size, render_in_step=False, tasks=tasks)
             for _ in range(min(num_envs, len(specs)) - 1)

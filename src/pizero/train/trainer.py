@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ VALIDATION_SEED = 1_000_003
 """Noise and times of the validation are the same at every step and in every run; which frames, the run's seed says."""
 
 VALIDATION_BATCHES = 8
+SHOWN_SECONDS = 10.0
+"""Longest time between two calls of `on_step`, where no step takes longer."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +171,18 @@ class Trainer:
             self._share_of_peak = share_of_peak(self.model.config, config, self.ranks, self.device)
         batches = self.loader.batches(self.step, config.steps)
         interval = self._interval = Interval(self._carried)
+        shown = time.monotonic()
         try:
             while self.step < config.steps and not self.selection.ended:
                 self._take_step(interval.next(batches), interval, metrics)
                 last = self.step == config.steps
-                if last or self.step % config.log_every == 0:
-                    progress = self._log(interval, metrics)
+                logs = last or self.step % config.log_every == 0
+                progress = self._log(interval, metrics) if logs else None
+                if on_step is not None and (logs or time.monotonic() - shown > SHOWN_SECONDS) and interval.losses:
+                    on_step(progress or self._progress(interval))
+                    shown = time.monotonic()
+                if logs:
                     interval = self._interval = Interval()
-                    if on_step is not None:
-                        on_step(progress)
                 with interval.paused():
                     improved = self._measure(metrics, last)
                     if (
@@ -195,15 +201,19 @@ class Trainer:
                 f"every step up to {self.step} was skipped, {self.skipped_steps} in all: lower the learning rate or "
                 f"check the data; the checkpoints in {self.folder} are intact"
             )
-        rate = len(interval.losses) * self.loader.batch_size / interval.seconds
-        progress = Progress(self.step, interval.mean_loss(), rate, interval.waited / interval.seconds)
+        progress = self._progress(interval)
         skipped = {"skipped_steps": self.skipped_steps} if self.skipped_steps else {}
         metrics.write(
             self.step, loss=progress.loss, learning_rate=learning_rate(self.config, self.step - 1),
-            samples_per_second=rate, data_share=progress.data_share, cpu_seconds=interval.cpu_seconds,
-            gradient_norm=interval.mean_norm(), **self._usage(rate), **skipped,
+            samples_per_second=progress.samples_per_second, data_share=progress.data_share,
+            cpu_seconds=interval.cpu_seconds, gradient_norm=interval.mean_norm(),
+            **self._usage(progress.samples_per_second), **skipped,
         )  # fmt: skip
         return progress
+
+    def _progress(self, interval: Interval) -> Progress:
+        rate = len(interval.losses) * self.loader.batch_size / interval.seconds
+        return Progress(self.step, interval.mean_loss(), rate, interval.waited / interval.seconds)
 
     def _usage(self, rate: float) -> dict[str, float]:
         """Peak memory, and on a GPU whose speed is known the share of it that the model's operations are."""

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,15 @@ def _run(jobs: Sequence[Job], workers: int) -> None:
     with progress_bar() as bars, Workers(workers, tasks_each=1) as pool:
         bar = bars.add_task("runs", total=len(jobs), note="")
         waiting = {pool.submit(function, *arguments): (name, path) for name, path, function, arguments in jobs}
-        for future in as_completed(waiting):
-            future.result()
-            name, path = waiting[future]
-            result = json.loads(path.read_text())
-            bars.advance(bar)
-            bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
+        left = set(waiting)
+        while left:
+            done, left = wait(left, timeout=1, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                name, path = waiting[future]
+                result = json.loads(path.read_text())
+                bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
+            bars.update(bar, completed=len(waiting) - len(left))
 
 
 def summarize_runs(config: CompareConfig, folder: Path) -> dict[str, Any]:

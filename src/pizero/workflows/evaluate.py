@@ -78,9 +78,8 @@ def evaluate_policy(
             policy, config.env, tasks=config.tasks or None, episodes=config.episodes, seed=config.seed,
             execution_horizon=config.execution_horizon, num_envs=config.num_envs, image_size=config.image_size,
             alter=alter, videos=None if folder is None or not config.num_videos else folder / "videos",
-            num_videos=config.num_videos, on_episode=count,
+            num_videos=config.num_videos, on_start=lambda total: bars.update(bar, total=total), on_episode=count,
         )  # fmt: skip
-        bars.update(bar, total=done)
     results["seconds"] = round(time.perf_counter() - started, 1)
     results["settings"] = dataclasses.asdict(config)
     if folder is not None:

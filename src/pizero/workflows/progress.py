@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-console = Console(stderr=True, markup=False, emoji=False)
+LINE_SECONDS, FIRST_SECONDS = 15.0, 2.0
+"""Between two lines about a work that is under way, and before the first, where the output is no terminal."""
+_WIDTH = 120
+"""Of tables there."""
+
+
+class _Console(Console):
+    """In a file lines are not broken."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not self.is_terminal and all(isinstance(each, str | Text) for each in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+
+def _width() -> int | None:
+    """None: as wide as the terminal is, or as COLUMNS says."""
+    return None if "COLUMNS" in os.environ or (sys.stderr is not None and sys.stderr.isatty()) else _WIDTH
+
+
+console = _Console(stderr=True, width=_width(), markup=False, emoji=False)
 """Prompts, paths and names hold brackets and colons that would be read as markup; colours come from `rich.text`."""
 
 
@@ -23,8 +57,12 @@ def tell_notes(notes: Iterable[str], of: str = "") -> None:
         tell("warning", f"{of}: {note}" if of else note)
 
 
-def progress_bar() -> Progress:
-    """A bar whose tasks take `description` and a free `note` field (rate, loss, success)."""
+def progress_bar() -> Progress | Lines:
+    """A bar whose tasks take `description` and a free `note` field (rate, loss, success); lines where the output is no
+    terminal.
+    """
+    if not console.file.isatty():
+        return Lines()
     return Progress(
         TextColumn("{task.description:<22}", markup=False),
         BarColumn(bar_width=28),
@@ -36,3 +74,79 @@ def progress_bar() -> Progress:
         console=console,
         refresh_per_second=4,
     )
+
+
+@dataclass
+class _Task:
+    description: str
+    total: float | None
+    completed: float
+    note: str
+    first: float
+    """What was completed when it began."""
+    began: float
+    told: float
+    """When the last line was, in seconds of `time.monotonic`."""
+    shown: tuple[float | None, ...] = ()
+
+
+class Lines:
+    """The same for a log file: a line for each task that goes on, every LINE_SECONDS at most, and one at its end."""
+
+    console = console
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+
+    def add_task(self, description: str, total: float | None = None, completed: float = 0, note: str = "") -> TaskID:
+        now = time.monotonic()
+        self._tasks.append(
+            _Task(description, total, completed, note, completed, now, now - LINE_SECONDS + FIRST_SECONDS)
+        )
+        return TaskID(len(self._tasks) - 1)
+
+    def update(
+        self,
+        task_id: TaskID,
+        *,
+        completed: float | None = None,
+        advance: float = 0,
+        total: float | None = None,
+        note: str | None = None,
+    ) -> None:
+        task = self._tasks[task_id]
+        task.completed = (task.completed if completed is None else completed) + advance
+        task.total = task.total if total is None else total
+        task.note = task.note if note is None else note
+        if time.monotonic() - task.told >= LINE_SECONDS or task.completed == task.total:
+            self._tell(task)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        self.update(task_id, advance=advance)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self._tasks:
+            if task.completed > task.first:
+                self._tell(task)
+
+    def _tell(self, task: _Task) -> None:
+        state = (task.completed, task.total)
+        if state == task.shown:
+            return
+        task.told, task.shown = time.monotonic(), state
+        self.console.print(_line(task))
+
+
+def _line(task: _Task) -> str:
+    """As in: training 1,200/5,000 (24 %), 0:04:10, 0:13:12 left, loss 0.0471 · 210 samples/s"""
+    elapsed, done = time.monotonic() - task.began, task.completed - task.first
+    parts = [f"{task.description} {task.completed:,.0f}"]
+    if task.total:
+        parts[0] += f"/{task.total:,.0f} ({task.completed / task.total:.0%})".replace("%", " %")
+    parts.append(str(timedelta(seconds=round(elapsed))))
+    if task.total and done > 0 and task.completed < task.total:
+        parts.append(f"{timedelta(seconds=round(elapsed * (task.total - task.completed) / done))} left")
+    return ", ".join([*parts, *([task.note] if task.note else [])])

@@ -245,7 +245,8 @@ def _frames(
                 raise
             tell("left out", f"episodes {ranges(error.episodes)}: {error}")
             dataset = LeRobotDataset(dataset.root, episodes=good, cameras=())
-    bars.update(bar, completed=1, total=1)
+    count = dataset.num_frames * len(cameras)
+    bars.update(bar, completed=count, total=count)
     if frames == "auto" and cache.store == "decode":
         tell(
             "warning",
