@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,3 +303,43 @@ def test_missing_images_beside_the_parquet(root: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"left out 1 of 4 episodes \(missing image: 2\)"):
         convert_dataset(root, tmp_path / "new", skip_bad_episodes=True)
     assert LeRobotDataset(tmp_path / "new").num_episodes == 3
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that is announced and never comes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">II", zlib.crc32(chunk), 40)
+        + b"IDAT"
+        + b"\0" * 44
+    )
+
+
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 96\n%%EndComments\n", "cannot be decoded"),
+        (png_header(13_000, 13_000), "cannot be decoded .it has 13000x13000 pixels; at most 50000000 are taken"),
+        (png_header(20_000, 20_000), "cannot be decoded"),
+        (png_header(6_000, 8_000), "is 8000x6000, but the first frame is 96x96"),
+    ],
+    ids=["eps", "169 MP", "400 MP", "another size"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_hostile_pictures_are_refused_by_their_header(
+    root: Path, odd: bytes, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a picture starts no program")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    cells(root, lambda episode, frame, data: {"bytes": odd if (episode, frame) == (1, 2) else data, "path": None})
+    dataset = LeRobotDataset(root)
+    bad = int(dataset.episode_starts[1]) + 2
+    with pytest.raises(BadEpisodeError, match=text):
+        dataset.images("top", [bad])
+    assert dataset.images("top", [bad + 1]).shape == (1, 96, 96, 3)

@@ -18,6 +18,7 @@ from pizero.data.datasets.features import camera_keys, dimension_names, picture_
 from pizero.data.datasets.layout import BadEpisodeError, Episode
 from pizero.data.datasets.parquet import read_numbers, read_values
 from pizero.data.datasets.pictures import Frame, Kind, Pictures
+from pizero.data.datasets.png import OtherSizeError
 from pizero.types import UserError
 
 _INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
@@ -198,14 +199,14 @@ class LeRobotDataset:
         unique, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
         for position, order in zip(unique.tolist(), first.tolist(), strict=True):
             frame = self._frame(position)
-            image = self._pictures.read(key, frame)
-            if image.shape != images.shape[1:]:
+            try:
+                images[order] = self._pictures.read(key, frame, (height, width))
+            except OtherSizeError as error:
                 raise BadEpisodeError(
                     f"{self.root}: episode {frame.episode.index}, frame {frame.position} of camera {camera!r} is "
-                    f"{image.shape[0]}x{image.shape[1]}, but the first frame is {height}x{width}",
+                    f"{error.size[0]}x{error.size[1]}, but the first frame is {height}x{width}",
                     [frame.episode.index],
-                )
-            images[order] = image
+                ) from None
         if len(unique) < len(frames):
             images = images[first[inverse]]
         return images

@@ -13,7 +13,7 @@ from pizero.data.datasets.image_files import ImageFinder
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, image_paths
-from pizero.data.datasets.png import DEPTH_MODES, decode_image, describe_image
+from pizero.data.datasets.png import DEPTH_MODES, OtherSizeError, decode_image, describe_image
 from pizero.data.datasets.video import VideoDecoder, VideoError
 from pizero.data.datasets.video_index import VideoIndex
 
@@ -61,20 +61,25 @@ class Pictures:
         self._finder = ImageFinder(layout.root)
         self._said: dict[tuple[Path, str], Sequence[str | None] | None] = {}
 
-    def read(self, key: str, frame: Frame) -> NDArray[np.uint8]:
-        """uint8 [h, w, 3]."""
+    def read(self, key: str, frame: Frame, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """uint8 [h, w, 3]; OtherSizeError where height and width are not `size`."""
         if not self._is_video[key]:
             data, where = self._image(key, frame)
             try:
-                return decode_image(data)
+                return decode_image(data, size)
+            except OtherSizeError:
+                raise
             except ValueError as error:
                 raise self._unread(key, frame, f"cannot be decoded ({error})", where) from None
         time = float(self.times(key, frame.episode)[frame.position])
         path = frame.episode.videos[key].path
         try:
-            return self._decoders.get(path).frame_at(time)
+            image = self._decoders.get(path).frame_at(time)
         except VideoError as error:
             raise _video_error(path, frame.episode, error) from None
+        if image.shape[:2] != size:
+            raise OtherSizeError((image.shape[0], image.shape[1]))
+        return image
 
     def kind(self, key: str, frame: Frame) -> Kind:
         """Without decoding."""

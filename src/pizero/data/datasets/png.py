@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,10 @@ from PIL import Image
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEPTH_MODES = ("I", "F")
 """How Pillow's modes of one channel with more than 8 bits begin; as grey levels their numbers would be cut."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""Of images in datasets. Pillow knows others that start programs, such as EPS."""
+MOST_PIXELS = 50_000_000
+"""Of one image; a frame of 8K video has 33 million."""
 _UP_FILTER = 2  # each byte minus the one above it: cheap, and near zero on rendered scenes
 
 
@@ -35,23 +41,43 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     )
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """An encoded image of any common format -> uint8 [h, w, 3]; ValueError when it is damaged."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode[:1] in DEPTH_MODES:
-                raise ValueError(f"it is a depth image, mode {image.mode}")
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them
-        raise ValueError(" ".join(str(error).split())) from None
+class OtherSizeError(ValueError):
+    """An image of another size than expected; size: (height, width)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(f"it is {size[0]}x{size[1]}")
+        self.size = size
+
+
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """An encoded image of FORMATS -> uint8 [h, w, 3]; ValueError when it is damaged or of more than MOST_PIXELS.
+
+    size: (height, width) that it must have, else OtherSizeError. Nothing is decoded before the header is looked at.
+    """
+    with _opened(data) as image:
+        if image.mode[:1] in DEPTH_MODES:
+            raise ValueError(f"it is a depth image, mode {image.mode}")
+        if size is not None and size != (image.height, image.width):
+            raise OtherSizeError((image.height, image.width))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def describe_image(data: bytes) -> tuple[int, int, str]:
-    """(height, width, Pillow's mode) without decoding; ValueError when it is damaged."""
+    """(height, width, Pillow's mode) without decoding; ValueError when it is damaged or of more than MOST_PIXELS."""
+    with _opened(data) as image:
+        return image.height, image.width, image.mode
+
+
+@contextmanager
+def _opened(data: bytes) -> Generator[Image.Image]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width, image.mode
-    except (OSError, SyntaxError, ValueError) as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.height}x{image.width} pixels; at most {MOST_PIXELS} are taken")
+            yield image
+    except OtherSizeError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises any of them
         raise ValueError(" ".join(str(error).split())) from None
 
 
