@@ -34,6 +34,22 @@ class Ended(KeyboardInterrupt):
         self.number = number
 
 
+def usable_cores() -> int:
+    """That this process may run on, which a container or `taskset` may make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_threads(processes: int = 1) -> int:
+    """For each of so many processes that share this machine: what OMP_NUM_THREADS says, else their share of the cores.
+
+    The 1 that torchrun sets where nobody has said anything does not count.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0 and (processes == 1 or said != "1"):
+        return int(said)
+    return max(usable_cores() // processes, 1)
+
+
 def received() -> int | None:
     """The signal that asked this process to end, if one did."""
     return _received

@@ -14,19 +14,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from rank_runs import train
 from safetensors.torch import load_file
 
 from pizero.checkpoints.native import load_checkpoint, verify_example
 from pizero.data.augment import Augmentation, Part
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import make_mesh
+from pizero.train.distributed import Ranks, make_mesh
 from pizero.train.inputs import draw
 from pizero.train.metrics import read_metrics
 from pizero.train.run_folder import list_checkpoints
@@ -199,3 +201,26 @@ def test_parts_draw_the_numbers_of_the_whole_batch(kind: Any) -> None:
 def test_unlike_machines_are_refused() -> None:
     with pytest.raises(UserError, match="same number of ranks on every machine, got 6 in all and 4 here"):
         make_mesh(6, 4, "cpu")
+
+
+@pytest.mark.parametrize(("machines", "local"), [(1, 3), (2, 2), (3, 1)])
+def test_the_first_of_every_machine_prepares_before_its_others(
+    machines: int, local: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines may share a disk or not: the first rank of all is done first, then the first of each other machine."""
+    count, order = machines * local, list[int]()
+    barrier = threading.Barrier(count, timeout=30)
+    monkeypatch.setattr(dist, "barrier", lambda group: barrier.wait())
+
+    def prepare(index: int) -> None:
+        assert Ranks(index, count, local).after_first(lambda: order.append(index) or index) == index
+
+    threads = [threading.Thread(target=prepare, args=(index,)) for index in reversed(range(count))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    firsts = range(local, count, local)
+    assert order[0] == 0
+    assert sorted(order[1 : 1 + len(firsts)]) == list(firsts)
+    assert sorted(order) == list(range(count))

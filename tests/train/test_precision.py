@@ -195,12 +195,34 @@ def test_bfloat16_is_for_pi0() -> None:
 def test_a_host_copy_with_frozen_bfloat16_weights_is_sampled_where_it_is() -> None:
     """With shards that is what is measured and saved, whatever device the training is on."""
     model = Pi0(nano_model())
-    choose_parts(model, PartsConfig(freeze=("vision", "prefix")))
+    choose_parts(model, PartsConfig(freeze=("vision", "expert")))
     keep_in_precision(model, "mixed", mixed=True)
     observation = observation_of(model.config)
-    with pytest.raises(RuntimeError, match="same dtype"):
+    with pytest.raises(RuntimeError, match="dtype"):
         model.sample_actions(observation, num_steps=2)
     with sampling(model):
         assert bool(model.sample_actions(observation, num_steps=2).isfinite().all())
     with sampling(Pi0(nano_model()).to("meta")):  # one kind of weights, on a device without autocast
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "frozen", "trained"), [("prefix", "prefix", "expert"), ("expert", "expert", "prefix")]
+)
+def test_a_frozen_expert_leaves_the_others_residuals_in_float32(
+    part: Any, frozen: str, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Pi0(nano_model())
+    choose_parts(model, PartsConfig(freeze=(part,)))
+    keep_in_precision(model, "mixed", mixed=True)
+    seen: dict[str, set[torch.dtype]] = {"prefix": set(), "expert": set()}
+    for layer in model.transformer.layers:
+        for name in seen:
+            layer.get_submodule(f"{name}.attention_norm").register_forward_pre_hook(
+                lambda _, inputs, name=name: seen[name].add(inputs[0].dtype)
+            )
+    actions = torch.zeros(2, model.config.action_horizon, model.config.action_dim)
+    with product_context("mixed", torch.device("cpu")):
+        loss = model.loss(observation_of(model.config), actions)
+    assert seen == {frozen: {torch.bfloat16}, trained: {torch.float32}}
+    assert bool(loss.isfinite().all())

@@ -103,6 +103,7 @@ class FastSampler:
         self._action_weight = action_weight(model)
         self._tables: dict[tuple[int, Solver], TimeTables] = {}
         self._pack(consume)
+        self._consumed = consume
         self.static = compile or (graphs and self.device.type == "cuda")
         """Prompts are padded to a few lengths, so that few shapes are compiled or captured."""
         ready = compiled if compile else _as_it_is
@@ -134,7 +135,8 @@ class FastSampler:
         return self._graphs(sample, (num_steps, solver), inputs, noise)
 
     def loss(self, observation: Observation, actions: Tensor, **settings: Any) -> Tensor:
-        """The model's."""
+        """The model's; UserError where it gave up its weights."""
+        self._check_kept("has no loss")
         return self.model.loss(observation, actions, **settings)
 
     def inputs(self, observation: Observation) -> Inputs:
@@ -166,7 +168,8 @@ class FastSampler:
         return vision + [name for pair in pairs for name in pair]
 
     def repack(self, name: str, kernels: Kernels) -> Callable[[], None]:
-        """Packs one layer for other kernels; returns what undoes it. Not after `consume`."""
+        """Packs one layer for other kernels; returns what undoes it. UserError where the model gave up its weights."""
+        self._check_kept("cannot be packed again")
         blocks, index = self._place(name)
         before = blocks[index]
         blocks[index] = self._packed(name, lambda _: kernels)
@@ -175,6 +178,13 @@ class FastSampler:
             blocks[index] = before
 
         return undo
+
+    def _check_kept(self, what: str) -> None:
+        if self._consumed:
+            raise UserError(
+                f"a sampler that took its model's weights (consume=True, as load_policy does) {what}; load the "
+                "checkpoint with load_model"
+            )
 
     def _pack(self, consume: bool) -> None:
         self.vision_blocks: list[PackedVisionBlock] = []

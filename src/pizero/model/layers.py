@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPSILON = 1e-6
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices that have no float64; what needs it is computed on the host."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -113,7 +115,8 @@ def embed_time(time: Tensor, width: int, min_period: float = 4e-3, max_period: f
     """
     if width % 2:
         raise ValueError(f"the width of a time embedding must be even, got {width}")
-    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=time.device)
+    device = torch.device("cpu") if time.device.type in WITHOUT_FLOAT64 else time.device
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=device)
     periods = min_period * (max_period / min_period) ** fraction
-    phase = time[..., None].double() * (2 * math.pi / periods)
-    return torch.cat([phase.sin(), phase.cos()], dim=-1).float()
+    phase = time.to(device).double()[..., None] * (2 * math.pi / periods)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).float().to(time.device)

@@ -91,7 +91,7 @@ class TwoExpertTransformer(nn.Module):
 
         Several suffixes may share one prefix: N of them, the draws on the outer axis.
         """
-        prefix, suffix = prefix.to(self.dtype), suffix.to(self.dtype)
+        prefix, suffix = prefix.to(self.dtype), suffix.to(self.expert_dtype)
         prefix_stream = self._prefix_stream(padding_mask)
         suffix_stream = self._suffix_stream(padding_mask, suffix, block_starts, conditioning)
         for i, layer in enumerate(self.layers):
@@ -114,7 +114,7 @@ class TwoExpertTransformer(nn.Module):
         self, cache: KVCache, suffix: Tensor, block_starts: Tensor, conditioning: Tensor | None = None
     ) -> Tensor:
         """suffix [N * B, S, E] against the cache -> [N * B, S, E] after the final norm."""
-        suffix = suffix.to(self.dtype)
+        suffix = suffix.to(self.expert_dtype)
         stream = self._suffix_stream(cache.padding_mask, suffix, block_starts, conditioning)
         for layer, key, value in zip(self.layers, cache.keys, cache.values, strict=True):
             _, suffix, _ = layer(None, (suffix, stream), cached=(key, value))
@@ -122,8 +122,13 @@ class TwoExpertTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the large matrices; tokens are cast to it on the way in."""
+        """The dtype of the prefix expert's large matrices; its tokens are cast to it on the way in."""
         return self.get_submodule("layers.0.prefix.query").get_parameter("weight").dtype
+
+    @property
+    def expert_dtype(self) -> torch.dtype:
+        """The action expert's; another one where only one of them is frozen in a training in mixed precision."""
+        return self.get_submodule("layers.0.expert.query").get_parameter("weight").dtype
 
     def _prefix_stream(self, padding_mask: Tensor) -> Stream:
         mask = block_mask(padding_mask, torch.zeros_like(padding_mask))

@@ -66,12 +66,17 @@ class Ranks:
         return cast(Result, results[0])
 
     def after_first(self, make: Callable[[], Result]) -> Result:
-        """`make` by every rank, by the first one alone at first: what it leaves on the disk is there for the others."""
-        result = self.from_first(make) if self.is_first else None
-        if self.is_first:
-            return cast(Result, result)
-        self.from_first(lambda: None)
-        return make()
+        """`make` by every rank: by the first one alone, then by the first of every other machine, then by the others.
+        What it leaves on a disk, shared by machines or not, is there for those that follow.
+        """
+        turn = 0 if self.is_first else 1 if self.index % self.local_count == 0 else 2
+        made: list[Result] = []
+        for number in range(3):
+            if number == turn:
+                made.append(make())
+            if self.count > 1 and number < 2:
+                dist.barrier(group=self.control)
+        return made[0]
 
     def by_first(self, act: Callable[[], None]) -> None:
         """`act` by the first rank; when it fails, no rank goes on."""

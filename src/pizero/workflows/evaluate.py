@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes
 from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.processes import usual_threads
 from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar
 
@@ -61,7 +61,7 @@ def evaluate_policy(
     alter: Alter | None = None,
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or usual_threads())
     if config.execution_horizon is None:
         config = dataclasses.replace(config, execution_horizon=max(policy.noise_shape[0] // 2, 1))
     assert config.execution_horizon is not None

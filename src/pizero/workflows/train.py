@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from pizero.data.mark import data_marks
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
+from pizero.processes import usable_cores, usual_threads
 from pizero.train.activations import check_compiler, checkpoint_activations, compile_blocks
 from pizero.train.distributed import Ranks, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, Tracker, read_metrics
@@ -89,7 +89,7 @@ def train_policy(
         track, sharding, recompute, compiled,
     )  # fmt: skip
     with torchrun_ranks(device) as (ranks, own_device):
-        torch.set_num_threads(preset.train.threads or max((os.cpu_count() or 1) // ranks.local_count, 1))
+        torch.set_num_threads(preset.train.threads or usual_threads(ranks.local_count))
         console.quiet = not ranks.is_first
         with ExitStack() as stack:
             ranks.by_first(lambda: stack.enter_context(only_training(folder)))
@@ -201,7 +201,7 @@ def _result(folder: Path, checkpoint: Path, model: Network) -> TrainResult:
 def _workers(options: _Options, device: str) -> int:
     if options.workers is not None:
         return options.workers
-    return 0 if torch.device(device).type == "cpu" else min(4, os.cpu_count() or 1)
+    return 0 if torch.device(device).type == "cpu" else min(4, usable_cores())
 
 
 def _change_blocks(model: Network, device: str, ranks: Ranks, options: _Options) -> None:

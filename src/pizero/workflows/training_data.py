@@ -222,6 +222,11 @@ def make_loaders(
         )  # fmt: skip
 
     training = loader(train, workers=workers, rank=rank, num_ranks=num_ranks)
+    if training.batch_size < config.batch_size:
+        tell(
+            "warning",
+            f"batches of {training.batch_size} and not of {config.batch_size}: the data has no more frames to train on",
+        )
     return training, loader(held_out) if held_out else None
 
 
