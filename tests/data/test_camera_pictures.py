@@ -343,3 +343,15 @@ def test_hostile_pictures_are_refused_by_their_header(
     with pytest.raises(BadEpisodeError, match=text):
         dataset.images("top", [bad])
     assert dataset.images("top", [bad + 1]).shape == (1, 96, 96, 3)
+
+
+def test_pointers_beside_the_parquet(root: Path) -> None:
+    """The first image of an episode tells for most; a later one when it is read."""
+    beside(root, PLACES["relative"])
+    for episode, frame in ((1, 0), (2, 9)):
+        path = root / "images" / TOP / f"episode_{episode:06d}/frame_{frame:06d}.png"
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n")
+    with pytest.raises(BadEpisodeError, match=r"episode_000001/frame_000000\.png, episode 1: the file .*git lfs pull"):
+        LeRobotDataset(root)
+    with pytest.raises(BadEpisodeError, match=r"frame_000009\.png, episode 2: frame 9 of .*git lfs pull"):
+        LeRobotDataset(root, episodes=[2]).images("top", [9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -114,9 +115,13 @@ def _find_rows(episodes: Iterable[Episode]) -> tuple[dict[int, NDArray[np.int64]
 def _find_video_faults(episodes: Sequence[Episode], index: VideoIndex, key: str) -> list[Fault]:
     """Of a camera's videos: missing, unreadable, of another size, of other frames than the episode's rows."""
     faults: list[Fault] = []
-    files: dict[Path, tuple[str, str] | None] = {}
-    for path in dict.fromkeys(episode.videos[key].path for episode in episodes):
-        files[path] = _file_fault(path) or _video_fault(path, index)
+    paths = list(dict.fromkeys(episode.videos[key].path for episode in episodes))
+
+    def look(path: Path) -> tuple[str, str] | None:
+        return _file_fault(path) or _video_fault(path, index)
+
+    with ThreadPoolExecutor(8) as pool:  # files on a network answer late
+        files = dict(zip(paths, pool.map(look, paths), strict=True))
     sizes = {path: (index.file(path).height, index.file(path).width) for path, wrong in files.items() if wrong is None}
     usual = Counter(sizes.values()).most_common(1)
     for episode in episodes:
@@ -141,12 +146,18 @@ def _find_video_faults(episodes: Sequence[Episode], index: VideoIndex, key: str)
 def _find_image_faults(
     episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]], pictures: Pictures, key: str
 ) -> list[Fault]:
-    """Of a camera's images that lie beside the data files: those that are not there."""
+    """Of a camera's images that lie beside the data files: those that are not there. The first data file tells whether
+    there are such.
+    """
     faults: list[Fault] = []
     for episode in episodes:
         paths = pictures.beside(key, episode, rows[episode.index])
-        missing = [frame for frame, path in enumerate(paths or []) if path is None]
-        if missing:
+        if paths is None:
+            break
+        missing = [frame for frame, path in enumerate(paths) if path is None]
+        if paths[0] is not None and (wrong := _file_fault(paths[0])) is not None:
+            faults.append(Fault(wrong[0], episode.index, wrong[1], paths[0]))
+        elif missing:
             text = (
                 f"{len(missing)} of {episode.length} images of {key!r} are missing, the first is that of frame "
                 f"{missing[0]}; copy or download the dataset again"

@@ -165,7 +165,7 @@ class LeRobotDataset:
         paths = [episode.videos[key].path for key in video for episode in self._episodes]
         if len(video) < len(keys):
             paths += [episode.data_path for episode in self._episodes]
-        for key in (key for key in keys if key not in video):
+        for key in (key for key in keys if key not in video and self._beside(key, 0) is not None):
             for number in range(self.num_episodes):
                 paths += [path for path in self._beside(key, number) or [] if path is not None]
         return list(dict.fromkeys(paths))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.image_files import ImageFinder
+from pizero.data.datasets.json_files import POINTER, POINTER_ADVICE
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.open_files import OpenFiles
 from pizero.data.datasets.parquet import EncodedImages, image_paths
@@ -125,9 +126,12 @@ class Pictures:
             named = f", and {value} is not there" if value else ""
             raise self._unread(key, frame, f"is missing: the file holds no image{named}", episode.data_path)
         try:
-            return path.read_bytes(), path
+            data = path.read_bytes()
         except OSError as error:
             raise self._unread(key, frame, f"cannot be read ({error.strerror})", path) from None
+        if data.startswith(POINTER):
+            raise self._unread(key, frame, POINTER_ADVICE, path)
+        return data, path
 
     @staticmethod
     def _unread(key: str, frame: Frame, what: str, path: Path) -> BadEpisodeError:
