@@ -268,6 +268,13 @@ def test_states_in_another_order(by_name: bool, tmp_path: Path) -> None:
     assert wrong[0][0].startswith("action shoulder_pan, " if by_name else "action[0, 1, 2")
 
 
+def test_one_name_twice_is_told_with_its_number(tmp_path: Path) -> None:
+    robot = replace(ROBOTS["Piper led by an SO-101"], action_names=["joint"] * 6)
+    dataset = record(tmp_path / "data", robot)
+    (wrong,) = wrong_states(findings_of(dataset, robot, relative_mask=(True,) * 6))
+    assert wrong[0] == "action joint (3), joint (4), joint (5)"
+
+
 def test_a_speed_is_not_relative_to_a_position(tmp_path: Path) -> None:
     robot = ROBOTS["CR5"]
     findings = findings_of(record(tmp_path / "data", robot), robot, relative_mask=(True, True, False))

@@ -14,7 +14,7 @@ from pizero.data.doctor.open_loop import Replay
 from pizero.report.html import Picture, Section, Table, write_report
 from pizero.report.pictures import GROUP_COLOURS, MUTED, WIDTH, film_strip, finish, new_figure, plain, set_title
 
-SHOWN_DIMS, SHOWN_CHUNKS, SHOWN_EPISODES = 16, 12, 8
+SHOWN_DIMS, SHOWN_CHUNKS, SHOWN_EPISODES, SHOWN_FAULTS = 16, 12, 8, 100
 
 
 def check_report(path: Path, results: Mapping[str, Any], examination: Examination, played: Replay | None) -> None:
@@ -25,7 +25,7 @@ def check_report(path: Path, results: Mapping[str, Any], examination: Examinatio
         "errors": str(counts["error"]), "warnings": str(counts["warning"]),
         "episodes": f"{results['episodes']:,}", "frames": f"{results['frames']:,}",
     }  # fmt: skip
-    sections = [_findings(findings), *_cameras(examination), _numbers(examination)]
+    sections = [_findings(findings), *_faults(results["faults"]), *_cameras(examination), _numbers(examination)]
     if played is not None:
         sections.append(_replay(results["replay"], played, examination.subject.action_names))
     write_report(path, title=f"pizero check: {Path(results['dataset']).name}", facts=facts, sections=sections)
@@ -34,9 +34,18 @@ def check_report(path: Path, results: Mapping[str, Any], examination: Examinatio
 def _findings(findings: list[dict[str, str]]) -> Section:
     if not findings:
         return Section("Findings", "None: nothing that is looked for was found.")
-    header = ("", "check", "where", "what is seen", "what to do")
-    rows = [[f[key] for key in ("severity", "check", "where", "evidence", "advice")] for f in findings]
+    header = ("", "where", "what is seen", "what to do")
+    rows = [[f["severity"], f"{f['check']}: {f['where']}", f["evidence"], f["advice"]] for f in findings]
     return Section("Findings", "", [Table(header, rows)])
+
+
+def _faults(faults: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    if not faults:
+        return
+    more = f" The first {SHOWN_FAULTS} of {len(faults)}; check.json has all." if len(faults) > SHOWN_FAULTS else ""
+    rows = [[str(f["episode"]), f["file"], f["text"]] for f in faults[:SHOWN_FAULTS]]
+    table = Table(("episode", "file", "what is seen"), rows, numbers=(0,))
+    yield Section("Episodes that training refuses", f"File by file.{more}", [table])
 
 
 def _cameras(examination: Examination) -> Iterator[Section]:

@@ -145,7 +145,7 @@ STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
-h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1.1rem; letter-spacing: -0.01em; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1.1rem; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 0.4rem; }
 p { margin: 0 0 1rem; color: var(--muted); max-width: 70ch; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: 0.75rem; margin: 0 0 1.25rem; }
@@ -164,7 +164,7 @@ table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant
 th { text-align: left; color: var(--muted); font-weight: 600; }
 th, td { padding: 0.3rem 0.9rem 0.3rem 0; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
-.long { white-space: normal; min-width: 15rem; }
+.long { white-space: normal; min-width: 13rem; overflow-wrap: anywhere; }
 .n { text-align: right; }
 .group td { border-top: 1px solid var(--rule); }
 td:first-child { font-weight: 600; }

@@ -28,11 +28,15 @@ def print_results(results: dict[str, Any], output: Path | None) -> None:
     if results["replay"] is not None:
         _print_replay(results["replay"], results["action_names"])
     counts = {severity: sum(finding["severity"] == severity for finding in results["findings"]) for severity in ORDER}
-    said = ", ".join(f"{count} {name}s" if count != 1 else f"1 {name}" for name, count in counts.items() if count)
+    said = ", ".join(_count(number, severity) for severity, number in counts.items() if number)
     _line(
-        f"{results['episodes']} episodes, {results['frames']} frames: {said or 'nothing found'}"
+        f"{_count(results['episodes'], 'episode')}, {_count(results['frames'], 'frame')}: {said or 'nothing found'}"
         + (f" · {output / 'check.html'}" if output is not None else "")
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _print_finding(finding: dict[str, str]) -> None:

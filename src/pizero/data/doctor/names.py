@@ -79,12 +79,14 @@ def dims_text(what: str, dims: Iterable[int], names: Sequence[str] | None, shown
     more = f" and {len(found) - shown} more" if len(found) > shown else ""
     if names is None:
         return f"{what}[{', '.join(map(str, found[:shown]))}{more}]"
-    return f"{what} {', '.join(short(names[dim]) for dim in found[:shown])}{more}"
+    return f"{what} {', '.join(dim_text(what, dim, names) for dim in found[:shown])}{more}"
 
 
 def dim_text(what: str, dim: int, names: Sequence[str] | None) -> str:
-    """ "elbow"; without names "action[1]"."""
-    return f"{what}[{dim}]" if names is None else short(names[dim])
+    """ "elbow"; without names "action[1]"; with its number where several have the name."""
+    if names is None:
+        return f"{what}[{dim}]"
+    return short(names[dim]) if list(names).count(names[dim]) == 1 else f"{short(names[dim])} ({dim})"
 
 
 def short(name: str) -> str:

@@ -91,11 +91,12 @@ def find_pairs(subject: Subject, fit: Fit) -> list[Pair]:
     for action in range(subject.actions.shape[1]):
         own = masked.get(action, action)
         best = int(fit.state[action])
+        sure = fit.best[action, best] >= FITS and fit.episodes[action] >= FEW_EPISODES and best not in taken
         if action in named:
             pairs.append(named[action])
-        elif action in masked and fit.best[action, own] >= MISFITS:
+        elif action in masked and fit.best[action, own] >= MISFITS and not (sure and _better(fit, action, best, own)):
             pairs.append(Pair(action, own, "target", named=False))
-        elif fit.best[action, best] >= FITS and fit.episodes[action] >= FEW_EPISODES and best not in taken:
+        elif sure:
             pairs.append(Pair(action, best, "target", named=False))
         elif action in masked or (not both and own < subject.state.shape[1]):
             pairs.append(Pair(action, own, "unknown", named=False))
