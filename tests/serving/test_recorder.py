@@ -15,6 +15,8 @@ from serving_helpers import make_policy, observation
 from pizero.configs.presets import get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.robot_columns import robot_actions
+from pizero.policy.policy import ModelPolicy
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 from pizero.types import UserError
@@ -57,6 +59,20 @@ def test_what_came_and_went_can_be_checked_and_trained_on(serve: Serve, tmp_path
     quick = dataclasses.replace(preset.train, steps=2, batch_size=2, validate_every=2, save_every=2, log_every=1)
     trained = train_policy(tmp_path / "recorded" / "policy", tmp_path / "run", dataclasses.replace(preset, train=quick))
     assert np.isfinite(trained.loss)
+
+
+def test_what_a_robot_chooses_is_read_back_with_the_same_robot(serve: Serve, tmp_path: Path) -> None:
+    policy = make_policy()
+    robot = dataclasses.replace(policy.pipeline.embodiment, action_dims=(4, 3, "z", 0, 1))
+    pipeline = dataclasses.replace(policy.pipeline, embodiment=robot)
+    server = serve(ModelPolicy(policy.model, pipeline, num_steps=2), record=tmp_path / "recorded", record_fps=5.0)
+    with PolicyClient(server.uri) as client:
+        assert client.metadata["action_dims"] == [4, 3, "z", 0, 1]
+        played = [client.infer({**observation(step), "prompt": "lift"})["actions"][0] for step in range(3)]
+    server.stop()
+    dataset = LeRobotDataset(tmp_path / "recorded" / "policy")
+    np.testing.assert_array_equal(robot_actions(dataset, robot), np.stack(played))
+    assert dataset.names("action") == ("4", "3", "z", "0", "1")
 
 
 def test_nothing_asked_leaves_nothing(serve: Serve, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import generic, get_embodiment
+from pizero.data.embodiments.dimensions import chosen
 from pizero.data.norm_stats import field_stats
 from pizero.data.robot_columns import robot_actions
 from pizero.model.config import small_config
@@ -159,6 +160,13 @@ def test_a_choice_means_names_in_each_dataset(root: Path, tmp_path: Path) -> Non
     first, second = (robot_actions(LeRobotDataset(folder), robot) for folder in (root, other))
     np.testing.assert_array_equal(first, second)
     assert first.shape[1] == 2
+
+
+def test_a_recording_of_chosen_dimensions_is_chosen_already() -> None:
+    """`serve --record` has the chosen ones alone, in their order, named as they were chosen."""
+    dims = (3, "x", 0)
+    assert chosen("dims", dims, ["3", "x", "0"], 3) == [0, 1, 2]
+    assert chosen("dims", dims, ["a", "b", "x", "d"], 4) == [3, 2, 0]
 
 
 @pytest.mark.parametrize(

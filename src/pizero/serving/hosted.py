@@ -58,7 +58,10 @@ class Hosted:
         if config.replica is not None:
             hosted.metadata["replica"] = config.replica
         if config.record is not None:
-            hosted.recorder = Recorder(config.record / name, hosted.metadata["embodiment"], config.record_fps)
+            robot = policy.pipeline.embodiment
+            hosted.recorder = Recorder(
+                config.record / name, robot.name, config.record_fps, robot.state_dims, robot.action_dims
+            )
         return hosted
 
     async def reload(self, max_batch: int) -> None:

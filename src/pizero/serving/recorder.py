@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot_writer import ImageFormat, LeRobotWriter
 from pizero.data.datasets.video import check_encoding
+from pizero.data.embodiments.dimensions import Dims
 from pizero.serving.log import log
 from pizero.serving.protocol import Limits, pack, unpack
 from pizero.types import RobotDict, UserError
@@ -57,15 +58,23 @@ class _Episode:
         return round(1 / max(float(np.median(np.diff(self.times))), 1e-3), 2)
 
 
+def _names(what: str, values: NDArray[np.float32], dims: Dims) -> list[str]:
+    return [str(dim) for dim in dims] or [f"{what}_{index}" for index in range(len(values))]
+
+
 class Recorder:
     """Writes one dataset at `root`, which appears at `close`. fps: of the recording; None takes that of its first
-    episode's requests. UserError if something is at `root`.
+    episode's requests. state_dims, action_dims: which dimensions of the robot these are; they become the names.
+    UserError if something is at `root`.
     """
 
-    def __init__(self, root: Path, robot_type: str, fps: float | None) -> None:
+    def __init__(
+        self, root: Path, robot_type: str, fps: float | None, state_dims: Dims = (), action_dims: Dims = ()
+    ) -> None:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UserError(f"{root} exists already; record into another folder, it will not be overwritten")
         self.root, self.fps, self.robot_type = root, fps, robot_type
+        self._state_dims, self._action_dims = state_dims, action_dims
         self._episodes: dict[int, _Episode] = {}
         self._writer: LeRobotWriter | None = None
         self._frames = ThreadPoolExecutor(1, thread_name_prefix="frames")
@@ -151,8 +160,8 @@ class Recorder:
         return LeRobotWriter(
             self.root, fps=self.fps or fps, robot_type=self.robot_type, cameras=cameras, image_format=image_format,
             apart=True,
-            state_names=[f"state_{index}" for index in range(len(frame["state"]))],
-            action_names=[f"action_{index}" for index in range(len(frame["action"]))],
+            state_names=_names("state", frame["state"], self._state_dims),
+            action_names=_names("action", frame["action"], self._action_dims),
         )  # fmt: skip
 
     def _close(self) -> None:

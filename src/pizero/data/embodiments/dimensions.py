@@ -23,11 +23,12 @@ def check_dims(what: str, dims: Dims, width: int | None) -> None:
 
 
 def chosen(what: str, dims: Dims, names: Sequence[str] | None, width: int) -> list[int]:
-    """The indices that `dims` means in data of `width` dimensions with these names; all of them where it is empty.
+    """The indices that `dims` means in data of `width` dimensions with these names; all of them where it is empty, and
+    where the names are the choice itself: a recording of what a policy of the robot was given and answered.
 
     what: the field, with its robot, for the error. UserError for one that is not there, or that is meant twice.
     """
-    if not dims:
+    if not dims or (names is not None and list(names) == [str(dim) for dim in dims]):
         return list(range(width))
     found = [dim if isinstance(dim, int) else _position(what, dim, names) for dim in dims]
     for dim, index in zip(dims, found, strict=True):
