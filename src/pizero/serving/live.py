@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pizero.types import RobotDict
 
-LARGEST_SIDE = 640
+LARGEST_SIDE = 400
 """Pixels of an image that is kept to be shown, in each direction."""
 REMEMBERED, RECENT = 240, 5.0
 """Requests that a robot's figures are made of, at most, and seconds that its rate looks back."""
