@@ -42,7 +42,7 @@ def read_layout(root: Path) -> Layout:
     fps = info.fps or find_frame_rate(root, info.features, [data for data, _ in found], notes)
     episodes = _with_starts(described, found, features, fps, notes)
     episodes = _without_empty(root, episodes, notes)
-    _compare_totals(info, episodes, notes)
+    interrupted = _compare_totals(info, episodes, notes)
     tasks, ids = read_tasks(root, described, notes)
     return Layout(
         root=root,
@@ -56,6 +56,7 @@ def read_layout(root: Path) -> Layout:
         stats=_read_stats(root, notes),
         missing_cameras=missing,
         notes=notes,
+        interrupted=interrupted,
     )
 
 
@@ -148,16 +149,18 @@ def _without_empty(root: Path, episodes: list[Episode], notes: list[str]) -> lis
     return whole
 
 
-def _compare_totals(info: Info, episodes: Sequence[Episode], notes: list[str]) -> None:
+def _compare_totals(info: Info, episodes: Sequence[Episode], notes: list[str]) -> bool:
+    """Whether more is announced than there is."""
     found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
     lies = [key for key, count in found.items() if info.totals.get(key, count) != count]
     if not lies:
-        return
+        return False
     said = " and ".join(f"{key} {info.totals[key]}" for key in lies)
     listed = " and ".join(str(found[key]) for key in lies)
     more = any(info.totals[key] > found[key] for key in lies)
     why = " (the recording was interrupted, or the copy is incomplete)" if more else ""
     notes.append(f"meta/info.json says {said}, but meta/ lists {listed}{why}: what is there is used")
+    return more
 
 
 def _read_stats(root: Path, notes: list[str]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Layout:
 
     task_ids: empty where nothing says it; then an episode's own `tasks` count. missing_cameras: why, by the camera's
     name, where info.json names one of which there is no file. notes: what was assumed where `meta/` is incomplete or
-    contradicts itself, a line each.
+    contradicts itself, a line each. interrupted: info.json announces more than is listed.
     """
 
     root: Path
@@ -59,6 +59,7 @@ class Layout:
     stats: dict[str, Any]
     missing_cameras: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
+    interrupted: bool = False
 
 
 def episodes_text(indices: Iterable[int], shown: int = 6) -> str:

@@ -230,7 +230,7 @@ class LeRobotDataset:
             if kind.note is not None:
                 self.notes.append(f"camera {camera!r} {kind.note}")
             if said is None or said[:2] != (kind.height, kind.width):
-                shape = "x".join(map(str, self.features[key].get("shape") or [])) or "no size"
+                shape = "x".join(map(str, self.features[key].get("shape") or [])) or "that cannot be read"
                 self.notes.append(
                     f"camera {camera!r}: meta/info.json has the shape {shape}, the pictures are {kind.height} high and "
                     f"{kind.width} wide: the pictures count"

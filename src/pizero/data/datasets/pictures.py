@@ -55,7 +55,7 @@ class Pictures:
     """May be shared by threads, forked and pickled. A picture that cannot be read is a BadEpisodeError."""
 
     def __init__(self, layout: Layout) -> None:
-        self.videos = VideoIndex(layout.episodes, layout.fps)
+        self.videos = VideoIndex(layout.episodes, layout.fps, layout.interrupted)
         self._is_video = {key: feature.get("dtype") == "video" for key, feature in layout.features.items()}
         self._decoders = OpenFiles(VideoDecoder, limit=16)
         self._encoded = EncodedImages()

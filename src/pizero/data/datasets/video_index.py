@@ -32,13 +32,16 @@ class VideoIndex:
     whatever the time stamps say. A video with another rate than the rows gives the frame at each row's time.
     """
 
-    def __init__(self, episodes: Sequence[Episode], fps: float) -> None:
-        """episodes: all of the dataset, since those that share a file are compared."""
+    def __init__(self, episodes: Sequence[Episode], fps: float, interrupted: bool = False) -> None:
+        """episodes: all of the dataset, since those that share a file are compared. interrupted: others were recorded
+        after them and are not listed.
+        """
         self._fps = fps
         self._members: dict[tuple[str, Path], list[Episode]] = {}
         numbers = [episode.index for episode in episodes]
         # Where numbers are missing, episodes were taken out, and their frames may still be there.
         self._after_others = {b for a, b in zip([min(0, *numbers), *numbers], numbers, strict=False) if b > a + 1}
+        self._before_others = {max(numbers)} if interrupted and numbers else set[int]()
         for episode in episodes:
             for key, video in episode.videos.items():
                 self._members.setdefault((key, video.path), []).append(episode)
@@ -71,7 +74,7 @@ class VideoIndex:
         members = self._members[key, path]
         try:
             pieces = _pieces(members, key, self.file(path))
-            return _Places(self.file(path), pieces, self._fps, self._after_others).found
+            return _Places(self.file(path), pieces, self._fps, self._after_others, self._before_others).found
         except VideoError as error:
             return {episode.index: error for episode in members}
 
@@ -102,9 +105,11 @@ def _ends_with_its_last_frame(piece: _Piece, period: float) -> bool:
 class _Places:
     """Compares the pieces of one file with its frames, and with each other. found: by episode."""
 
-    def __init__(self, file: VideoFrames, pieces: Sequence[_Piece], fps: float, after_others: set[int]) -> None:
-        """after_others: episodes in front of which others were taken out."""
-        self._file, self._fps, self._after_others = file, fps, after_others
+    def __init__(
+        self, file: VideoFrames, pieces: Sequence[_Piece], fps: float, after_others: set[int], before_others: set[int]
+    ) -> None:
+        """after_others, before_others: episodes beside which others were, whose frames may be in the file still."""
+        self._file, self._fps, self._after_others, self._before_others = file, fps, after_others, before_others
         self._edges = np.append(file.times, file.times[-1] + file.period) - file.times[0]  # [n + 1]
         self.found: dict[int, NDArray[np.float64] | VideoError] = {}
         whole = [self._place(piece, alone=len(pieces) == 1) for piece in pieces]
@@ -169,11 +174,15 @@ class _Places:
             anchored = anchored or first == count - sum(sizes[number:])
             if fault is None and not anchored:
                 fault = f"it begins at {piece.start:.3f} s, but episodes before it do not meet: its frames are not sure"
-            if fault is None and number == len(pieces) - 1 and 0 < stop < count:
-                fault = f"{count - stop} frames at the end of the video belong to no episode"
             if fault is not None and not isinstance(self.found[piece.episode.index], VideoError):
                 self.found[piece.episode.index] = VideoError(fault)
             end = stop
+        last = pieces[-1].episode.index
+        if end < count and isinstance(self.found[last], np.ndarray) and last not in self._before_others:
+            # Whoever counts rows for the starts puts all that follows a discarded take at frames of the one before.
+            fault = f"the video has {count - end} frames more than its episodes have rows, and nothing tells where"
+            for index, found in self.found.items():
+                self.found[index] = VideoError(fault) if isinstance(found, np.ndarray) else found
 
     @staticmethod
     def _gap(frames: int, before: int, start: float) -> str:
