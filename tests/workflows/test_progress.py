@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pizero.workflows import progress
-from pizero.workflows.progress import Lines, console, progress_bar
+from pizero.workflows.progress import Lines, console, progress_bar, steps_shown
 
 
 class Clock:
@@ -83,6 +83,12 @@ def test_what_was_reached_is_told_when_it_ends_early(clock: Clock, log: io.Strin
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert log.getvalue() == "episodes 4/10 (40 %), 0:00:00, 0:00:00 left\n"
+
+
+def test_steps_are_lines(log: io.StringIO) -> None:
+    with steps_shown("opening") as show:
+        show("writing [a]")
+    assert log.getvalue() == "opening\nwriting [a]\n"
 
 
 def test_lines_in_a_file_are_whole(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:

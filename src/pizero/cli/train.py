@@ -19,8 +19,7 @@ class Arguments:
     """Trains a policy on a LeRobot dataset, from scratch or from a checkpoint. Settings come from a preset.
 
     Examples: pizero train DATASET --preset small --output runs/mine
-              pizero train DATASET --preset full --checkpoint gs://openpi-assets/checkpoints/pi0_base --lora \
-                  --device cuda --output runs/mine
+              pizero train DATASET --preset full --checkpoint lerobot/pi0_base --lora --device cuda --output runs/mine
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]

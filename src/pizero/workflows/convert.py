@@ -6,17 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from pizero.checkpoints.convert import Conversion, convert
-from pizero.workflows.progress import console, tell
+from pizero.workflows.progress import console, steps_shown, tell
 
 
 def convert_and_print(source: str, target: Path, to: str, **options: Any) -> Conversion:
     """`checkpoints.convert` with its steps and its result in the terminal."""
     started = time.perf_counter()
-    with console.status("opening") as status:
-        result = convert(source, target, to, **options, on_step=lambda text: status.update(Text(f"{text} ...")))
+    with steps_shown("opening") as show:
+        result = convert(source, target, to, **options, on_step=lambda text: show(f"{text} ..."))
     seconds = time.perf_counter() - started
     console.print(
         f"{result.source} -> {result.target}: {result.parameters:,} parameters, {' and '.join(result.dtypes)}, "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -74,6 +75,17 @@ def progress_bar() -> Progress | Lines:
         console=console,
         refresh_per_second=4,
     )
+
+
+@contextmanager
+def steps_shown(first: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, where nobody knows how much is left: a line that changes, or in a file a line each."""
+    if not console.file.isatty():
+        console.print(first)
+        yield console.print
+        return
+    with console.status(Text(first)) as status:
+        yield lambda text: status.update(Text(text))
 
 
 @dataclass
