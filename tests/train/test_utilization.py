@@ -62,3 +62,13 @@ def test_a_run_that_ends_in_its_warm_up_is_told(
     shown = " ".join(capsys.readouterr().err.split())
     assert (f"{steps} steps end within the warm-up of {warmup}: the learning rate reaches" in shown) == told
     assert ("give --warmup-steps 2" in shown) == told
+
+
+def test_batches_that_the_data_cannot_fill_are_told(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pizero.workflows.train._run", lambda trainer, bars: trainer.save())
+    for size, told in ((8, False), (100_000, True)):
+        train_policy(dataset, tmp_path / str(size), nano_preset(batch_size=size))
+        shown = " ".join(capsys.readouterr().err.split())
+        assert ("and not of 100000: the data has no more frames to train on" in shown) == told

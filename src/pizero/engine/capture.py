@@ -14,12 +14,14 @@ AnyCall = TypeVar("AnyCall", bound=Callable[..., Any])
 
 def compiled(function: AnyCall) -> AnyCall:
     """With torch.compile, once for each shape of its inputs; layers of one kind share what was compiled."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, MOST_SHAPES)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MOST_SHAPES)
     return cast("AnyCall", torch.compile(function, dynamic=False, fullgraph=True))
 
 
-MOST_SHAPES = 64
-"""Of cameras, prompt lengths and batch sizes together; past them PyTorch would stop compiling."""
+MOST_SHAPES = 1024
+"""Of cameras, prompt lengths, batch sizes and kinds of layers together; past them PyTorch would stop compiling."""
 
 WARM_UPS = 3
 """Calls on a side stream before capture, as PyTorch's notes on CUDA graphs ask."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pizero.engine.attention import attention_of
 from pizero.engine.capture import AnyCall, CudaGraphs, compiled
-from pizero.engine.inputs import Inputs, make_inputs
+from pizero.engine.inputs import Inputs, make_inputs, with_lost_cameras
 from pizero.engine.packed import (
     Modulation,
     PackedBlock,
@@ -105,7 +105,8 @@ class FastSampler:
         self._pack(consume)
         self._consumed = consume
         self.static = compile or (graphs and self.device.type == "cuda")
-        """Prompts are padded to a few lengths, so that few shapes are compiled or captured."""
+        """Few shapes are compiled or captured: prompts are padded to a few lengths, a camera that is lost is masked."""
+        self._black: dict[str, Tensor] = {}
         ready = compiled if compile else _as_it_is
         self._see, self._prefix, self._expert = ready(vision_layer), ready(prefix_layer), ready(expert_layer)
         self._in, self._out = ready(self._enter), ready(self._leave)
@@ -142,7 +143,10 @@ class FastSampler:
     def inputs(self, observation: Observation) -> Inputs:
         """What of an observation is computed. Reads masks on the host; nothing after it does."""
         check_observation(self.config, observation)
-        return make_inputs(observation, self.config, self.device, "drop_absent" not in self._without, self.static)
+        dropped = "drop_absent" not in self._without
+        if self.static:
+            observation = with_lost_cameras(observation, self._black)
+        return make_inputs(observation, self.config, self.device, dropped, self.static, self._black)
 
     def tables(self, num_steps: int, solver: Solver = "euler") -> TimeTables:
         """What depends on the flow time alone, made at the first call for these steps and kept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -29,12 +31,19 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(
-    observation: Observation, config: Pi0Config, device: torch.device, drop_absent: bool, static: bool
+    observation: Observation,
+    config: Pi0Config,
+    device: torch.device,
+    drop_absent: bool,
+    static: bool,
+    kept: Collection[str] = (),
 ) -> Inputs:
-    """drop_absent: without the cameras and prompt slots that no sample uses. static: see `PROMPT_LENGTHS`."""
+    """drop_absent: without the cameras and prompt slots that no sample uses. static: see `PROMPT_LENGTHS`.
+    kept: cameras that are computed though no sample has them.
+    """
     given = [name for name in config.cameras if name in observation.images]
     masks = {name: observation.image_masks[name] for name in given}
-    cameras = [name for name in given if bool(masks[name].any())] if drop_absent else given
+    cameras = [name for name in given if name in kept or bool(masks[name].any())] if drop_absent else given
     slots = _slots(observation.prompt_mask, static) if drop_absent else slice(None)
     shown = observation.prompt_mask[:, slots].cpu()
     present = torch.stack([masks[name].cpu() for name in cameras]) if cameras else torch.ones(0, len(shown)).bool()
@@ -52,6 +61,20 @@ def make_inputs(
         tuple(observation.images[name] for name in cameras), present if skipped else None,
         observation.prompt_tokens[:, slots], padding, observation.state if config.has_state_token else None,
     )  # fmt: skip
+
+
+def with_lost_cameras(observation: Observation, black: dict[str, Tensor]) -> Observation:
+    """With a black image for each camera that was there in an earlier call and is not now; its mask says so.
+
+    black: by camera, [1, h, w, 3]; takes those that are there.
+    """
+    images = dict(observation.images)
+    for name, mask in observation.image_masks.items():
+        if bool(mask.any()):
+            black[name] = torch.zeros_like(images[name][:1])
+        elif name in black and name not in images:
+            images[name] = black[name].expand(len(mask), -1, -1, -1)
+    return dataclasses.replace(observation, images=images)
 
 
 def _slots(mask: Tensor, static: bool) -> Tensor | slice:

@@ -25,6 +25,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels, check_kernels
+from pizero.engine.warm_up import padded_batch, warm_up
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import FAR, RealTime, sampling_options
@@ -85,13 +86,16 @@ class ModelPolicy:
         """The same for several observations in one model call."""
         if not observations:
             return []
-        noise = np.stack([self._noise(observation) for observation in observations])
+        noise, count = np.stack([self._noise(observation) for observation in observations]), len(observations)
+        if self._is_static:  # to a size that is compiled and captured
+            rows = [min(row, count - 1) for row in range(padded_batch(count))]
+            observations, noise = [observations[row] for row in rows], noise[rows]
         timing: dict[str, float] = {}
         device = device_of(self._sampler, self._told_device)
         options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, device)
         actions = sample_chunks(
             self._sampler, self.pipeline, observations, noise, self.num_steps, device, timing, **options
-        )
+        )[:count]
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(
@@ -99,6 +103,20 @@ class ModelPolicy:
                 "check the weights, or use float32"
             )
         return [{"actions": chunk, "policy_timing": dict(timing)} for chunk in actions]
+
+    def warm_up(self, observation: RobotDict, max_batch: int) -> None:
+        """Compiles and captures now, on a GPU, all that batches of up to `max_batch` will need, which takes minutes.
+
+        observation: with an image of every camera; its values do not matter.
+        """
+        if self._is_static and isinstance(self._sampler, FastSampler):
+            device = device_of(self._sampler)
+            inputs = self.pipeline.observation(self.pipeline.robot_inputs([observation]), device)
+            warm_up(self._sampler, inputs, self.num_steps, max_batch)
+
+    @property
+    def _is_static(self) -> bool:
+        return isinstance(self._sampler, FastSampler) and self._sampler.static
 
     def prepare(self, observation: RobotDict) -> RobotDict:
         """The observation checked by itself, with images of the model's size: it needs less work in a batch.

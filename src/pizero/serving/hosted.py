@@ -172,6 +172,7 @@ def _ready(load: Load, max_batch: int) -> tuple[ModelPolicy, float]:
     for warning in caught:
         log("note", text=str(warning.message))
     observation = blank_observation(policy)
+    policy.warm_up(observation, max_batch)
     started = time.monotonic()
     for size in sorted({1, max_batch}):
         started = time.monotonic()
