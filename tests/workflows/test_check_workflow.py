@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import torch
 from pizero.checkpoints.native import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.data.embodiments import EMBODIMENTS, generic
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -146,3 +148,28 @@ def test_what_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(results["faults"]) == 8  # two cameras of four episodes
     assert [finding["where"] for finding in results["findings"] if finding["severity"] == "error"] == ["episodes 0-3"]
     assert results["frames"] > 0  # their numbers are examined all the same
+
+
+def test_a_dataset_without_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its numbers are examined, and told by name; the one error is what training refuses."""
+    root = tmp_path / "data"
+    with LeRobotWriter(
+        root, fps=10, robot_type="arm", state_names=["pan", "lift"], action_names=["pan", "lift"], cameras={},
+        image_format="png",
+    ) as writer:  # fmt: skip
+        for step in range(60):
+            angle = np.float32(np.sin(step / 5))
+            writer.add_frame(np.array([angle, 0.5]), np.array([np.sin((step + 1) / 5), 0.5]), {})
+        writer.save_episode("wave")
+    assert run("check", [str(root), "--output", str(tmp_path)]) == 1
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    told = [(f["severity"], f["check"], f["where"]) for f in findings]
+    assert told == [
+        ("error", "no camera", "all episodes"), ("warning", "near constant", "state lift"),
+        ("warning", "near constant", "action lift"), ("note", "one prompt", "all episodes"),
+    ]  # fmt: skip
+    shown = capsys.readouterr().err.splitlines()
+    assert "warning · near constant · state lift" in shown  # no terminal: a line is a line
+    assert any("state_dims = [0] in the robot file" in line for line in shown)
+    assert shown[-1].startswith("1 episode, 60 frames: 1 error, 2 warnings, 1 note")
+    assert "lift" in (tmp_path / "check.html").read_text()

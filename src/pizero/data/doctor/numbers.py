@@ -12,6 +12,7 @@ from pizero.data.datasets.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.norm_stats import NEAR_CONSTANT
+from pizero.data.robot_columns import action_indices, state_indices
 
 OUTLIER = 5.0
 """Ranges from the 1 % to the 99 % quantile that a value may lie beyond them."""
@@ -85,11 +86,14 @@ def _spreads(
     usual = float(np.median(often)) if len(often) else 0.0
     small = deviations > (np.inf if moving.any() else 1e-2 * deviations.max())  # in units in which all is small
     still = np.flatnonzero(~moving & ~small).tolist()
+    often_moving = np.flatnonzero(moving & (between >= NEAR_CONSTANT)).tolist()
+    parked = [dim for dim in often_moving if _parked(subject, name, dim, float(between[dim]), usual)]
+    without = _without(subject, name, {*still, *parked})
     if still:
         yield Finding(
             "warning", "near constant", dims_text(name, still, names),
             f"standard deviation {_range_text(deviations[still])}",
-            f"if they should move, the recording is broken; else leave them out: {_leave_out(name)}",
+            f"if they should move, the recording is broken; else leave them out: {without}",
         )  # fmt: skip
     if small.any():
         yield Finding(
@@ -106,20 +110,24 @@ def _spreads(
             f"{_range_text(100 * np.array(share))} % of the frames differ",
             "quantile normalisation would cut its motion off: use mode zscore, or record more of it",
         )  # fmt: skip
-    often_moving = np.flatnonzero(moving & (between >= NEAR_CONSTANT)).tolist()
-    parked = [dim for dim in often_moving if _parked(subject, name, dim, float(between[dim]), usual)]
     if parked:
         yield Finding(
             "warning", "hardly moves", dims_text(name, parked, names),
             f"98 % of the frames lie within {_range_text(between[parked])}, those of the other dimensions within "
             f"{usual:.2g}",
             "if the joint was parked, its noise is blown up to a whole motion when it is normalised (with quantiles "
-            f"most of all): leave it out, {_leave_out(name)}; if its units are others, nothing",
+            f"most of all): leave it out: {without}; if its units are others, nothing",
         )  # fmt: skip
 
 
-def _leave_out(name: str) -> str:
-    return f"{name}_dims in the robot file" + (" (the robot then holds them by itself)" if name == "action" else "")
+def _without(subject: Subject, name: str, dims: set[int]) -> str:
+    """What to write into the robot file to leave dimensions out: the numbers of the rest, in the columns."""
+    find = state_indices if name == "state" else action_indices
+    width = subject.columns[name].shape[1]
+    indices = find(subject.dataset, subject.embodiment) or list(range(width))
+    rest = [indices[dim] for dim in range(width) if dim not in dims]
+    text = f"{name}_dims = {rest}" if rest else f"{name}_dims"
+    return f"{text} in the robot file" + (" (the robot then holds them by itself)" if name == "action" else "")
 
 
 def _range_text(values: NDArray[np.float64]) -> str:
