@@ -17,6 +17,7 @@ from pizero.data.datasets.json_files import as_table, is_there, read_object
 from pizero.data.datasets.layout import Episode, Layout, VideoSlice, episodes_text
 from pizero.data.datasets.parquet import column_names, count_rows, read_columns
 from pizero.data.datasets.places import find_files
+from pizero.data.datasets.rows import settle
 from pizero.data.datasets.tasks import read_tasks
 from pizero.types import UserError
 
@@ -41,7 +42,7 @@ def read_layout(root: Path) -> Layout:
     features = {key: value for key, value in info.features.items() if key not in {cameras[name] for name in missing}}
     fps = info.fps or find_frame_rate(root, info.features, [data for data, _ in found], notes)
     episodes = _with_starts(described, found, features, fps, notes)
-    episodes = _without_empty(root, episodes, notes)
+    episodes = _without_empty(root, settle(root, episodes, not info.is_old, notes), notes)
     interrupted = _compare_totals(info, episodes, notes)
     tasks, ids = read_tasks(root, described, notes)
     return Layout(

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.data.datasets.columns import BadColumn, NumberColumns
 from pizero.data.datasets.features import camera_keys
 from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
-from pizero.data.datasets.parquet import read_numbers
 from pizero.data.datasets.pictures import Pictures
+from pizero.data.datasets.rows import RowFinder
 from pizero.data.datasets.video import VideoError
 from pizero.data.datasets.video_index import QUARTER, VideoIndex
 from pizero.types import UserError
@@ -40,22 +41,38 @@ class Fault:
 
 
 def find_faults(
-    layout: Layout, episodes: Sequence[Episode], cameras: Collection[str] | None, pictures: Pictures
+    layout: Layout,
+    episodes: Sequence[Episode],
+    cameras: Collection[str] | None,
+    pictures: Pictures,
+    columns: NumberColumns | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[list[Fault], dict[int, NDArray[np.int64]]]:
     """(faults in the order of the episodes, rows [length] of the whole ones in their data files).
 
-    cameras: whose files are looked at; None for all. Every file is opened once, and no video decoded.
+    cameras: whose files are looked at; None for all. No video is decoded. columns: those that are looked at; afterwards
+    it holds them. notes: where to say what had to be assumed.
     """
     keys = [key for camera, key in camera_keys(layout.features).items() if cameras is None or camera in cameras]
-    rows, faults = _find_rows(episodes)
+    finder = RowFinder(episode.index for episode in layout.episodes)
+    rows, faults = _find_rows(episodes, finder)
     whole = [episode for episode in episodes if episode.index in rows]
     for key in keys:
         if layout.features[key]["dtype"] == "video":
             faults += _find_video_faults(episodes, pictures.videos, key)
         else:
             faults += _find_image_faults(whole, rows, pictures, key)
+    columns = columns or NumberColumns(layout.features)
+    bad = columns.examine(whole, rows)
+    faults += number_faults(bad)
+    if notes is not None:
+        notes += [*finder.notes(), *columns.notes()]
     order = {episode.index: position for position, episode in enumerate(episodes)}
     return sorted(faults, key=lambda fault: order[fault.episode]), rows
+
+
+def number_faults(bad: Iterable[BadColumn]) -> list[Fault]:
+    return [Fault(found.kind, found.episode.index, found.text, found.episode.data_path) for found in bad]
 
 
 def clock_note(fps: float, times: NDArray[np.float64], frames: Mapping[int, NDArray[np.int64]]) -> str | None:
@@ -82,7 +99,7 @@ def clock_note(fps: float, times: NDArray[np.float64], frames: Mapping[int, NDAr
     )
 
 
-def _find_rows(episodes: Iterable[Episode]) -> tuple[dict[int, NDArray[np.int64]], list[Fault]]:
+def _find_rows(episodes: Iterable[Episode], finder: RowFinder) -> tuple[dict[int, NDArray[np.int64]], list[Fault]]:
     """(rows [length] of each whole episode in its data file, faults of the others); each file is read once."""
     rows: dict[int, NDArray[np.int64]] = {}
     faults: list[Fault] = []
@@ -92,20 +109,18 @@ def _find_rows(episodes: Iterable[Episode]) -> tuple[dict[int, NDArray[np.int64]
             faults += [Fault(wrong[0], episode.index, wrong[1], path) for episode in members]
             continue
         try:
-            ids = read_numbers(path, ["episode_index"])["episode_index"].ravel()
+            found = finder.find(path, members)
         except UserError as error:
             text = str(error).removeprefix(f"{path} ")
             faults += [Fault("unreadable data", episode.index, f"the file {text}", path) for episode in members]
             continue
-        order = np.argsort(ids, kind="stable")
-        sorted_ids = ids[order]
         for episode in members:
-            low, high = np.searchsorted(sorted_ids, [episode.index, episode.index + 1])
-            if high - low == episode.length:
-                rows[episode.index] = order[low:high]
+            own = found[episode.index]
+            if len(own) == episode.length:
+                rows[episode.index] = own
             else:
                 text = (
-                    f"{high - low} frames, but the description says {episode.length}; the copy is incomplete: download "
+                    f"{len(own)} frames, but the description says {episode.length}; the copy is incomplete: download "
                     "the dataset again"
                 )
                 faults.append(Fault("number of rows", episode.index, text, path))

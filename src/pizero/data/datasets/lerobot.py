@@ -7,21 +7,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pizero.data.datasets.columns import NumberColumns
 from pizero.data.datasets.description import read_layout
-from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, refusal
+from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, number_faults, refusal
 from pizero.data.datasets.features import camera_keys, dimension_names, picture_size
+from pizero.data.datasets.index_columns import read_index
 from pizero.data.datasets.layout import BadEpisodeError, Episode
-from pizero.data.datasets.parquet import read_numbers, read_values
+from pizero.data.datasets.parquet import read_columns, read_values
 from pizero.data.datasets.pictures import Frame, Kind, Pictures
 from pizero.data.datasets.png import OtherSizeError
 from pizero.types import UserError
-
-_INDEX_COLUMNS = ("episode_index", "frame_index", "task_index", "timestamp")
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,13 @@ class LeRobotDataset:
         *,
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         skip_bad_episodes: bool = False,
     ) -> None:
         """`episodes`: the episode ids to use, in that order; all by default.
 
-        cameras: whose files are looked at now, without decoding; all by default, and others when they are read. Of
+        cameras: whose files are looked at now, without decoding; all by default, and others when they are read.
+        columns: the same of numbers; by default those of states and actions. Of
         episodes with missing or damaged files, or with other numbers of rows or frames than the description says, the
         first is a BadEpisodeError; with `skip_bad_episodes` they are left out with one warning, and are `faults`.
         """
@@ -66,7 +67,8 @@ class LeRobotDataset:
         self._pictures = Pictures(layout)
         self._kinds: dict[str, Kind] = {}
         selected = _select(self.root, layout.episodes, episodes)
-        self.faults, rows = find_faults(layout, selected, cameras, self._pictures)
+        looked_at = NumberColumns(layout.features, columns)
+        self.faults, rows = find_faults(layout, selected, cameras, self._pictures, looked_at, self.notes)
         self._episodes = self._without_faults(selected, skip_bad_episodes)
         self.fps = layout.fps
         self.robot_type = layout.robot_type
@@ -81,15 +83,19 @@ class LeRobotDataset:
         # Position of each frame's episode in self.episodes.
         self._ordinals = np.repeat(np.arange(self.num_episodes), self.episode_lengths)
 
-        self._rows = np.concatenate([rows[episode.index] for episode in self._episodes])
-        index = self._read_columns(_INDEX_COLUMNS)
-        self.episode_index: NDArray[np.int64] = index["episode_index"].astype(np.int64)
-        self.frame_index: NDArray[np.int64] = index["frame_index"].astype(np.int64)
-        self.task_index = self._own_tasks(index["task_index"].astype(np.int64), layout.task_ids)
-        self.timestamp: NDArray[np.float64] = index["timestamp"].astype(np.float64)
+        index = read_index(layout, self._episodes, rows)
+        self.notes += index.notes
+        self._rows = np.concatenate([index.rows[episode.index] for episode in self._episodes])
+        self.episode_index = np.repeat(self.episodes, self.episode_lengths)
+        self.frame_index = np.arange(self.num_frames) - self.episode_starts[self._ordinals]
+        self.task_index = index.task_index
+        self.timestamp = index.timestamp
         note = clock_note(self.fps, self.timestamp, {e.index: self._frames_of(i) for i, e in enumerate(self._episodes)})
         self.notes += [] if note is None else [note]
         self._columns: dict[str | tuple[str, ...], NDArray[np.float32]] = {}
+        for key in looked_at.widths:
+            if (values := looked_at.take(key, self._episodes, index.rows)) is not None:
+                self._columns[key] = values
         self._texts: dict[str, list[str]] = {}
         self.look_at(cameras)
 
@@ -106,8 +112,7 @@ class LeRobotDataset:
             if feature is None or feature.get("dtype") in ("video", "image", "string"):
                 numeric = [k for k, f in self.features.items() if f.get("dtype") not in ("video", "image", "string")]
                 raise UserError(f"{self.root} has no numeric column {key!r}; it has {', '.join(numeric)}")
-            values = self._read_columns([key])[key].astype(np.float32)
-            self._columns[key] = values.reshape(self.num_frames, -1)
+            self._columns[key] = self._read_column(key)
         return self._columns[key]
 
     def names(self, key: str | tuple[str, ...]) -> tuple[str, ...] | None:
@@ -279,21 +284,19 @@ class LeRobotDataset:
         warnings.warn(f"{self.root}: {left_out(self.faults, len(episodes))}", stacklevel=3)
         return good
 
-    def _read_columns(self, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Columns over all frames: [num_frames, ...]."""
-        columns: dict[str, NDArray[Any]] = {}
-        for path, ordinals in self._by_file():
-            table = read_numbers(path, keys)
-            frames = np.concatenate([self._frames_of(ordinal) for ordinal in ordinals])
-            for key, values in table.items():
-                values = values[:, 0] if key in _INDEX_COLUMNS and values.ndim == 2 else values
-                out = columns.setdefault(key, np.empty((self.num_frames, *values.shape[1:]), values.dtype))
-                if out.shape[1:] != values.shape[1:]:
-                    raise UserError(
-                        f"{path}: column {key!r} has {values.shape[1:]} numbers a frame, others have {out.shape[1:]}"
-                    )
-                out[frames] = values[self._rows[frames]]
-        return columns
+    def _read_column(self, key: str) -> NDArray[np.float32]:
+        """A column that was not looked at when the dataset was opened."""
+        columns = NumberColumns(self.features, [key])
+        rows = {e.index: self._rows[self._frames_of(ordinal)] for ordinal, e in enumerate(self._episodes)}
+        bad = columns.examine(self._episodes, rows)
+        if bad:
+            raise refusal(number_faults(bad))
+        values = columns.take(key, self._episodes, rows)
+        if values is None:
+            for path in dict.fromkeys(episode.data_path for episode in self._episodes):
+                read_columns(path, [key])  # says what is wrong with it
+            raise UserError(f"{self.root}: column {key!r} is null everywhere")
+        return values
 
     def _read_texts(self, key: str) -> list[str]:
         if self.features.get(key, {}).get("dtype") != "string":
@@ -312,18 +315,6 @@ class LeRobotDataset:
     def _frames_of(self, ordinal: int) -> NDArray[np.int64]:
         start = self.episode_starts[ordinal]
         return np.arange(start, start + self.episode_lengths[ordinal], dtype=np.int64)
-
-    def _own_tasks(self, said: NDArray[np.int64], ids: Sequence[int]) -> NDArray[np.int64]:
-        """[num_frames]: positions in `tasks` of the task numbers [num_frames] in the data."""
-        known = np.array(ids or range(len(self.tasks)), np.int64)
-        positions = np.minimum(np.searchsorted(known, said), len(known) - 1)
-        unknown = np.flatnonzero(known[positions] != said)
-        if unknown.size:
-            raise UserError(
-                f"{self.root}, episode {self.episode_index[unknown[0]]}: task_index {said[unknown[0]]} "
-                f"is not in meta/tasks.parquet, which has {len(self.tasks)} tasks"
-            )
-        return positions
 
 
 def _select(root: Path, all_episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:

@@ -72,8 +72,8 @@ def open_parquet(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as a parquet file ({_one_line(error)})") from None
 
 
-def _read(path: Path, columns: Iterable[str]) -> Any:
-    file = open_parquet(path)
+def _read(path: Path, columns: Iterable[str], file: Any = None) -> Any:
+    file = file or open_parquet(path)
     names: set[str] = set(file.schema_arrow.names)
     wanted = list(columns)
     missing = [name for name in wanted if name not in names]
@@ -87,6 +87,26 @@ def _read(path: Path, columns: Iterable[str]) -> Any:
 
 def column_names(path: Path) -> list[str]:
     return list(open_parquet(path).schema_arrow.names)
+
+
+def value_ranges(path: Path, column: str) -> list[tuple[int, int]] | None:
+    """(least, greatest) of a column of whole numbers in each row group, by the file's footer where it tells them.
+
+    None where the file cannot be read or has no such column.
+    """
+    try:
+        file = open_parquet(path)
+        names: list[str] = list(file.schema_arrow.names)
+        if column not in names:
+            return None
+        place = [file.schema.column(number).path for number in range(len(file.schema))].index(column)
+        groups = [file.metadata.row_group(group).column(place) for group in range(file.metadata.num_row_groups)]
+        if all(group.statistics is not None and group.statistics.has_min_max for group in groups):
+            return [(int(group.statistics.min), int(group.statistics.max)) for group in groups]
+        values = read_columns(path, [column])[column].scalars()
+    except (UserError, ValueError):
+        return None
+    return [(int(value), int(value)) for value in np.unique(values[np.isfinite(values)])]
 
 
 def count_rows(path: Path) -> int:
@@ -103,6 +123,19 @@ def read_columns(path: Path, columns: Iterable[str]) -> dict[str, Numbers]:
     """Numeric columns row by row, whatever the rows' lengths. UserError where one holds no numbers."""
     table = _read(path, columns)
     return {name: _numbers(path, name, table[name]) for name in table.column_names}
+
+
+def read_known(path: Path, columns: Iterable[str]) -> tuple[int, dict[str, Numbers]]:
+    """(rows of the file, those of the columns that are there and hold numbers). UserError where the file is damaged."""
+    file = open_parquet(path)
+    table = _read(path, [name for name in columns if name in set(file.schema_arrow.names)], file)
+    found: dict[str, Numbers] = {}
+    for name in table.column_names:
+        try:
+            found[name] = _numbers(path, name, table[name])
+        except UserError:
+            continue
+    return int(file.metadata.num_rows), found
 
 
 def read_numbers(path: Path, columns: Iterable[str]) -> dict[str, NDArray[Any]]:
