@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.remote import local_folder
 from pizero.checkpoints.source import Facts
+from pizero.data.datasets.columns import NumberColumns
 from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.lerobot import LeRobotDataset
@@ -63,7 +64,8 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
     folder = local_folder(root, "dataset")
     robot = _given_embodiment(config, policy)
     cameras = None if robot is None else set(robot.cameras.values())
-    whole, faults, with_numbers = _faults(folder, cameras)
+    columns = None if robot is None else robot.columns
+    whole, faults, with_numbers = _faults(folder, cameras, columns)
     episodes = whole or with_numbers
     if not episodes:
         results = _results(root, "", config.horizon or 0, list(_fault_findings(faults, 0)), faults)
@@ -71,7 +73,7 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
             write_json(output / "check.json", results)
         print_results(results, None)
         return results
-    dataset = LeRobotDataset(folder, episodes=episodes, cameras=())
+    dataset = LeRobotDataset(folder, episodes=episodes, cameras=(), columns=columns)
     if whole:
         dataset.look_at(cameras)
     embodiment = _embodiment(dataset, config, policy)
@@ -109,10 +111,13 @@ def _results(
     }  # fmt: skip
 
 
-def _faults(folder: Path, cameras: Collection[str] | None) -> tuple[list[int], list[Fault], list[int]]:
-    """(whole episodes, faults of the others, episodes whose numbers are whole), by these cameras or all."""
+def _faults(
+    folder: Path, cameras: Collection[str] | None, columns: Sequence[str] | None
+) -> tuple[list[int], list[Fault], list[int]]:
+    """(whole episodes, faults of the others, episodes whose numbers are whole), by these cameras and columns, or all."""
     layout = read_layout(folder)
-    faults, rows = find_faults(layout, layout.episodes, cameras, Pictures(layout))
+    looked_at = NumberColumns(layout.features, columns)
+    faults, rows = find_faults(layout, layout.episodes, cameras, Pictures(layout), looked_at)
     bad = {fault.episode for fault in faults}
     with_numbers = [episode.index for episode in layout.episodes if episode.index in rows]
     return [index for index in with_numbers if index not in bad], faults, with_numbers

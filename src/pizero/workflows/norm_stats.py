@@ -51,7 +51,8 @@ def norm_stats(
     started = time.perf_counter()
     root = local_folder(root, "dataset")
     cameras = () if not skip_bad_episodes else None if robot is None else list(robot.cameras.values())
-    dataset = LeRobotDataset(root, cameras=cameras, skip_bad_episodes=skip_bad_episodes)
+    columns = None if robot is None else robot.columns
+    dataset = LeRobotDataset(root, cameras=cameras, columns=columns, skip_bad_episodes=skip_bad_episodes)
     tell_notes(dataset.notes)
     stats = dataset_norm_stats(dataset, robot, mode, horizon)
     columns = robot or generic({})

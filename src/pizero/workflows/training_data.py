@@ -93,12 +93,12 @@ def open_sources(
 def _open(
     folder: Path, embodiment: str, cameras: Sequence[str] | None, **options: Any
 ) -> tuple[LeRobotDataset, Embodiment]:
-    """A dataset, whose faults are those of the robot's cameras, and the robot."""
+    """A dataset, whose faults are those of the robot's cameras and columns, and the robot."""
     if embodiment == OWN:
         dataset = LeRobotDataset(folder, **options)
         return dataset, own_robot(dataset, cameras)
     robot = get_embodiment(embodiment)
-    return LeRobotDataset(folder, cameras=list(robot.cameras.values()), **options), robot
+    return LeRobotDataset(folder, cameras=list(robot.cameras.values()), columns=robot.columns, **options), robot
 
 
 def _named_apart(source: Source, others: Sequence[Source]) -> Source:
@@ -249,7 +249,8 @@ def _frames(
             if not skip_bad_episodes or not good:
                 raise
             tell("left out", f"episodes {ranges(error.episodes)}: {error}")
-            dataset = LeRobotDataset(dataset.root, episodes=good, cameras=())
+            columns = pipeline.embodiment.columns
+            dataset = LeRobotDataset(dataset.root, episodes=good, cameras=(), columns=columns)
     count = dataset.num_frames * len(cameras)
     bars.update(bar, completed=count, total=count)
     if frames == "auto" and cache.store == "decode":

@@ -48,7 +48,7 @@ def find_faults(
     columns: NumberColumns | None = None,
     notes: list[str] | None = None,
 ) -> tuple[list[Fault], dict[int, NDArray[np.int64]]]:
-    """(faults in the order of the episodes, rows [length] of the whole ones in their data files).
+    """(faults in the order of the episodes, rows [length] in their data files of those whose numbers are whole).
 
     cameras: whose files are looked at; None for all. No video is decoded. columns: those that are looked at; afterwards
     it holds them. notes: where to say what had to be assumed.
@@ -65,6 +65,7 @@ def find_faults(
     columns = columns or NumberColumns(layout.features)
     bad = columns.examine(whole, rows)
     faults += number_faults(bad)
+    rows = {episode: own for episode, own in rows.items() if episode not in {found.episode.index for found in bad}}
     if notes is not None:
         notes += [*finder.notes(), *columns.notes()]
     order = {episode.index: position for position, episode in enumerate(episodes)}

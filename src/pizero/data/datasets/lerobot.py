@@ -55,9 +55,10 @@ class LeRobotDataset:
         """`episodes`: the episode ids to use, in that order; all by default.
 
         cameras: whose files are looked at now, without decoding; all by default, and others when they are read.
-        columns: the same of numbers; by default those of states and actions. Of
-        episodes with missing or damaged files, or with other numbers of rows or frames than the description says, the
-        first is a BadEpisodeError; with `skip_bad_episodes` they are left out with one warning, and are `faults`.
+        columns: the same of numbers; by default those that are named as states and actions. Of episodes with missing or
+        damaged files, with other numbers of rows or frames than the description says, or with numbers that are null or
+        more or fewer than elsewhere, the first is a BadEpisodeError; with `skip_bad_episodes` they are left out with
+        one warning, and are `faults`.
         """
         self.root = Path(root)
         layout = read_layout(self.root)

@@ -50,9 +50,7 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", dict(self.cameras))
-        keys = [
-            part for key in (self.state_key, self.action_key) for part in (key if isinstance(key, tuple) else (key,))
-        ]
+        keys = self.columns
         texts = (self.name, *keys, self.prompt_key, self.image_prefix, self.default_prompt)
         if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
@@ -74,6 +72,12 @@ class Embodiment:
                 f"embodiment {self.name}: relative mask of {len(self.relative_mask)} for {self.action_dim} actions"
             )
         _ = self.relative  # checks the state indices
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The dataset's columns that make up state and actions."""
+        keys = (self.state_key, self.action_key)
+        return tuple(part for key in keys for part in (key if isinstance(key, tuple) else (key,)))
 
     @property
     def relative(self) -> RelativeActions:
