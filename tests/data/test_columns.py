@@ -16,7 +16,7 @@ import pytest
 from pizero.cli.main import run
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.parquet import read_columns, read_numbers
+from pizero.data.datasets.numbers import read_columns
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
@@ -78,8 +78,6 @@ def test_rows_of_other_lengths(png: Path, kind: pa.DataType) -> None:
     text = r"file-000\.parquet, episode 1: column 'action' has 5 numbers in row 50 of the file, frame 10 of the episode"
     assert bad_episodes(png, text + r" \(and 1 more\), where others have 3; `pizero check` shows all") == (1,)
     without(png, [1])
-    with pytest.raises(UserError, match="'action' has 5 numbers in row 50, but 3 in row 0"):
-        read_numbers(png / DATA, ["action"])
 
 
 def test_half_of_the_episodes_with_other_lengths(png: Path) -> None:

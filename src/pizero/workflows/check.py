@@ -114,7 +114,7 @@ def _results(
 def _faults(
     folder: Path, cameras: Collection[str] | None, columns: Sequence[str] | None
 ) -> tuple[list[int], list[Fault], list[int]]:
-    """(whole episodes, faults of the others, episodes whose numbers are whole), by these cameras and columns, or all."""
+    """(whole episodes, faults of the others, episodes whose numbers are whole), by these cameras and columns."""
     layout = read_layout(folder)
     looked_at = NumberColumns(layout.features, columns)
     faults, rows = find_faults(layout, layout.episodes, cameras, Pictures(layout), looked_at)

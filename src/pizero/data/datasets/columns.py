@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.features import Feature, dimension_names, number_keys
 from pizero.data.datasets.layout import Episode
-from pizero.data.datasets.parquet import Numbers, read_known
+from pizero.data.datasets.numbers import Numbers, read_known
 
 Rows = Mapping[int, NDArray[np.int64]]
 """Of each episode, in its data file."""

@@ -15,7 +15,8 @@ from pizero.data.datasets.frame_rate import find_frame_rate
 from pizero.data.datasets.info import STATS_PATH, Info, read_info
 from pizero.data.datasets.json_files import as_table, is_there, read_object
 from pizero.data.datasets.layout import Episode, Layout, VideoSlice, episodes_text
-from pizero.data.datasets.parquet import column_names, count_rows, read_columns
+from pizero.data.datasets.numbers import read_columns
+from pizero.data.datasets.parquet import column_names, count_rows
 from pizero.data.datasets.places import find_files
 from pizero.data.datasets.rows import settle
 from pizero.data.datasets.tasks import read_tasks

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.features import Feature
 from pizero.data.datasets.info import INFO_PATH
 from pizero.data.datasets.json_files import as_number, as_table
-from pizero.data.datasets.parquet import column_names, read_columns
+from pizero.data.datasets.numbers import read_known
 from pizero.types import UserError
 
 FILES = 8
@@ -46,8 +46,7 @@ def find_frame_rate(root: Path, features: Mapping[str, Feature], data: Sequence[
 def _steps(path: Path) -> NDArray[np.float64]:
     """Seconds between the frames of the episodes in a file; none where it cannot be told."""
     try:
-        there = column_names(path)
-        columns = read_columns(path, [name for name in ("timestamp", "episode_index") if name in there])
+        columns = read_known(path, ("timestamp", "episode_index"))[1]
     except UserError:
         return np.zeros(0)  # told when the file is read
     if "timestamp" not in columns:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.layout import Episode, Layout
-from pizero.data.datasets.parquet import read_known
+from pizero.data.datasets.numbers import read_known
 from pizero.types import UserError
 
 _COLUMNS = ("frame_index", "timestamp", "task_index")

@@ -17,7 +17,8 @@ from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothi
 from pizero.data.datasets.features import camera_keys, dimension_names, picture_size
 from pizero.data.datasets.index_columns import read_index
 from pizero.data.datasets.layout import BadEpisodeError, Episode
-from pizero.data.datasets.parquet import read_columns, read_values
+from pizero.data.datasets.numbers import read_columns
+from pizero.data.datasets.parquet import read_values
 from pizero.data.datasets.pictures import Frame, Kind, Pictures
 from pizero.data.datasets.png import OtherSizeError
 from pizero.types import UserError

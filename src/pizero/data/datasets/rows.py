@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.json_files import is_pointer, is_there
 from pizero.data.datasets.layout import Episode, episodes_text
-from pizero.data.datasets.parquet import column_names, read_columns, read_known, value_ranges
+from pizero.data.datasets.numbers import read_columns, read_known, value_ranges
+from pizero.data.datasets.parquet import column_names
 from pizero.types import UserError
 
 Rows = NDArray[np.int64]
