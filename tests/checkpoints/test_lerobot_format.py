@@ -643,7 +643,7 @@ def test_an_older_pi0_is_one_sentence(change: Callable[[str], str], message: str
     folder = copy_of("pi0", tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
     save_file({change(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=rf"holds π0 of an older LeRobot \(before 0.4\).*{message}"):
+    with pytest.raises(UserError, match=rf"is π0 of an older LeRobot \(before 0.4\).*{message}"):
         load_model(folder, arch=arch_of("pi0"))
 
 

@@ -78,6 +78,11 @@ KINDS: dict[str, tuple[Make, str]] = {
     "an older name of it": (config(type="pi0fast"), "LeRobot's π0-FAST, .* not supported"),
     "act": (both(ACT, weights("model.x")), "policy 'act' of LeRobot; .*pi0, pi05 and diffusion can be read"),
     "smolvla": (config(type="smolvla", normalization_mapping={}), "policy 'smolvla' of LeRobot"),
+    "an older pi0": (
+        both(config(type="pi0", proj_width=1024, num_steps=10, input_features={}), weights("model.x")),
+        "is π0 of an older LeRobot .before 0.4., .*not read here",
+    ),
+    "no type": (config(input_features={}, num_steps=5), 'config.json of LeRobot without "type"'),
     "a config without weights": (config(type="pi05"), "LeRobot's pi05, but no weights .* copy the checkpoint again"),
     "adapters": (adapters, "LoRA adapters of PEFT for 'a/b', not a whole model; merge them"),
     "adapters of LeRobot": (both(adapters, config(type="pi0")), "LoRA adapters of PEFT"),

@@ -91,3 +91,16 @@ def test_a_warning_is_one_line_without_its_place(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "warning prompt '[a]': cut"
     assert "DeprecationWarning: old" in "".join(lines[1:])
+
+
+def test_inspect_of_a_checkpoint_that_does_not_tell_its_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "openpi" / "pi0_d32"
+    first, again = tmp_path / "first.json", tmp_path / "again.json"
+    arch = str(golden / "tiny_config.json")
+    assert run("inspect", [str(golden / "torch"), "--arch", arch, "--json", str(first)]) == 0
+    assert run("inspect", [str(golden / "torch"), "--arch", str(first), "--json", str(again)]) == 0
+    assert first.read_text() == again.read_text()
+    assert run("inspect", [str(golden / "torch")]) == 2
+    assert "give the sizes with arch" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pizero.checkpoints.json_file import peek
 from pizero.checkpoints.keymap import Entry, equal, matched
+from pizero.checkpoints.lerobot_keys import LEGACY_KEYS
 from pizero.checkpoints.lerobot_processors import (
     Processors,
     image_keys,
@@ -31,7 +32,7 @@ from pizero.checkpoints.lerobot_processors import (
 )
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi_torch import config_from_arch, key_table
-from pizero.checkpoints.refusals import legacy_pi0
+from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
 from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import values_of
@@ -77,7 +78,12 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
         )
     rows = key_table(config, table.removeprefix(prefix))
     rows = [dataclasses.replace(row, theirs=prefix + row.theirs) for row in rows]
-    tensors = matched(weights, rows, ignored=(prefix + _LM_HEAD, prefix + _EXPERT_HEAD))
+    try:
+        tensors = matched(weights, rows, ignored=(prefix + _LM_HEAD, prefix + _EXPERT_HEAD))
+    except UserError:
+        if LEGACY_KEYS & values.keys():
+            raise UserError(f"{folder} is {LEGACY_PI0}") from None
+        raise
     with values_of(f"{folder}: {CONFIG} or a processor"):
         facts, notes = read_facts(folder, values, processors, config)
     notes[:0] = weights.notes

@@ -55,7 +55,11 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
         told = [openpi_folder.HORIZON_UNKNOWN, *([openpi_folder.STATE_UNKNOWN] if adaptive else [])]
     table = _EMBEDDED if _EMBEDDED in weights else _LM_HEAD  # the forward pass reads the first; tied in this format
     ignored = (_EXPERT_HEAD, _LM_HEAD) if table == _EMBEDDED else (_EXPERT_HEAD,)
-    tensors = matched(weights, key_table(config, table), ignored)
+    try:
+        tensors = matched(weights, key_table(config, table), ignored)
+    except UserError as error:
+        hint = "" if arch is not None else "; for sizes that the folder does not tell, give the sizes with arch"
+        raise UserError(f"{error}{hint}") from None
     facts, notes = openpi_folder.read_facts(folder, config)
     return Source(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
 

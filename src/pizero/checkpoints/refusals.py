@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pizero.checkpoints.json_file import peek, short
 from pizero.checkpoints.lerobot_keys import LEGACY_KEYS
-from pizero.checkpoints.safetensors_file import WEIGHTS, weight_names
+from pizero.checkpoints.safetensors_file import WEIGHTS
 from pizero.files import read_json
 from pizero.types import UserError
 
@@ -20,6 +20,10 @@ _ENDINGS = {
     (".msgpack", ".h5"): "of a framework that is not read here; save it as safetensors",
 }
 _CONFIG, _PEFT = "config.json", "adapter_config.json"
+LEGACY_PI0 = (
+    "π0 of an older LeRobot (before 0.4), whose tensors have other names; it is not read here: fine-tune today's "
+    "lerobot/pi0_base instead"
+)
 _LEGACY_PARTS = tuple(f"_with_expert.paligemma.{part}." for part in ("language_model", "vision_tower"))
 _DEPTH, _MOST_FOLDERS = 4, 2_000
 """How far below a folder checkpoints are looked for: LeRobot's lie in checkpoints/<step>/pretrained_model."""
@@ -51,13 +55,10 @@ def check_no_adapters(folder: Path) -> None:
 def legacy_pi0(names: Iterable[str]) -> str | None:
     """What to say of π0 as LeRobot had it before its processors, told by the names of its tensors."""
     if any(part in name for name in names for part in _LEGACY_PARTS):
-        return (
-            "holds π0 of an older LeRobot (before 0.4), whose tensors have other names; it is not read here: fine-tune "
-            "today's lerobot/pi0_base instead"
-        )
+        return f"is {LEGACY_PI0}"
     if any(name.startswith(("normalize_", "unnormalize_")) for name in names):
         return (
-            "holds π0 of an older LeRobot (before 0.4), with statistics among the weights; run LeRobot's "
+            "is π0 of an older LeRobot (before 0.4), with statistics among the weights; run LeRobot's "
             "migrate_policy_normalization on it first"
         )
     return None
@@ -87,11 +88,8 @@ def _config(folder: Path) -> str | None:
             'has a config.json of LeRobot without "type", so it does not say which policy it is; add "type": "pi0" or '
             '"pi05" to it'
         )
-    if policy == "pi0" and not weight_names(folder) and LEGACY_KEYS & config.keys():
-        return (
-            "has the config.json of π0 of an older LeRobot (before 0.4) and no weights; run LeRobot's "
-            "migrate_policy_normalization on the whole checkpoint, and give what it wrote"
-        )
+    if policy == "pi0" and LEGACY_KEYS & config.keys():
+        return f"is {LEGACY_PI0}"
     if policy in ("pi0", "pi05"):
         return (
             f"has the config.json of LeRobot's {policy}, but no weights of such a policy in {WEIGHTS} "

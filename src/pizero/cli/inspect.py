@@ -25,7 +25,9 @@ class Arguments:
     num_steps: int = 10
     """Integration steps."""
     json: Path | None = None
-    """File for the same as JSON."""
+    """File for the same as JSON, which --arch takes."""
+    arch: Path | None = None
+    """JSON with the model's sizes, for a checkpoint that does not tell them."""
     mask: Path | None = None
     """PNG file for a picture of the attention mask."""
 

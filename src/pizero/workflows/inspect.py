@@ -20,11 +20,14 @@ from pizero.workflows.evaluate import find_checkpoint
 FULL_SIZE = {"pi0": Pi0Config.pi0, "pi05": Pi0Config.pi05}
 
 
-def model_config(name: str) -> Pi0Config:
-    """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path."""
+def model_config(name: str, arch: Path | None = None) -> Pi0Config:
+    """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path. arch: as for `load_model`."""
     if name in FULL_SIZE:
         return FULL_SIZE[name]()
-    config = get_preset(name).model if name in PRESETS else read_source(local_folder(find_checkpoint(name))).config
+    if name in PRESETS:
+        config = get_preset(name).model
+    else:
+        config = read_source(local_folder(find_checkpoint(name)), arch).config
     if not isinstance(config, Pi0Config):
         raise UserError(f"{name} holds a diffusion policy; inspect shows π0 and π0.5")
     return config
@@ -32,10 +35,10 @@ def model_config(name: str) -> Pi0Config:
 
 def inspect(
     name: str, console: Console, *, cameras: int | None, prompt_tokens: int | None, num_steps: int,
-    json: Path | None, mask: Path | None,
+    json: Path | None, mask: Path | None, arch: Path | None = None,
 ) -> None:  # fmt: skip
     """Prints the table; writes the same as JSON and the picture of the attention mask where asked."""
-    config = model_config(name)
+    config = model_config(name, arch)
     architecture = describe(config, num_cameras=cameras, prompt_tokens=prompt_tokens, num_steps=num_steps)
     print_architecture(architecture, console)
     if json is not None:
