@@ -51,9 +51,14 @@ SLOW_FOLDERS = ("train", "workflows", "cli", "serving")
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEFT_OUT] = {}
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that a test starts
-    torch.set_num_threads(1)  # the models are so small that several would wait for each other most of the time
     if _in_worker():
         config.pluginmanager.register(_TellsController(config))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:  # pyright: ignore[reportUnusedFunction]
+    """The models are so small that several threads wait for each other most of the time; a training may set more."""
+    torch.set_num_threads(1)
 
 
 def _in_worker() -> bool:
