@@ -37,12 +37,19 @@ def alive(group: int) -> set[int]:
     return found
 
 
+def as_from_a_terminal() -> None:
+    """Signals that whoever started the tests ignores (nohup, a shell's background) are not ignored by the command."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A command in a group of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, "-c", MAIN, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=as_from_a_terminal,
+    )  # fmt: skip
     try:
         yield process
     finally:
