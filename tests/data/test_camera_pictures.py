@@ -355,3 +355,61 @@ def test_pointers_beside_the_parquet(root: Path) -> None:
         LeRobotDataset(root)
     with pytest.raises(BadEpisodeError, match=r"frame_000009\.png, episode 2: frame 9 of .*git lfs pull"):
         LeRobotDataset(root, episodes=[2]).images("top", [9])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_images_as_bytes_alone(root: Path, kind: pa.DataType) -> None:
+    cells(root, lambda episode, frame, data: data, kind)
+    assert_equal_images(LeRobotDataset(root))
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "said"),
+    [
+        ([[1, 2], [3, 4]], pa.list_(pa.list_(pa.uint8())), "list"),
+        (3, pa.int64(), "int64"),
+        ({"data": b"x"}, pa.struct([("data", pa.binary())]), "struct<data: binary>"),
+    ],
+)
+def test_a_column_that_holds_no_images(root: Path, cell: Any, kind: pa.DataType, said: str) -> None:
+    cells(root, lambda episode, frame, data: cell, kind)
+    message = rf"episode_000000\.parquet: column '{TOP}' holds no images but {said}"
+    with pytest.raises(UserError, match=message):
+        LeRobotDataset(root)
+    with pytest.raises(UserError, match=message):
+        check(root, CheckConfig(horizon=3))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "turn"), [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)])
+def test_a_turned_camera(root: Path, form: str, orientation: int, turn: Image.Transpose) -> None:
+    """The orientation that a picture carries counts, as in LeRobot."""
+
+    def turned(episode: int, frame: int, data: bytes) -> Any:
+        buffer = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        crop(data).save(buffer, form, exif=exif, quality=100, **({"lossless": True} if form == "WEBP" else {}))
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    originals = pq.read_table(root / "data/chunk-000/episode_000000.parquet")[TOP].to_pylist()
+    cells(root, turned)
+    dataset = LeRobotDataset(root)
+    expected = np.asarray(crop(originals[0]["bytes"]).transpose(turn))
+    assert dataset.image_shape("top") == expected.shape[:2]
+    difference = np.abs(dataset.images("top", [0])[0].astype(int) - expected)
+    assert difference.mean() < (4 if form == "JPEG" else 1e-9)
+
+
+def test_bytes_that_are_no_image(root: Path) -> None:
+    cells(root, lambda episode, frame, data: {"bytes": b"abc", "path": None})
+    with pytest.raises(BadEpisodeError, match=r"cannot be decoded \(it is none of PNG, JPEG, WEBP, BMP, TIFF\)"):
+        LeRobotDataset(root).images("top", [0])
+
+
+@pytest.mark.parametrize("ending", [".PNG", ".JPG", ".JPEG"])
+def test_images_with_upper_case_endings(root: Path, ending: str) -> None:
+    beside(root, None)
+    for path in list((root / "images").rglob("*.png")):
+        path.rename(path.with_suffix(ending))
+    assert_equal_images(LeRobotDataset(root))

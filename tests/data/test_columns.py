@@ -18,6 +18,7 @@ from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.numbers import read_columns
 from pizero.types import UserError
+from pizero.workflows.check import CheckConfig, check
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
 PNG, PNG_V21 = GOLDEN / "v30_png", GOLDEN / "v21_png"
@@ -345,3 +346,20 @@ def test_a_file_that_numbers_its_episode_otherwise(old: Path) -> None:
     assert dataset.notes == ["episode 2: the data file has another episode_index, all its rows are used"]
     assert dataset.episode_index[80] == 2
     np.testing.assert_array_equal(dataset.column("action"), LeRobotDataset(PNG_V21).column("action"))
+
+
+@pytest.mark.parametrize("values", [None, pa.array(["[0, 1, 2]"] * 38)])
+def test_a_column_that_some_files_do_not_have(old: Path, values: Any) -> None:
+    put(old / "data/chunk-000/episode_000001.parquet", "action", values)
+    message = r"episode 1: column 'action' is not there, or holds no numbers, as it does in other files;"
+    assert bad_episodes(old, message) == (1,)
+    without(old, [1])
+
+
+def test_task_numbers_that_the_table_does_not_have(old: Path, tmp_path: Path) -> None:
+    put(old / "data/chunk-000/episode_000002.parquet", "task_index", pa.array([0] * 40 + [7, 7]))
+    message = r"episode 2: task_index 7 \(frame 40\) is not in the table of tasks of meta/, which has 2 tasks;"
+    assert bad_episodes(old, message) == (2,)
+    without(old, [2])
+    results = check(old, CheckConfig(horizon=3))
+    assert [(fault["kind"], fault["episode"]) for fault in results["faults"]] == [("unknown task", 2)]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.types import UserError
+from pizero.workflows.check import CheckConfig, check
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"
 PNG, H264, PNG_V21, AV1_V21 = (GOLDEN / name for name in ("v30_png", "v30_h264_multifile", "v21_png", "v21_av1"))
@@ -122,6 +123,28 @@ def test_frames_a_second_by_time_stamps(png: Path, rate: float, found: float) ->
     change_table(png / DATA, {"timestamp": pa.array(np.concatenate(times).astype(np.float32))})
     change_info(png, fps=None)
     assert LeRobotDataset(png).fps == found
+
+
+@pytest.mark.parametrize(("unit", "name"), [(1e3, "milliseconds"), (1e6, "microseconds"), (1e9, "nanoseconds")])
+def test_time_stamps_in_other_units(png: Path, unit: float, name: str) -> None:
+    times = np.concatenate([np.arange(length) / 10 for length in (40, 38, 42, 41)]) + 1.7e6
+    change_table(png / DATA, {"timestamp": pa.array(np.rint(times * unit).astype(np.int64))})
+    note = f"they are in {name}"
+    dataset = LeRobotDataset(png)
+    assert len(dataset.notes) == 1
+    assert note in dataset.notes[0]
+    assert [f["check"] for f in check(png, CheckConfig(horizon=3))["findings"] if f["severity"] == "error"] == []
+    change_info(png, fps=None)
+    dataset = LeRobotDataset(png)
+    assert dataset.fps == 10
+    assert f"the time stamps, in {name}, are 10 a second" in dataset.notes[0]
+
+
+def test_time_stamps_that_are_infinite(png: Path) -> None:
+    times = np.concatenate([np.arange(length) / 10 for length in (40, 38, 42, 41)])
+    times[50:52] = np.inf
+    change_table(png / DATA, {"timestamp": pa.array(times)})
+    assert "timestamp is missing in 2 frames of 1 of 4 episodes" in same_numbers(png).notes[0]
 
 
 def test_frames_a_second_that_nothing_tells(png: Path) -> None:
@@ -403,6 +426,20 @@ def test_tasks_that_are_not_numbered(png: Path) -> None:
     change_table(png / "meta/tasks.parquet", {"task_index": None})
     (note,) = same_numbers(png).notes
     assert "tasks.parquet does not number its tasks: their order counts" in note
+
+
+def test_two_texts_for_one_task_number(old: Path) -> None:
+    path = old / "meta/tasks.jsonl"
+    path.write_text(path.read_text() + '\n{"task_index": 0, "task": "something else"}\n')
+    assert "tasks.jsonl gives task 0 several texts: the last counts, 'something else'" in LeRobotDataset(old).notes[0]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[0]]))
+    assert same_numbers(old).notes == []
+
+
+def test_tasks_without_a_text(old: Path) -> None:
+    (old / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": null}\n{"task_index": 1, "instruction": "lift"}\n')
+    assert LeRobotDataset(old).tasks == ["", "lift"]
 
 
 def test_task_numbers_that_are_floats(png: Path) -> None:

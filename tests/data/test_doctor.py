@@ -414,3 +414,14 @@ def test_a_default_prompt_is_a_prompt(clean_dataset: LeRobotDataset, tmp_path: P
     dataset = write(recording, tmp_path / "data")
     assert checks(examine(dataset, ROBOT, HORIZON).findings) == {"no prompt"}
     assert examine(dataset, replace(ROBOT, default_prompt="wait"), HORIZON).findings == []
+
+
+def test_the_next_state_of_a_slow_robot_that_rests(tmp_path: Path) -> None:
+    """As an action it is nearly the state of the same frame, and yet where the robot goes."""
+    recording = clean()
+    for number, episode in enumerate(recording.episodes):
+        time = np.minimum(np.arange(FRAMES + 1), 3)[:, None]
+        path = np.column_stack([number + 0.02 * time, number - 0.02 * time, 0.02 * time + number % 2, 0 * time])
+        episode.state, episode.action = path[:-1], path[1:]
+    dataset = write(recording, tmp_path / "data")
+    assert not {"action is state", "state repeats action"} & checks(examine(dataset, ROBOT, HORIZON).findings)

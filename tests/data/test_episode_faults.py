@@ -19,7 +19,14 @@ from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.video import EpisodeEncoder, VideoDecoder, VideoFileWriter, keep_frames, read_frames
+from pizero.data.datasets.video import (
+    EpisodeEncoder,
+    VideoDecoder,
+    VideoError,
+    VideoFileWriter,
+    keep_frames,
+    read_frames,
+)
 from pizero.workflows.convert_dataset import convert_dataset
 
 FPS = 10
@@ -314,6 +321,46 @@ def test_frames_that_are_shown_in_another_order_than_stored(old: Path) -> None:
             for packet in stream.encode(None):
                 target.mux(packet)
         assert old_frames(old) == [*range(40), *range(38)]
+
+
+def encoded(path: Path, codec: str, options: dict[str, str], count: int, size: int = 32) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options=options)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for level in range(count):
+            frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), BRIGHTER * level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def decoded(path: Path, frames: Sequence[int]) -> list[int]:
+    decoder, times = VideoDecoder(path), read_frames(path).times
+    return [round(decoder.frame_at(times[frame]).mean() / BRIGHTER) for frame in frames]
+
+
+def test_a_keyframe_after_which_nothing_is_shown(tmp_path: Path) -> None:
+    """With intra refresh the decoder shows nothing until a picture is whole again: it must begin earlier."""
+    path = tmp_path / "a.mp4"
+    encoded(path, "libx264", {"x264-params": "intra-refresh=1:keyint=12"}, 30, 96)
+    order = [29, 28, 3, 27, 12, 26]
+    assert decoded(path, order) == order
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_avi(tmp_path: Path, codec: str, b_frames: str) -> None:
+    """Its first frame is shown later than its header says."""
+    path = tmp_path / "a.avi"
+    encoded(path, codec, {"bf": b_frames, "g": "12", "b": "2000000"}, 20)
+    np.testing.assert_allclose(decoded(path, range(20)), range(20), atol=0.5)
+
+
+def test_a_file_that_does_not_say_when_frames_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"
+    encoded(path, "libx264", {}, 5)
+    with pytest.raises(VideoError, match="does not say when its frames are shown"):
+        read_frames(path)
 
 
 def test_a_video_of_another_size(old: Path) -> None:

@@ -328,7 +328,9 @@ def test_episode_with_too_few_frames(png_copy: Path) -> None:
 def test_unknown_task(png_copy: Path) -> None:
     path = png_copy / "meta/tasks.parquet"
     pq.write_table(pq.read_table(path).slice(0, 1), path)
-    _assert_one_line(png_copy, r"episode 1: task_index 1 is not in the table of tasks of meta/, which has 1 tasks")
+    _assert_one_line(
+        png_copy, r"episode 1: task_index 1 \(frame 0\) is not in the table of tasks of meta/, which has 1 task"
+    )
 
 
 def test_damaged_video(h264_copy: Path) -> None:

@@ -57,6 +57,9 @@ class NumberColumns:
             if width is not None:
                 self.widths[key] = width
             found += self._bad(key, width or 0, known)
+            if files:
+                text = f"column {key!r} is not there, or holds no numbers, as it does in other files"
+                found += [BadColumn("missing column", e, text) for e in episodes if e.data_path not in files]
         return found
 
     def take(self, key: str, episodes: Sequence[Episode], rows: Rows) -> NDArray[np.float32] | None:

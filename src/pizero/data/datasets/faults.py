@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.columns import BadColumn, NumberColumns
 from pizero.data.datasets.features import camera_keys
+from pizero.data.datasets.frame_rate import stamp_unit
+from pizero.data.datasets.index_columns import unknown_tasks
 from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.pictures import Pictures
@@ -65,6 +67,8 @@ def find_faults(
     columns = columns or NumberColumns(layout.features)
     bad = columns.examine(whole, rows)
     faults += number_faults(bad)
+    unknown = unknown_tasks(layout, whole, rows)
+    faults += [Fault("unknown task", episode.index, text, episode.data_path) for episode, text in unknown]
     rows = {episode: own for episode, own in rows.items() if episode not in {found.episode.index for found in bad}}
     if notes is not None:
         notes += [*finder.notes(), *columns.notes()]
@@ -93,7 +97,9 @@ def clock_note(fps: float, times: NDArray[np.float64], frames: Mapping[int, NDAr
     if not off:
         return None
     step = float(np.nanmedian(np.concatenate(steps))) if any(map(len, steps)) else 1 / fps
-    rate = "" if abs(step * fps - 1) < 0.02 else f" (they come {1 / step:.3g} a second)" if step > 0 else ""
+    unit, name = stamp_unit(step)
+    rate = "" if abs(step * fps - 1) < 0.02 else f" (they come {unit / step:.3g} a second)" if step > 0 else ""
+    rate = f" (they are in {name})" if unit > 1 and abs(step * fps / unit - 1) < 0.02 else rate
     return (
         f"the time stamps of {len(off)} of {len(frames)} episodes ({ranges(off)}) are not the frame's number / fps, "
         f"fps {fps:g}{rate}: the number counts, not the time stamp"

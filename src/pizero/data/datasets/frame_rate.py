@@ -19,6 +19,10 @@ FILES = 8
 """Data files that are looked at."""
 REGULAR = 0.25
 """Of the usual step, that a step may be off."""
+UNITS = {1.0: "seconds", 1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
+"""Of time stamps, as parts of a second."""
+SLOWEST = 0.3
+"""Frames a second of a robot; time stamps that are further apart than that are in a smaller unit than seconds."""
 WHOLE = 2e-4
 """Of the rate, by which it may miss a whole number that it is taken for: time stamps are rounded."""
 
@@ -29,7 +33,11 @@ def find_frame_rate(root: Path, features: Mapping[str, Feature], data: Sequence[
     usual = float(np.median(steps)) if steps.size else 0.0
     rate = None
     if usual > 0 and (np.abs(steps - usual) <= REGULAR * usual).all():
-        rate, how = 1 / float(steps.mean()), "the time stamps are"
+        unit, name = stamp_unit(usual)
+        rate, how = (
+            unit / float(steps.mean()),
+            "the time stamps are" if unit == 1 else f"the time stamps, in {name}, are",
+        )
         rate = float(round(rate)) if abs(rate - round(rate)) <= WHOLE * rate else float(f"{rate:.4g}")
     else:
         how = "its columns say"
@@ -41,6 +49,12 @@ def find_frame_rate(root: Path, features: Mapping[str, Feature], data: Sequence[
         )
     notes.append(f"meta/info.json says no fps above 0; {how} {rate:g} a second, which is used")
     return rate
+
+
+def stamp_unit(step: float) -> tuple[float, str]:
+    """(parts of a second, name): the unit of time stamps that are `step` apart, by what a robot's frame rate can be."""
+    found = [unit for unit in UNITS if step > 0 and unit / step >= SLOWEST]
+    return (found[0], UNITS[found[0]]) if found else (1.0, UNITS[1.0])
 
 
 def _steps(path: Path) -> NDArray[np.float64]:

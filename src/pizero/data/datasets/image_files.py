@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+
 
 class ImageFinder:
     """Finds image files of a dataset by the path in its rows, or where LeRobot v2.0 puts them.
@@ -22,7 +24,7 @@ class ImageFinder:
         """The image of a frame (counted in its episode); None where there is none."""
         places = [] if not said else list(self._places(said, data_path))
         folder = self._root / "images" / key / f"episode_{episode:06d}"
-        places += [folder / f"frame_{frame:06d}{ending}" for ending in (".png", ".jpg", ".jpeg")]
+        places += [folder / f"frame_{frame:06d}{ending}" for ending in ENDINGS]
         if self._last < len(places) and os.path.isfile(places[self._last]):
             return places[self._last]
         for number, place in enumerate(places):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Index:
 
 
 def read_index(layout: Layout, episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]]) -> Index:
-    """rows: of each episode in its data file. UserError where nothing tells a frame's task."""
+    """rows: of each episode in its data file, none of them with unknown tasks. UserError where nothing tells a task."""
     files = {path: _read(path) for path in dict.fromkeys(episode.data_path for episode in episodes)}
     ordered: dict[int, NDArray[np.int64]] = {}
     times: list[NDArray[np.float64]] = []
@@ -45,8 +45,9 @@ def read_index(layout: Layout, episodes: Sequence[Episode], rows: Mapping[int, N
             counts["order"].append(len(own))
         ordered[episode.index] = own
         stamps = columns["timestamp"][own]
-        counts["timestamp"].append(int(np.isnan(stamps).sum()))
-        times.append(np.where(np.isnan(stamps), np.arange(len(own)) / layout.fps, stamps))
+        unknown = ~np.isfinite(stamps)
+        counts["timestamp"].append(int(unknown.sum()))
+        times.append(np.where(unknown, np.arange(len(own)) / layout.fps, stamps))
         said = columns["task_index"][own]
         unsaid = np.isnan(said) if layout.task_ids else np.ones(len(said), np.bool_)
         counts["task_index"].append(int(unsaid.sum()) if layout.task_ids else 0)
@@ -82,17 +83,30 @@ def _tasks(layout: Layout, episode: Episode, said: NDArray[np.float64], unsaid: 
     if unsaid.any():
         positions[unsaid] = _task_of(layout, episode)
     if layout.task_ids:
-        known = np.array(layout.task_ids, np.int64)
-        numbers = said[~unsaid]
-        found = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-        unknown = np.flatnonzero(known[found] != numbers)
-        if unknown.size:
-            raise UserError(
-                f"{layout.root}, episode {episode.index}: task_index {numbers[unknown[0]]:g} is not in the table of "
-                f"tasks of meta/, which has {len(known)} tasks"
-            )
-        positions[~unsaid] = found
+        positions[~unsaid] = np.searchsorted(np.array(layout.task_ids, np.int64), said[~unsaid])
     return positions
+
+
+def unknown_tasks(
+    layout: Layout, episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]]
+) -> Iterator[tuple[Episode, str]]:
+    """Episodes with task numbers that the table of tasks does not have, and what to say of each."""
+    files: dict[Path, NDArray[np.float64]] = {}
+    for episode in episodes if layout.task_ids else ():
+        path = episode.data_path
+        if path not in files:
+            columns = read_known(path, ["task_index"])[1]
+            files[path] = columns["task_index"].scalars().astype(np.float64) if columns else np.zeros(0)
+        said = files[path][rows[episode.index]] if len(files[path]) else np.zeros(0)
+        unknown = np.flatnonzero(~np.isnan(said) & ~np.isin(said, layout.task_ids))
+        if unknown.size:
+            yield (
+                episode,
+                (
+                    f"task_index {said[unknown[0]]:g} (frame {unknown[0]}) is not in the table of tasks of meta/, which"
+                    f" has {len(layout.task_ids)} task{'s' if len(layout.task_ids) > 1 else ''}"
+                ),
+            )
 
 
 def _task_of(layout: Layout, episode: Episode) -> int:

@@ -127,13 +127,25 @@ def image_paths(path: Path, column: str) -> Sequence[str | None] | None:
     if column not in file.schema_arrow.names:
         return [None] * count
     values: list[Any]
-    if _pa.types.is_string(file.schema_arrow.field(column).type):
+    kind = file.schema_arrow.field(column).type
+    if _pa.types.is_binary(kind) or _pa.types.is_large_binary(kind):
+        return None
+    if _is_text(kind):
         values = file.read(columns=[column], use_threads=False)[column].to_pylist()
         return values
+    if not _pa.types.is_struct(kind) or not {"bytes", "path"} & {field.name for field in kind}:
+        if _pa.types.is_null(kind):
+            return [None] * count
+        raise UserError(f"{path}: column {column!r} holds no images but {kind}")
     if not _all_null(file, f"{column}.bytes"):
         return None
     values = file.read(columns=[column], use_threads=False)[column].to_pylist()
     return [_image_or_path(value) for value in values]
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if _pa.types.is_dictionary(kind) else kind
+    return _pa.types.is_string(kind) or _pa.types.is_large_string(kind)
 
 
 def _image_or_path(value: Any) -> Any:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEPTH_MODES = ("I", "F")
@@ -57,15 +57,28 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np
     with _opened(data) as image:
         if image.mode[:1] in DEPTH_MODES:
             raise ValueError(f"it is a depth image, mode {image.mode}")
-        if size is not None and size != (image.height, image.width):
-            raise OtherSizeError((image.height, image.width))
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        found = _size(image)
+        if size is not None and size != found:
+            raise OtherSizeError(found)
+        upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def describe_image(data: bytes) -> tuple[int, int, str]:
     """(height, width, Pillow's mode) without decoding; ValueError when it is damaged or of more than MOST_PIXELS."""
     with _opened(data) as image:
-        return image.height, image.width, image.mode
+        return *_size(image), image.mode
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a camera that was turned was held, by the header; 1 is upright."""
+    said = image.getexif().get(0x112) if "exif" in image.info else None
+    return said if isinstance(said, int) and 1 <= said <= 8 else 1
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """(height, width), upright."""
+    return (image.width, image.height) if _orientation(image) > 4 else (image.height, image.width)
 
 
 @contextmanager
@@ -77,6 +90,8 @@ def _opened(data: bytes) -> Generator[Image.Image]:
             yield image
     except OtherSizeError:
         raise
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises any of them
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -47,7 +47,8 @@ def _from_table(path: Path, notes: list[str]) -> list[tuple[int, str]]:
 
 def _from_lines(path: Path, notes: list[str]) -> list[tuple[int, str]]:
     lines = [line for _, line in read_lines(path, notes)]
-    return _entries(path, [line.get("task_index") for line in lines], [line.get("task") for line in lines], notes)
+    texts = [next((line[name] for name in _TEXT_COLUMNS if name in line), None) for line in lines]
+    return _entries(path, [line.get("task_index") for line in lines], texts, notes)
 
 
 def _entries(path: Path, said: Sequence[Any] | None, texts: Sequence[Any], notes: list[str]) -> list[tuple[int, str]]:
@@ -58,8 +59,12 @@ def _entries(path: Path, said: Sequence[Any] | None, texts: Sequence[Any], notes
     for row, index in enumerate(indices):
         if index is None:
             raise UserError(f"{path}: task {row} has no task_index; number it as the data does")
-    return [
+    entries = [
         (index, text if isinstance(text, str) else "")
         for index, text in zip(indices, texts, strict=True)
         if index is not None
     ]
+    last = dict(entries)
+    several = {index for index, text in entries if text != last[index]}
+    notes += [f"{path} gives task {index} several texts: the last counts, {last[index]!r}" for index in sorted(several)]
+    return entries

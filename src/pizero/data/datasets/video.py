@@ -98,11 +98,12 @@ class VideoDecoder:
             self._keyframe = None
             self._container.seek(round(target / self._seconds_per_tick), stream=self._stream)
             self._frames = self._container.decode(self._stream)
-            if not self._advance():
+            found = self._advance()
+            if target == 0.0 and not found:
                 raise VideoError(f"the video has no frame at {timestamp:.4f} s")
-            if self._time <= timestamp + TOLERANCE or target == 0.0:
+            if target == 0.0 or (found and self._time <= timestamp + TOLERANCE):
                 break
-            margin = 2 * margin + 1.0  # some files seek by decoding time and land too late
+            margin = 2 * margin + 1.0  # some files seek by decoding time and land too late, or show nothing from there
         if self._time <= held:
             self._reach *= 2  # keyframes lie further apart than that: going on would have been shorter
 
@@ -134,7 +135,7 @@ def read_frames(path: Path) -> VideoFrames:
     container, stream = _open(path)
     with container:
         try:
-            ticks = _ticks_of_header(stream, path)
+            ticks = _ticks_of_header(container, stream, path)
             if ticks is None:
                 ticks = _ticks_of_packets(container, stream)
         except (av.error.FFmpegError, OSError) as error:
@@ -147,8 +148,10 @@ def read_frames(path: Path) -> VideoFrames:
         return VideoFrames(times, stream.height, stream.width, stream.codec_context.pix_fmt or "", period)
 
 
-def _ticks_of_header(stream: Any, path: Path) -> NDArray[np.int64] | None:
-    """Times of the frames [n] by the index of mp4 and its like; None where it does not tell them."""
+def _ticks_of_header(container: Any, stream: Any, path: Path) -> NDArray[np.int64] | None:
+    """Times of the frames [n] by the index of mp4; None where it does not tell them."""
+    if "mp4" not in str(container.format.name):
+        return None  # AVI begins to show later than it says
     entries = list(getattr(stream, "index_entries", ()))  # older versions of PyAV do not have it
     if not entries or len(entries) != stream.frames or stream.start_time is None:
         return None
@@ -162,7 +165,9 @@ def _ticks_of_header(stream: Any, path: Path) -> NDArray[np.int64] | None:
 
 
 def _ticks_of_packets(container: Any, stream: Any) -> NDArray[np.int64]:
-    shown = [packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+    shown = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    if None in shown:
+        raise VideoError("the file does not say when its frames are shown; convert it to mp4")
     return np.sort(np.array(shown, np.int64))
 
 

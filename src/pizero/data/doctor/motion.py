@@ -117,9 +117,9 @@ def _same(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
     same: list[Pair] = []
     positions = [pair for pair in leads if pair.how in ("target", "unknown")]
     for pair in positions:
-        a = subject.model_actions[subject.finite, pair.action]
-        s = subject.model_state[subject.finite, pair.state]
-        if float(np.abs(a - s).mean()) < 1e-3 * float(s.std()):
+        a = subject.model_actions[subject.finite, pair.action].astype(np.float64)
+        s = subject.model_state[subject.finite, pair.state].astype(np.float64)
+        if float(np.abs(a - s).mean()) < min(1e-3 * float(s.std()), 0.25 * _mean_step(subject, pair.state)):
             same.append(pair)
     if not same:
         return
@@ -136,6 +136,13 @@ def _same(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
             "the state equals the action of the same frame, and not so for the other dimensions",
             "if the robot repeats its command there, the policy is told nothing that it measured",
         )  # fmt: skip
+
+
+def _mean_step(subject: Subject, dim: int) -> float:
+    """By how much the state changes from frame to frame: slow or resting, the next frame's state is nearly the same."""
+    values = (subject.model_state[frames, dim][subject.finite[frames]] for frames in subject.episode_slices())
+    steps = np.concatenate([np.abs(np.diff(own.astype(np.float64))) for own in values])
+    return float(steps.mean()) if steps.size else np.inf
 
 
 def _is_gripper(subject: Subject, action: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pizero.data.datasets.frame_rate import stamp_unit
 from pizero.data.datasets.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 
@@ -38,6 +39,8 @@ def _clock(subject: Subject) -> Iterator[Finding]:
     everywhere = everywhere[np.isfinite(everywhere)]
     if not everywhere.size:
         return
+    unit = stamp_unit(float(np.median(everywhere)))[0]
+    everywhere, steps = everywhere / unit, [found / unit for found in steps]
     median = float(np.median(everywhere))
     if not median > 0 or float((np.abs(everywhere - median) <= JITTER * median).mean()) < REGULAR:
         return
