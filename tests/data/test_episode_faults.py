@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pizero.data.datasets.faults import ranges
+from pizero.data.datasets.description import read_layout
+from pizero.data.datasets.faults import find_faults, ranges
 from pizero.data.datasets.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.pictures import Pictures
 from pizero.data.datasets.video import (
     EpisodeEncoder,
     VideoDecoder,
@@ -101,6 +103,14 @@ def faults(root: Path) -> dict[int, str]:
     assert refused.value.episodes == tuple(sorted({fault.episode for fault in dataset.faults}))
     assert not set(refused.value.episodes) & set(dataset.episodes.tolist())
     return {fault.episode: fault.text for fault in dataset.faults}
+
+
+def faults_of_all(root: Path) -> dict[int, str]:
+    """Where no episode is without one."""
+    with pytest.raises(BadEpisodeError, match="every episode"):
+        LeRobotDataset(root, skip_bad_episodes=True)
+    layout = read_layout(root)
+    return {fault.episode: fault.text for fault in find_faults(layout, layout.episodes, None, Pictures(layout))[0]}
 
 
 STARTS, ENDS = [0.0, 0.5, 1.1, 1.8], [0.5, 1.1, 1.8, 2.4]
@@ -189,6 +199,37 @@ def test_frames_of_nobody_at_the_end(root: Path) -> None:
     assert "meta/info.json says total_episodes 5" in dataset.notes[0]
     slices(root, STARTS, None)
     assert faults(root) == {3: "its part of the video, 1.800 to 2.800 s, holds 10 frames, the episode has 6 rows"}
+
+
+@pytest.mark.parametrize("missing", [0, 8, 23])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_video_that_lacks_a_frame_somewhere(root: Path, missing: int, ends: bool) -> None:
+    """Rows were counted for the starts, so that the last episode alone seems to lack it."""
+    video(root / VIDEO, [BRIGHTER * frame for frame in range(24) if frame != missing])
+    slices(root, STARTS, ENDS if ends else None)
+    found = faults_of_all(root)
+    assert found[0] == "the video has 1 frames fewer than its episodes have rows, and nothing tells where"
+    assert set(found) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_video_that_lacks_a_frame_where_the_slices_tell(root: Path, ends: bool) -> None:
+    video(root / VIDEO, [BRIGHTER * frame for frame in range(24) if frame != 8])
+    slices(root, [0.0, 0.5, 1.0, 1.7], [0.5, 1.0, 1.7, 2.3] if ends else None)
+    assert faults(root) == {1: "its part of the video, 0.500 to 1.000 s, holds 5 frames, the episode has 6 rows"}
+    with pytest.warns(UserWarning, match="left out"):
+        assert levels(LeRobotDataset(root, skip_bad_episodes=True)) == [*range(5), *range(11, 24)]
+
+
+def test_an_episode_taken_out_and_its_starts_counted_anew(root: Path) -> None:
+    """The frames at the end are no interrupted recording's: the numbers tell that one before them is missing."""
+    episodes, data = root / "meta/episodes/chunk-000/file-000.parquet", root / "data/chunk-000/file-000.parquet"
+    for path in (episodes, data):
+        table = pq.read_table(path)
+        pq.write_table(table.filter([index != 2 for index in table["episode_index"].to_pylist()]), path)
+    slices(root, [0.0, 0.5, 1.1], [0.5, 1.1, 1.7])
+    text = "the video has 7 frames more than its episodes have rows, and nothing tells where"
+    assert faults_of_all(root) == dict.fromkeys((0, 1, 3), text)
 
 
 def test_slices_that_overlap(root: Path) -> None:

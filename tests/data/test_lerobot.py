@@ -457,10 +457,20 @@ def test_a_video_that_ends_too_soon(h264_copy: Path) -> None:
     """The second file of a camera is the first one's, which is shorter than its episodes."""
     videos = h264_copy / "videos/observation.images.top/chunk-000"
     shutil.copy(videos / "file-000.mp4", videos / "file-001.mp4")
-    with pytest.warns(UserWarning, match=r"left out 1 of 4 episodes \(frames of the video: 3\)"):
+    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(frames of the video: 2-3\)"):
         dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
-    assert dataset.faults[0].text == "the video ends at 7.800 s, before the episode does (8.300 s)"
-    assert dataset.episodes.tolist() == [0, 1, 2]
+    assert dataset.faults[0].text == "the video has 5 frames fewer than its episodes have rows, and nothing tells where"
+    assert dataset.faults[1].text == "the video ends at 7.800 s, before the episode does (8.300 s)"
+    assert dataset.episodes.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["10:22:33", "file:x", "a%05d[1] b"])
+def test_relative_paths_of_any_name(
+    h264_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    h264_copy.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert LeRobotDataset(f"{name}/").images("top", [3]).shape == (1, 96, 96, 3)
 
 
 # ---------------------------------------------------------------- columns that embodiments name

@@ -152,7 +152,7 @@ def _without_empty(root: Path, episodes: list[Episode], notes: list[str]) -> lis
 
 
 def _compare_totals(info: Info, episodes: Sequence[Episode], notes: list[str]) -> bool:
-    """Whether more is announced than there is."""
+    """Whether episodes are announced that come after those that there are."""
     found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
     lies = [key for key, count in found.items() if info.totals.get(key, count) != count]
     if not lies:
@@ -160,9 +160,10 @@ def _compare_totals(info: Info, episodes: Sequence[Episode], notes: list[str]) -
     said = " and ".join(f"{key} {info.totals[key]}" for key in lies)
     listed = " and ".join(str(found[key]) for key in lies)
     more = any(info.totals[key] > found[key] for key in lies)
+    after = info.totals.get("total_episodes", 0) > max(episode.index for episode in episodes) + 1
     why = " (the recording was interrupted, or the copy is incomplete)" if more else ""
     notes.append(f"meta/info.json says {said}, but meta/ lists {listed}{why}: what is there is used")
-    return more
+    return after
 
 
 def _read_stats(root: Path, notes: list[str]) -> dict[str, Any]:

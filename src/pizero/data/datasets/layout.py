@@ -45,7 +45,7 @@ class Layout:
 
     task_ids: empty where nothing says it; then an episode's own `tasks` count. missing_cameras: why, by the camera's
     name, where info.json names one of which there is no file. notes: what was assumed where `meta/` is incomplete or
-    contradicts itself, a line each. interrupted: info.json announces more than is listed.
+    contradicts itself, a line each. interrupted: info.json announces episodes after those that are listed.
     """
 
     root: Path

@@ -34,7 +34,7 @@ def open_parquet(path: Path) -> Any:
     try:
         if is_pointer(path):
             raise UserError(f"{path} {POINTER_ADVICE}")
-        return _pq.ParquetFile(str(path))
+        return _pq.ParquetFile(os.path.abspath(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy or download the dataset again") from None
     except (_pa.ArrowException, OSError) as error:

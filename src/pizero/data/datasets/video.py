@@ -40,7 +40,7 @@ class VideoError(Exception):
 def _open(path: Path) -> tuple[Any, Any]:
     """(container, video stream). Raises VideoError."""
     try:
-        container = av.open(str(path))
+        container = av.open(os.path.abspath(path))  # what is relative, with a colon, is taken for a protocol
         return container, container.streams.video[0]
     except FileNotFoundError:
         raise VideoError("the file is missing; copy or download the dataset again") from None

@@ -180,9 +180,16 @@ class _Places:
         last = pieces[-1].episode.index
         if end < count and isinstance(self.found[last], np.ndarray) and last not in self._before_others:
             # Whoever counts rows for the starts puts all that follows a discarded take at frames of the one before.
-            fault = f"the video has {count - end} frames more than its episodes have rows, and nothing tells where"
-            for index, found in self.found.items():
-                self.found[index] = VideoError(fault) if isinstance(found, np.ndarray) else found
+            self._all_unsure(f"the video has {count - end} frames more")
+        stop, allowed = pieces[-1].stop, QUARTER * self._file.period
+        lacking = isinstance(self.found[last], VideoError) and (stop is None or stop > self._edges[-1] + allowed)
+        if lacking and count < sum(sizes):
+            self._all_unsure(f"the video has {sum(sizes) - count} frames fewer")
+
+    def _all_unsure(self, what: str) -> None:
+        fault = f"{what} than its episodes have rows, and nothing tells where"
+        for index, found in self.found.items():
+            self.found[index] = VideoError(fault) if isinstance(found, np.ndarray) else found
 
     @staticmethod
     def _gap(frames: int, before: int, start: float) -> str:
