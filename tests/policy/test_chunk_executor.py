@@ -111,8 +111,8 @@ def test_a_policy_that_is_too_late() -> None:
     assert executor.next_action()[0] == 102  # two were played since it was asked for
 
 
-@pytest.mark.filterwarnings("ignore:the policy is late")
 def test_a_chunk_that_is_shorter_than_what_was_played_is_asked_for_anew() -> None:
+    """The old chunk is played on meanwhile."""
     executor = ChunkExecutor(2, asynchronous=True)
     executor.load(chunk(0, 8))
     for _ in range(2):
@@ -120,12 +120,32 @@ def test_a_chunk_that_is_shorter_than_what_was_played_is_asked_for_anew() -> Non
     executor.question({})
     for _ in range(4):
         executor.next_action()
-    executor.load(chunk(200, 4))
+    with pytest.warns(UserWarning, match="took 4 control steps, which is all of a chunk of 4 actions"):
+        executor.load(chunk(200, 4))
     assert executor.needs_chunk
-    assert "previous_actions" not in executor.question({})
-    assert executor.next_action()[0] == 5  # held
+    executor.question({})
+    assert [executor.next_action()[0] for _ in range(3)] == [6, 7, 7]  # the last one is held
     executor.load(chunk(600, 4))
-    assert executor.next_action()[0] == 600
+    assert executor.next_action()[0] == 602
+
+
+@pytest.mark.parametrize(
+    ("lengths", "every", "delay", "advice"),
+    [
+        ((50, 30), 25, 10, "left to play of chunks of 30; .*an execution_horizon of 20 or less"),
+        ((50, 16), 8, 10, "no execution_horizon is small enough: chunks of 20 actions"),
+        ((26, 100), 25, 10, "left to play of chunks of 26; .*an execution_horizon of 16 or less"),
+    ],
+)
+def test_chunks_of_changing_length(lengths: tuple[int, int], every: int, delay: int, advice: str) -> None:
+    """What is told is of the shorter ones, which run out."""
+    robot = Robot(ChunkExecutor(every, asynchronous=True), lengths[0], delay)
+    with pytest.warns(UserWarning, match=advice) as told:
+        for round in range(20):
+            robot.horizon = lengths[round % 2]
+            robot.run(every)
+    assert len(told) == 1
+    assert set(np.diff(robot.path)) <= {0.0, 1.0}
 
 
 class Robot:

@@ -151,13 +151,16 @@ class ChunkExecutor:
                 f"choose at most {len(chunk)}"
             )
         start = self._played if self._asked is None or not self.asynchronous else self._asked
+        stale = start + len(chunk) <= self._played
         if self._asked is not None and self._plans:  # the first chunk is waited for
             self.delays.append(self._waited)
-            if self.asynchronous and self.held:
-                self._tell_late(len(chunk))
+            if self.asynchronous and (self.held or stale):
+                self._tell_late(min(len(chunk), len(self._plans[-1][1])))
         if self._asked is None or not self.asynchronous:
             self._next_question = self._played + self.execution_horizon
         self._asked = None
+        if stale and self._plans:
+            return  # the old chunk may have actions left
         kept = self._plans if self.ensemble is not None else []
         self._plans = [plan for plan in kept if self._speaks(plan)] + [(start, chunk)]
 
@@ -185,7 +188,10 @@ class ChunkExecutor:
         return plan[0] <= self._played < plan[0] + len(plan[1])
 
     def _tell_late(self, horizon: int) -> None:
-        """At the first answer for which the robot was held, and at the first that came after the whole of a chunk."""
+        """At the first answer for which the robot was held, and at the first that came after the whole of a chunk.
+
+        horizon: length of the shorter one of the chunk that was played and the answer.
+        """
         delay, played = self._waited, self._waited - self.held
         if self._warned == 0 or (delay >= horizon > self._warned):
             longest = self.expected_delay
@@ -194,9 +200,14 @@ class ChunkExecutor:
                 if horizon >= 2 * longest
                 else f"no execution_horizon is small enough: chunks of {2 * longest} actions would be long enough"
             )
+            what = (
+                f", and {played} actions were left to play of chunks of {horizon}; the robot was held for {self.held} "
+                "control steps"
+                if self.held
+                else f", which is all of a chunk of {horizon} actions, so nothing of it is played"
+            )
             warnings.warn(
-                f"the policy is late: its answer took {delay} control steps, and {played} actions were left to play of "
-                f"chunks of {horizon}; the robot was held for {self.held} control steps ({advice}; or make the policy "
+                f"the policy is late: its answer took {delay} control steps{what} ({advice}; or make the policy "
                 "faster, or the control steps longer)",
                 stacklevel=3,
             )
