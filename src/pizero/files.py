@@ -43,12 +43,12 @@ def read_file(path: Path, largest: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file, with or without a byte order mark.
 
     UserError when there is none: no such file, another content, a key twice, more than 16 MB, nested without end.
     """
     try:
-        values: Any = json.loads(read_file(path, _LARGEST_JSON).decode(), object_pairs_hook=_distinct)
+        values: Any = json.loads(read_file(path, _LARGEST_JSON).decode("utf-8-sig"), object_pairs_hook=_distinct)
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:

@@ -292,7 +292,7 @@ def test_sizes_whose_product_no_tensor_has(saved: dict[str, Path], tmp_path: Pat
         ({"chunk_size": 10**6}, "action_horizon must be at most"),
         ({"output_features": {"action": {"type": "ACTION", "shape": ["x"]}}}, "output_features is not what"),
         ({"output_features": {"action": {"type": "ACTION", "shape": []}}}, "holds a value of another kind"),
-        ({"type": ["pi0"]}, "tensors are not those of a π0"),
+        ({"type": ["pi0"]}, "config.json says the type list"),
     ],
 )
 def test_absurd_values_of_lerobot(change: dict[str, Any], text: str, saved: dict[str, Path], tmp_path: Path) -> None:

@@ -428,6 +428,18 @@ def set_step(file: str, step: str, **config: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / file, lambda values: step_of(values, step)["config"].update(config))
 
 
+def set_stats(folder: Path, mode: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Changes the statistics beside both processors, which normalise by `mode` then."""
+    norm_map = {"STATE": "QUANTILES", "ACTION": "QUANTILES"} if mode == "quantiles" else {}
+    for file, step in (("policy_preprocessor", "normalizer"), ("policy_postprocessor", "unnormalizer")):
+        if norm_map:
+            set_step(f"{file}.json", f"{step}_processor", norm_map=norm_map)(folder)
+        for path in folder.glob(f"{file}_step_*.safetensors"):
+            tensors = load_file(path)
+            change(tensors)
+            save_file(tensors, path)
+
+
 def drop_cameras(values: Any) -> None:
     for name in ("top", "wrist"):
         del values["input_features"][f"observation.images.{name}"]
@@ -460,12 +472,32 @@ UNKNOWN: list[tuple[Callable[[Path], None], str]] = [
         "hold no mean and std",
     ),
     (
+        lambda folder: set_stats(folder, "quantiles", lambda tensors: tensors.pop("action.q01")),
+        "cannot be used (norm stats: mode 'quantile' needs q01 and q99",
+    ),
+    (
+        lambda folder: set_stats(folder, "quantiles", lambda tensors: tensors["action.q99"].fill_(-1e6)),
+        "cannot be used (norm stats: actions has a negative spread",
+    ),
+    (
+        lambda folder: set_stats(folder, "zscore", lambda tensors: tensors["action.std"].fill_(float("nan"))),
+        "cannot be used (norm stats: std holds NaN",
+    ),
+    (
+        lambda folder: set_stats(folder, "zscore", lambda tensors: tensors.update({"action.std": torch.ones(7)})),
+        "cannot be used (norm stats: std has shape (7,)",
+    ),
+    (
         lambda folder: edit(folder / "config.json", lambda v: v["output_features"]["action"].update(shape=[2])),
         "3 action dimensions, config.json 2",
     ),
     (
         lambda folder: edit(folder / "config.json", drop_cameras),
         "config.json names no camera",
+    ),
+    (
+        set_step("policy_preprocessor.json", "rename_observations_processor", rename_map={"a": "x", "b": "x"}),
+        "renames two columns to one",
     ),
 ]  # fmt: skip
 
@@ -474,7 +506,7 @@ UNKNOWN: list[tuple[Callable[[Path], None], str]] = [
 def test_load_policy_names_what_is_unknown(change: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
     folder = copy_of("pi0", tmp_path / "x")
     change(folder)
-    what = "embodiment" if "camera" in reason else "norm_stats"
+    what = "embodiment" if "camera" in reason or "columns" in reason else "norm_stats"
     with warnings.catch_warnings(record=True) as told, pytest.raises(UserError, match=f"does not tell {what}, and it"):
         load_policy(folder, arch=arch_of("pi0"), tokenizer=PaligemmaTokenizer.bytes())
     assert any(reason in str(warning.message) for warning in told) == (reason != "no processors")
@@ -587,6 +619,8 @@ HARMLESS: list[tuple[Callable[[Path], None], str]] = [
     (set_config(rtc_config={"enabled": True, "mode": "trained"}), "not used: rtc_config .here: RealTime"),
     (set_step(BEFORE, "tokenizer_processor", tokenizer_name="/my/words"), "not used: tokenizer_name '/my/words'"),
     (set_step(BEFORE, "tokenizer_processor", max_length=17), "tokenizer_max_length 16 .the processor's 17 counts"),
+    (set_config(clip_state=False, ramp=0), "not used: clip_state False, ramp 0"),
+    (set_step(BEFORE, "normalizer_processor", clip=False), "not used: clip False"),
     (set_config(use_peft=True), "use_peft, and there are no adapters"),
     (set_config(pi_zero=None, relative_pose_representation="se3", rtc_config={"enabled": False}, device="mps"), ""),
     (add_step(BEFORE, "my_step", enabled=False), ""),

@@ -84,6 +84,26 @@ KINDS: dict[str, tuple[Make, str]] = {
     ),
     "no type": (config(input_features={}, num_steps=5), 'config.json of LeRobot without "type"'),
     "a config without weights": (config(type="pi05"), "LeRobot's pi05, but no weights .* copy the checkpoint again"),
+    "a type that is misspelt": (
+        both(config(type="pi0.5", input_features={}), weights("model.action_in_proj.weight")),
+        'tensors of pi05 under LeRobot\'s names, and config.json says the type \'pi0.5\'; .*has "type": "pi05"',
+    ),
+    "weights of LeRobot alone": (
+        weights("model.action_in_proj.weight", "model.action_time_mlp_in.weight"),
+        "tensors of pi0 under LeRobot's names, and there is no config.json with a type",
+    ),
+    "names with another start": (
+        both(config(type="pi05"), weights("policy.model.action_in_proj.weight")),
+        "tensors that are named otherwise, as 'policy.model.action_in_proj.weight'",
+    ),
+    "a config beside a pickle": (
+        both(config(type="pi05"), file("pytorch_model.bin")),
+        "LeRobot's pi05, but its weights are in pytorch_model.bin, a pickle, .*as safetensors",
+    ),
+    "parts that PEFT wraps": (
+        both(config(type="pi0"), weights("base_model.model.model.action_in_proj.modules_to_save.default.weight")),
+        "LoRA adapters of PEFT beside the weights",
+    ),
     "adapters": (adapters, "LoRA adapters of PEFT for 'a/b', not a whole model; merge them"),
     "adapters of LeRobot": (both(adapters, config(type="pi0")), "LoRA adapters of PEFT"),
     "paligemma": (both(config(model_type="paligemma"), weights("language_model.x")), "holds PaliGemma, a start"),

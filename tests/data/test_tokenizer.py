@@ -196,3 +196,13 @@ def _seconds(function: object) -> float:
     start = time.process_time()
     function()  # type: ignore[operator]
     return time.process_time() - start
+
+
+@pytest.mark.parametrize("convention", ["openpi", "lerobot"])
+@pytest.mark.parametrize("state", [None, np.zeros(3)])
+def test_halves_of_characters_are_no_text(state: np.ndarray | None, convention: Convention) -> None:
+    """As JSON with a lone "\\ud800" gives them, or an argument in another encoding than the terminal's."""
+    for prompt in ("pick \ud800 up", "\udce9tage"):
+        with pytest.raises(UserError, match=r"prompt '.*\\ud.*' is no text: it holds halves of characters"):
+            PaligemmaTokenizer.bytes().encode(prompt, state, 99, convention)
+    PaligemmaTokenizer.bytes().encode("🤖 pick é up", state, 99, convention)

@@ -140,10 +140,14 @@ def test_a_chunk_that_is_shorter_than_what_was_played_is_asked_for_anew() -> Non
 def test_chunks_of_changing_length(lengths: tuple[int, int], every: int, delay: int, advice: str) -> None:
     """What is told is of the shorter ones, which run out."""
     robot = Robot(ChunkExecutor(every, asynchronous=True), lengths[0], delay)
-    with pytest.warns(UserWarning, match=advice) as told:
-        for round in range(20):
-            robot.horizon = lengths[round % 2]
+
+    def play_in_turns() -> None:
+        for turn in range(20):
+            robot.horizon = lengths[turn % 2]
             robot.run(every)
+
+    with pytest.warns(UserWarning, match=advice) as told:
+        play_in_turns()
     assert len(told) == 1
     assert set(np.diff(robot.path)) <= {0.0, 1.0}
 

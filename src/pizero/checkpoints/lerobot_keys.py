@@ -105,12 +105,13 @@ class Told:
 
     def add(self, values: Mapping[str, Any], keys: Keys, where: str) -> None:
         for name, value in values.items():
-            if name in keys.used | keys.harmless or value in (None, False, "", [], {}):
+            if name in keys.used | keys.harmless or value in (None, "", [], {}):
                 continue
+            off = value in (False, 0)
             if name in keys.neutral:
-                if value not in keys.neutral[name]:
+                if not off and value not in keys.neutral[name]:
                     self.changing.append(f"{where} has {name} {short(value)}")
-            elif keys.acts:
+            elif keys.acts and not off:
                 self.changing.append(f"{where} has {short(name)}, which is not known")
             else:
                 instead = f" (here: {_INSTEAD[name]})" if name in _INSTEAD else ""

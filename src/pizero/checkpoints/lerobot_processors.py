@@ -167,7 +167,10 @@ def _read_embodiment(
     notes: list[str],
 ) -> Embodiment:
     """The robot's columns are what the preprocessor renames to the policy's keys."""
-    renamed = {new: old for old, new in before.get(RENAME, Step()).config.get("rename_map", {}).items()}
+    rename_map = before.get(RENAME, Step()).config.get("rename_map", {})
+    renamed = {new: old for old, new in rename_map.items()}
+    if len(renamed) < len(rename_map):
+        raise UnknownError("its preprocessor renames two columns to one")
     robot_keys = [renamed.get(key, key) for key in image_keys(values)]
     if not robot_keys:
         raise UnknownError("config.json names no camera")

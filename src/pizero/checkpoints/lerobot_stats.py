@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pizero.checkpoints.lerobot_keys import NORMALIZE, UNNORMALIZE, Step
 from pizero.checkpoints.safetensors_file import SafetensorsWeights
-from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats
+from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats, StatsError
 from pizero.types import UserError
 
 STATE, ACTION = "observation.state", "action"
@@ -30,6 +30,15 @@ def read_norm_stats(
     folder: Path, values: Mapping[str, Any], before: Mapping[str, Step], after: Mapping[str, Step], notes: list[str]
 ) -> NormStats:
     """Two modes of state and action become one, by ranges that give the same numbers."""
+    try:
+        return _read_norm_stats(folder, values, before, after, notes)
+    except StatsError as error:
+        raise UnknownError(f"those of the processors cannot be used ({error})") from error
+
+
+def _read_norm_stats(
+    folder: Path, values: Mapping[str, Any], before: Mapping[str, Step], after: Mapping[str, Step], notes: list[str]
+) -> NormStats:
     if NORMALIZE not in before or UNNORMALIZE not in after:
         raise UnknownError("there are no processors with a step that normalises")
     steps = before[NORMALIZE], after[UNNORMALIZE]

@@ -25,6 +25,7 @@ LEGACY_PI0 = (
     "lerobot/pi0_base instead"
 )
 _LEGACY_PARTS = tuple(f"_with_expert.paligemma.{part}." for part in ("language_model", "vision_tower"))
+_MARK = "action_in_proj"
 _DEPTH, _MOST_FOLDERS = 4, 2_000
 """How far below a folder checkpoints are looked for: LeRobot's lie in checkpoints/<step>/pretrained_model."""
 
@@ -90,10 +91,23 @@ def _config(folder: Path) -> str | None:
         )
     if policy == "pi0" and LEGACY_KEYS & config.keys():
         return f"is {LEGACY_PI0}"
+    if policy in ("pi0", "pi05") and (pickled := _pickled(folder)):
+        return f"has the config.json of LeRobot's {policy}, but its weights are {pickled}"
+    if policy in ("pi0", "pi05") and (other := [name for name in weight_names(folder) if _MARK in name]):
+        return (
+            f"has the config.json of LeRobot's {policy}, but tensors that are named otherwise, as {short(min(other))} "
+            f"for 'model.{_MARK}.weight'; save the policy's own state dict, without what is wrapped around it"
+        )
     if policy in ("pi0", "pi05"):
         return (
             f"has the config.json of LeRobot's {policy}, but no weights of such a policy in {WEIGHTS} "
             "(action_in_proj); copy the checkpoint again, all its files"
+        )
+    if kind is None and (told := _kind_of_weights(folder)):
+        says = f"{_CONFIG} says the type {short(policy)}" if config else f"there is no {_CONFIG} with a type"
+        return (
+            f"holds tensors of {told} under LeRobot's names, and {says}; copy the policy's own {_CONFIG}, which has "
+            f'"type": "{told}"'
         )
     if isinstance(policy, str) and ("input_features" in config or "normalization_mapping" in config):
         return f"holds a policy {short(policy)} of LeRobot; of LeRobot's policies pi0, pi05 and diffusion can be read"
@@ -102,6 +116,20 @@ def _config(folder: Path) -> str | None:
     if isinstance(kind, str):
         return f"holds a {short(kind)} of Transformers, which is neither π0 nor π0.5"
     return None
+
+
+def _pickled(folder: Path) -> str | None:
+    """What a pickle in the place of the weights is, where there are no others."""
+    found = None if weight_names(folder) else next(iter(sorted(folder.glob("*.bin"))), None)
+    return found and f"in {found.name}, {_by_ending(found)}"
+
+
+def _kind_of_weights(folder: Path) -> str | None:
+    """LeRobot's name of the policy whose tensors lie in a folder."""
+    names = weight_names(folder)
+    if f"model.{_MARK}.weight" not in names:
+        return None
+    return "pi0" if "model.action_time_mlp_in.weight" in names else "pi05"
 
 
 def _content(folder: Path, known: Callable[[Path], bool]) -> str | None:

@@ -28,6 +28,7 @@ _OTHERS = {
 _WRAPPERS = ("module.", "base_model.model.")
 """Starts that DistributedDataParallel and PEFT give to every name; torch.compile puts _COMPILED anywhere."""
 _COMPILED = "_orig_mod."
+_PEFT = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.")
 
 
 class SafetensorsWeights(Mapping[str, Tensor]):
@@ -46,7 +47,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
                 if key in self._files:
                     raise UserError(f"{folder}: two shards hold the tensor {key}; copy the checkpoint again")
                 self._files[key] = file, key
-        if adapters := [key for key in self._files if ".lora_A." in key or ".lora_B." in key]:
+        if adapters := [key for key in self._files if any(mark in key for mark in _PEFT)]:
             raise UserError(
                 f"{folder} holds LoRA adapters of PEFT beside the weights ({len(adapters)} tensors, as {adapters[0]}); "
                 "merge them (merge_and_unload) where it was trained, and save that"

@@ -34,6 +34,10 @@ NEAR_CONSTANT = 1e-4
 _LEROBOT_ONLY = ("count", "q10", "q50", "q90")
 
 
+class StatsError(UserError):
+    """Statistics that nothing can be normalised with."""
+
+
 @dataclass(frozen=True)
 class FieldStats:
     """Statistics of one field, each [d] float64. Only mean and std are always known: a foreign file may lack others."""
@@ -48,9 +52,11 @@ class FieldStats:
     def __post_init__(self) -> None:
         for name, value in self._known().items():
             if value.ndim != 1 or value.shape != self.mean.shape:
-                raise UserError(f"norm stats: {name} has shape {value.shape}, expected {self.mean.shape} like the mean")
+                raise StatsError(
+                    f"norm stats: {name} has shape {value.shape}, expected {self.mean.shape} like the mean"
+                )
             if not np.isfinite(value).all():
-                raise UserError(f"norm stats: {name} holds NaN or infinity; compute the statistics again")
+                raise StatsError(f"norm stats: {name} holds NaN or infinity; compute the statistics again")
 
     @property
     def dim(self) -> int:
@@ -61,7 +67,7 @@ class FieldStats:
         if mode == "zscore":
             return self.std
         if self.q01 is None or self.q99 is None:
-            raise UserError("norm stats: mode 'quantile' needs q01 and q99, which are missing; compute them again")
+            raise StatsError("norm stats: mode 'quantile' needs q01 and q99, which are missing; compute them again")
         return self.q99 - self.q01
 
     def to_json(self) -> dict[str, list[float]]:
@@ -72,7 +78,7 @@ class FieldStats:
         """Raises UserError when mean or std is missing or an unknown key is there."""
         known = [field.name for field in fields(cls)]
         if not {"mean", "std"} <= data.keys() or not data.keys() <= set(known):
-            raise UserError(f"norm stats: got keys {sorted(data)}, expected mean and std, maybe more of {known}")
+            raise StatsError(f"norm stats: got keys {sorted(data)}, expected mean and std, maybe more of {known}")
         return cls(**{k: np.asarray(v, dtype=np.float64) for k, v in data.items() if v is not None})
 
     def _known(self) -> dict[str, Floats]:
@@ -93,12 +99,12 @@ class NormStats:
     def __post_init__(self) -> None:
         for what, value, known in (("mode", self.mode, Mode), ("convention", self.convention, Convention)):
             if value not in get_args(known):
-                raise UserError(f"norm stats: got {what} {value!r}, expected one of {get_args(known)}")
+                raise StatsError(f"norm stats: got {what} {value!r}, expected one of {get_args(known)}")
         if not 0 <= self.epsilon < float("inf"):
-            raise UserError(f"norm stats: epsilon is {self.epsilon}, expected a small number from 0 on")
+            raise StatsError(f"norm stats: epsilon is {self.epsilon}, expected a small number from 0 on")
         for name, stats in (("state", self.state), ("actions", self.actions)):
             if (stats.spread(self.mode) + self.epsilon < 0).any():
-                raise UserError(f"norm stats: {name} has a negative spread (std, or q99 - q01); compute them again")
+                raise StatsError(f"norm stats: {name} has a negative spread (std, or q99 - q01); compute them again")
 
     def save(self, path: Path | str) -> None:
         """Writes JSON; the file appears whole or not at all."""

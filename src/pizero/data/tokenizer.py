@@ -95,7 +95,7 @@ class PaligemmaTokenizer:
         """(tokens, mask), both [length]; mask is true where a token is real.
 
         state: normalised, unpadded [d], for the form with state. Too long a prompt is cut, with one warning for each.
-        UserError where the state alone is too long.
+        UserError where the state alone is too long, and for a prompt with halves of characters (surrogates).
         """
         tokens, mask = self.encode_batch([prompt], None if state is None else state[None], length, convention)
         return tokens[0], mask[0]
@@ -108,6 +108,9 @@ class PaligemmaTokenizer:
         convention: Convention = "openpi",
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The same for B prompts and states [B, d]: (tokens, mask), both [B, length]."""
+        for prompt in prompts:
+            if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise UserError(f"prompt {prompt[:60]!r} is no text: it holds halves of characters; write it in UTF-8")
         if states is None:
             ids = [self._encode_prompt(prompt, convention) for prompt in prompts]
         else:
