@@ -94,7 +94,7 @@ FIELD = {"mean": [0.0] * 8, "std": [1.0] * 8, "q01": [-1.0] * 8, "q99": [2.0] * 
 @pytest.mark.parametrize("where", ["norm_stats.json", ""])
 def test_openpis_norm_stats_by_path(name: str, where: str, tmp_path: Path) -> None:
     """The file or its folder; the model tells the mode, unless the file does."""
-    stats = {"norm_stats": {"state": FIELD, "actions": FIELD}}
+    stats = {"norm_stats": {"state": FIELD, "actions": {key: values[:7] for key, values in FIELD.items()}}}
     (tmp_path / "norm_stats.json").write_text(json.dumps(stats))
     arch, expected = OPENPI / name / "tiny_config.json", "zscore" if name == "pi0_d32" else "quantile"
     options: dict[str, Any] = {"arch": arch, "embodiment": "libero", "tokenizer": PaligemmaTokenizer.bytes()}
@@ -122,7 +122,7 @@ def test_norm_stats_that_are_not_there_or_of_other_columns(tmp_path: Path) -> No
     (tmp_path / "stats.json").write_text(json.dumps({"observation.state": FIELD, "action": FIELD}))
     for where, embodiment, message in (
         (tmp_path, "libero", f"no norm statistics here; norm_stats.json lies in {stats}"),
-        (tmp_path / "none", "libero", "no norm statistics here; give the file norm_stats.json, or the folder"),
+        (tmp_path / "none", "libero", "there is nothing at this path; give the file norm_stats.json, or the folder"),
         (tmp_path / "stats.json", None, "the robot that has them is not known; name it too"),
         (tmp_path / "stats.json", "droid", "the droid embodiment joins them, converts them or"),
         (stats, "libero", "neither norm_stats/state"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pizero.checkpoints import openpi_torch
+from pizero.checkpoints.facts import make_pipeline, stats_of_file
 from pizero.checkpoints.load import save_model
 from pizero.checkpoints.native import save_checkpoint, write
 from pizero.checkpoints.openpi_folder import save_stats
@@ -18,6 +20,7 @@ from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -162,3 +165,25 @@ def test_statistics_are_cut_to_the_robot_where_the_rest_is_padding() -> None:
         with pytest.raises(UserError, match=text):
             stats.fitted(*dims)
     assert same(some_stats().fitted(4, 3), some_stats())
+
+
+def test_a_policy_with_the_statistics_of_a_robot_with_more_dimensions() -> None:
+    """Whose first ones are not this robot's."""
+    config = small_config("nano", vocab_size=259)
+    values = np.random.default_rng(0).normal(size=(30, 5))
+    robot = Embodiment("arm", {"base_0_rgb": "top"}, state_dim=3, action_dim=3)
+    stats = compute_norm_stats(values, values[:, :4], "zscore")
+    facts = Facts(robot, stats, PaligemmaTokenizer.bytes())
+    with pytest.warns(UserWarning, match="have 5 state dimensions, the robot 3: they are another robot's") as told:
+        make_pipeline(config, facts)
+    assert len(told) == 1
+    values[:, 3:] = 0
+    padded = compute_norm_stats(values, values[:, :4], "zscore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_pipeline(config, replace(facts, norm_stats=padded))
+
+
+def test_nothing_at_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stats.json: there is nothing at this path; give the file norm_stats.json"):
+        stats_of_file(tmp_path / "stats.json", "zscore", ARM)

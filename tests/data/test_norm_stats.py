@@ -199,3 +199,30 @@ def test_near_constant_dimensions_are_told_with_a_remedy() -> None:
     assert "parked joints" in lines[1]
     lines = near_constant_dimensions(compute_norm_stats(np.zeros((9, 50)), state[:9, :1], "zscore"))
     assert [line.split(":")[0] for line in lines] == ["state[0, 1, 2, 3, 4, 5 and 44 more]"]
+
+
+FOUR = {"mean": [0.0] * 4, "std": [1.0] * 4, "q01": [-1.0] * 4, "q99": [1.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, r"got keys \['q01', 'q99', 'std'\], expected mean and std"),
+        ({"q01": None}, "needs q01 and q99, which are missing"),
+        ({"q01": [0.0]}, r"q01 has shape \(1,\), expected one number for each dimension"),
+        ({"mean": [[0.0] * 4]}, r"mean has shape \(1, 4\), expected one number for each dimension"),
+        ({"q01": [2.0] * 4}, "state has a negative spread"),
+        ({"median": [0.0] * 4}, "got keys .*median"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "norm_stats.json"
+    file.write_text(json.dumps({"norm_stats": {"state": {**FOUR, **change}, "actions": FOUR}}))
+    with pytest.raises(UserError, match=rf"norm_stats.json cannot be used \(norm stats: .*{message}"):
+        NormStats.load(file, "quantile")
+
+
+def test_statistics_that_nothing_is_normalised_with_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "norm_stats.json"
+    file.write_text(json.dumps({"norm_stats": {"state": {**FOUR, "count": [9], "q50": [0.0] * 4}, "actions": FOUR}}))
+    assert NormStats.load(file, "quantile").state.to_json() == FOUR

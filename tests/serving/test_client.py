@@ -258,13 +258,23 @@ def test_a_proxy_that_refuses_is_named(status: str, no_proxies: pytest.MonkeyPat
         assert "secret" not in str(told.value)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(("value", "proxy"), [("127.0.0.1:3128", "http://127.0.0.1:3128"), (" ", None)])
+def test_a_proxy_without_a_scheme(value: str, proxy: str | None, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("http_proxy", value)
+    assert module._proxy("ws://1.1.1.1:8000") == proxy
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://127.0.0.1:1", "http://127.0.0.1:99999"]
+)
 def test_a_proxy_that_cannot_be_used_is_named(proxy: str, no_proxies: pytest.MonkeyPatch) -> None:
     no_proxies.setenv("https_proxy", proxy)
     with pytest.raises(UnreachableError, match=f"cannot be reached through the proxy {proxy} of the environment"):
-        PolicyClient("wss://1.1.1.1:8000", patience=0 if proxy.startswith("http") else 60)
+        PolicyClient("wss://1.1.1.1:8000", patience=0 if proxy.endswith("http://127.0.0.1:1") else 60)
 
 
 def test_an_address_that_is_none_is_told_at_once() -> None:
     with pytest.raises(UnreachableError, match="isn't a valid URI"):
         PolicyClient("127.0.0.1:8000")
+    with pytest.raises(UnreachableError, match=r"cannot be reached .*0-65535"):
+        PolicyClient("ws://127.0.0.1:99999")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def stats_of_file(
     """
     path = Path(where)
     file = path / STATS if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"{where}: there is nothing at this path; give the file {STATS}, or the folder that holds it")
     if not file.is_file():
         below = sorted(str(found.parent) for found in path.glob(f"assets/**/{STATS}"))
         hint = f"{STATS} lies in {', '.join(below)}" if below else f"give the file {STATS}, or the folder that holds it"
@@ -101,6 +104,7 @@ def stats_of_file(
 def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
     """From robot dictionaries to this model's tensors. UserError names what is unknown, or does not fit the model.
 
+    Warns where the statistics are of more dimensions than the robot has, and not padded.
     A model with PaliGemma's vocabulary has PaliGemma's tokenizer unless another is known; it is downloaded once.
     """
     if missing := needed_options(facts, config):
@@ -114,7 +118,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model's table {config.vocab_size}; "
             "choose a smaller tokenizer or a larger vocab_size"
         )
-    return Pipeline(
+    pipeline = Pipeline(
         embodiment=facts.embodiment,
         norm_stats=facts.norm_stats,
         tokenizer=tokenizer,
@@ -127,6 +131,11 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         num_history=config.num_history,
         convention=facts.convention,
     )
+    try:
+        facts.norm_stats.fitted(pipeline.robot_state_dim, pipeline.robot_action_dim)
+    except UserError as more:
+        warnings.warn(f"{more}; as it is, the first dimensions are used", stacklevel=2)
+    return pipeline
 
 
 def save_facts(facts: Facts, folder: Path) -> None:

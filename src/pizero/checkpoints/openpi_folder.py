@@ -130,7 +130,7 @@ def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]
     try:
         return Facts(norm_stats=NormStats.load(found[0], mode_of(config))), ()
     except UserError as error:
-        return Facts(), (f"{found[0]} is left out: {error}",)
+        return Facts(), (f"its norm stats are left out: {error}",)
 
 
 def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:

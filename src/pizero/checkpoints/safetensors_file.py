@@ -49,7 +49,8 @@ class SafetensorsWeights(Mapping[str, Tensor]):
                 self._files[key] = file, key
         if adapters := [key for key in self._files if any(mark in key for mark in _PEFT)]:
             raise UserError(
-                f"{folder} holds LoRA adapters of PEFT beside the weights ({len(adapters)} tensors, as {adapters[0]}); "
+                f"{folder} holds LoRA adapters of PEFT beside the weights, or parts of them ({len(adapters)} tensors, "
+                f"as {adapters[0]}); "
                 "merge them (merge_and_unload) where it was trained, and save that"
             )
         self.notes = self._unwrap()

@@ -32,6 +32,7 @@ LEROBOT_EPSILON = 1e-8
 NEAR_CONSTANT = 1e-4
 """A spread below this, in the data's own units, counts as none."""
 _LEROBOT_ONLY = ("count", "q10", "q50", "q90")
+"""Statistics that nothing here is normalised with."""
 
 
 class StatsError(UserError):
@@ -52,9 +53,7 @@ class FieldStats:
     def __post_init__(self) -> None:
         for name, value in self._known().items():
             if value.ndim != 1 or value.shape != self.mean.shape:
-                raise StatsError(
-                    f"norm stats: {name} has shape {value.shape}, expected {self.mean.shape} like the mean"
-                )
+                raise StatsError(f"norm stats: {name} has shape {value.shape}, expected one number for each dimension")
             if not np.isfinite(value).all():
                 raise StatsError(f"norm stats: {name} holds NaN or infinity; compute the statistics again")
 
@@ -76,10 +75,11 @@ class FieldStats:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FieldStats:
         """Raises UserError when mean or std is missing or an unknown key is there."""
+        data = {name: value for name, value in data.items() if value is not None}
         known = [field.name for field in fields(cls)]
         if not {"mean", "std"} <= data.keys() or not data.keys() <= set(known):
             raise StatsError(f"norm stats: got keys {sorted(data)}, expected mean and std, maybe more of {known}")
-        return cls(**{k: np.asarray(v, dtype=np.float64) for k, v in data.items() if v is not None})
+        return cls(**{k: np.asarray(v, dtype=np.float64) for k, v in data.items()})
 
     def _known(self) -> dict[str, Floats]:
         values = {field.name: cast("Floats | None", getattr(self, field.name)) for field in fields(self)}
@@ -121,9 +121,9 @@ class NormStats:
         mode: of a file that does not say it; another than the file's is refused. keys: state and actions in LeRobot's.
         """
         stored = read_json(Path(path))
-        stats, names, dropped = stored.get("norm_stats"), ("state", "actions"), ()
+        stats, names = stored.get("norm_stats"), ("state", "actions")
         if stats is None and set(keys) <= stored.keys():
-            stats, names, dropped = stored, keys, _LEROBOT_ONLY
+            stats, names = stored, keys
         if not isinstance(stats, dict) or not set(names) <= stats.keys():
             raise UserError(
                 f"norm stats: {path} has neither norm_stats/state and norm_stats/actions nor LeRobot's "
@@ -134,13 +134,17 @@ class NormStats:
             raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
-        with values_of(path):
-            of_field = [cast("Mapping[str, Any]", stats[name]) for name in names]
-            state, actions = (
-                FieldStats.from_json({k: v for k, v in values.items() if k not in dropped}) for values in of_field
-            )
-            epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
-            return cls(found, state, actions, epsilon, convention)
+        try:
+            with values_of(path):
+                of_field = [cast("Mapping[str, Any]", stats[name]) for name in names]
+                state, actions = (
+                    FieldStats.from_json({k: v for k, v in values.items() if k not in _LEROBOT_ONLY})
+                    for values in of_field
+                )
+                epsilon, convention = float(stored.get("epsilon", EPSILON)), stored.get("convention", "openpi")
+                return cls(found, state, actions, epsilon, convention)
+        except StatsError as error:
+            raise StatsError(f"{path} cannot be used ({error})") from error
 
     def fitted(self, state_dim: int, action_dim: int) -> NormStats:
         """The same for a robot of so many dimensions.

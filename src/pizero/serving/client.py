@@ -139,7 +139,7 @@ class PolicyClient:
                     self._connection, self._open = connection, stack.pop_all()
                 self.connections += 1
                 return
-            except (exceptions.WebSocketException, OSError, ImportError) as error:
+            except (exceptions.WebSocketException, OSError, ImportError, ValueError) as error:
                 refused, left = _status(error), deadline - time.monotonic()
                 final = 400 <= refused < 500 and refused != 429
                 if final and not isinstance(error, _PROXY_ERRORS):
@@ -155,6 +155,7 @@ _PROXY_ERRORS = getattr(exceptions, "ProxyError", ())
 _HOPELESS = (
     SSLCertVerificationError,
     ImportError,  # what a SOCKS proxy needs
+    ValueError,  # a port beyond 65535
     exceptions.InvalidURI,
     getattr(exceptions, "InvalidProxy", exceptions.InvalidURI),
 )
@@ -162,12 +163,15 @@ _HOPELESS = (
 
 
 def _proxy(uri: str) -> str | None:
-    """The proxy that the environment names for an address, None where the host has a private one."""
+    """The proxy that the environment names for an address, None where the host has a private one.
+
+    One without a scheme is an HTTP proxy, as curl takes it.
+    """
     if get_proxy is None:
         return None
     try:
         parsed = parse_uri(uri)
-    except exceptions.InvalidURI:  # `connect` says so
+    except (exceptions.InvalidURI, ValueError):  # `connect` says so
         return None
     try:
         addresses = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(parsed.host, parsed.port)}
@@ -175,7 +179,8 @@ def _proxy(uri: str) -> str | None:
             return None
     except (OSError, ValueError):  # a name that the proxy alone may know
         pass
-    return get_proxy(parsed)
+    proxy = (get_proxy(parsed) or "").strip()
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
 
 
 def _without_password(proxy: str) -> str:

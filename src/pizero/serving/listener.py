@@ -53,9 +53,9 @@ def most_newcomers() -> int:
 
 
 class Allowance:
-    """So many frames at once, and so many a second."""
+    """So many at once, and so many a second: of frames, of requests. What is refused takes nothing."""
 
-    def __init__(self, burst: int, rate: int) -> None:
+    def __init__(self, burst: float, rate: float) -> None:
         self._burst, self._rate = burst, rate
         self._left, self._when = float(burst), time.monotonic()
 
@@ -64,8 +64,9 @@ class Allowance:
         now = time.monotonic()
         self._left = min(self._left + (now - self._when) * self._rate, self._burst)
         self._when = now
-        self._left -= 1
-        return self._left >= 0
+        allowed = self._left >= 1
+        self._left -= allowed
+        return allowed
 
 
 class PacedConnection(ServerConnection):

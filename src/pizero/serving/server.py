@@ -32,7 +32,7 @@ from pizero.serving.connection import Connection
 from pizero.serving.feed import ADDRESS_PAGES, LARGEST_COMMAND, MOST_PAGES, Feed
 from pizero.serving.gate import LIVE, Gate, not_found, page_file, respond, wants_websocket
 from pizero.serving.hosted import Hosted, Load, Message
-from pizero.serving.listener import FIRST_BYTES, PAGE, ROBOT, Newcomers, PacedConnection, most_newcomers
+from pizero.serving.listener import FIRST_BYTES, PAGE, ROBOT, Allowance, Newcomers, PacedConnection, most_newcomers
 from pizero.serving.live import Live, Robot
 from pizero.serving.log import log
 from pizero.serving.metrics import Metrics
@@ -295,7 +295,7 @@ class PolicyServer:
     ) -> None:
         if harness is None:
             await connection.send(pack(hosted.metadata))
-        allowance, last, previous = self.config.max_rate, time.monotonic(), None
+        allowance, previous = Allowance(self.config.max_rate, self.config.max_rate), None
         while not self.draining:
             try:
                 message = await asyncio.wait_for(connection.recv(), self.config.idle_s)
@@ -303,9 +303,7 @@ class PolicyServer:
                 await connection.close(CloseCode.NORMAL_CLOSURE, f"no request for {self.config.idle_s:g} s")
                 return
             started = time.monotonic()
-            allowance = min(allowance + (started - last) * self.config.max_rate, self.config.max_rate)
-            last, robot.busy = started, True
-            allowed, allowance = allowance >= 1, allowance - (allowance >= 1)
+            robot.busy, allowed = True, allowance.take()
             reply = await self._reply(hosted, robot, message, previous, harness, allowed)
             await asyncio.sleep(0 if allowed else 1 / self.config.max_rate)  # others come in between, whatever it sends
             sending = time.monotonic()
