@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pizero.checkpoints.json_file import peek, short
 from pizero.checkpoints.lerobot_keys import LEGACY_KEYS
-from pizero.checkpoints.safetensors_file import WEIGHTS
+from pizero.checkpoints.safetensors_file import WEIGHTS, weight_names
 from pizero.files import read_json
 from pizero.types import UserError
 
