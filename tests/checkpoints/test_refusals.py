@@ -124,6 +124,10 @@ KINDS: dict[str, tuple[Make, str]] = {
     "100 bytes": (file("model.safetensors", b"a" * 100), "no safetensors file, or was cut short: it has 100 bytes"),
     "a renamed pickle": (file("model.safetensors", pickle.dumps({"a": 1}, 2)), "a pickle and no safetensors file"),
     "a renamed GGUF": (file("model.safetensors", b"GGUF" + bytes(99)), "a GGUF file and no safetensors file"),
+    "a dataset": (
+        lambda folder: [(folder / "meta").mkdir(), (folder / "meta" / "info.json").write_text("{}")],
+        "is a LeRobot dataset and no checkpoint; pizero check examines it",
+    ),
     "a broken config": (file("config.json", b'{"format": "pizero",'), "config.json cannot be read as JSON"),
     "a name in control": (file("a\nb"), r"no checkpoint of a known format: found a b"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pizero.configs.presets import ModelName, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter
 from pizero.policy.policy import load_policy
+from pizero.types import UserError
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.sizes import sized
 from pizero.workflows.train import train_policy
@@ -133,3 +135,20 @@ def test_a_preset_from_scratch_has_room_for_every_instruction(tmp_path: Path, re
     result = train_policy(root, tmp_path / "run", dataclasses.replace(preset, train=train, embodiment="own"))
     assert load_policy(result.checkpoint).pipeline.prompt_length > preset.model.prompt_length
     assert not [warning for warning in recwarn if "tokens" in str(warning.message)]
+
+
+def test_a_resume_on_other_data_changes_nothing(tmp_path: Path) -> None:
+    """Whatever the data is refused for, the run's own settings stay."""
+    folder, first = tmp_path / "run", record(tmp_path / "data", prompts=("pick", "place"))
+    train_policy(first, folder, short(steps=1), frames="memory")
+    before = (folder / "run.json").read_bytes()
+    for name, options, message in (
+        ("wider", {"dims": 7}, r"is of 6 state and 5 action dimensions, .*wider has 7 and 6; give the datasets that"),
+        ("shorter", {}, "was trained on other data"),
+    ):
+        other = record(tmp_path / name, **options)
+        with pytest.raises(UserError, match=message):
+            train_policy(other, folder, short(steps=2), resume=True, frames="memory")
+        assert (folder / "run.json").read_bytes() == before
+    train_policy(first, folder, short(steps=2), resume=True, frames="memory")
+    assert json.loads((folder / "run.json").read_text())["train"]["steps"] == 2

@@ -134,6 +134,8 @@ def _kind_of_weights(folder: Path) -> str | None:
 
 def _content(folder: Path, known: Callable[[Path], bool]) -> str | None:
     """By its files and folders."""
+    if (folder / "meta" / "info.json").is_file():
+        return "is a LeRobot dataset and no checkpoint; pizero check examines it, pizero train makes a checkpoint of it"
     inside = _checkpoints(folder, known)
     if inside:
         names = f"{len(inside)} checkpoints" if len(inside) > 1 else "a checkpoint"

@@ -40,16 +40,15 @@ def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
     return True
 
 
-def settle_settings(folder: Path, preset: Preset, step: int | None) -> None:
-    """Writes run.json. step: of the checkpoint that a resumed run goes on from; what changed since is said, or a
-    UserError with old and new values where losses depend on it.
+def check_settings(folder: Path, preset: Preset, step: int | None) -> None:
+    """step: of the checkpoint that a resumed run goes on from; what changed since is said, or a UserError with old and
+    new values where losses depend on it.
     """
     path = folder / "run.json"
     if (warning := short_of_peak(preset.train)) is not None:
         tell("warning", warning)
-    settings = json.loads(json.dumps({"model": preset.model.to_json(), "train": preset.train.to_json()}))
     if step is not None and path.is_file():
-        new = dict(_flat(settings))
+        new = dict(_flat(_settings(preset)))
         changed = {name: (old, new.get(name)) for name, old in _flat(read_json(path)) if new.get(name) != old}
         free = {name: values for name, values in changed.items() if name in FREE}
         more = changed.get("train.steps")
@@ -65,7 +64,17 @@ def settle_settings(folder: Path, preset: Preset, step: int | None) -> None:
             console.print(f"changed: {_text(free)}")
         if "train.steps" in free:
             console.print(_rate_text(preset.train, step, more))
-    write_bytes(path, json.dumps(settings, indent=1).encode())
+
+
+def write_settings(folder: Path, preset: Preset) -> None:
+    """run.json, once nothing refuses the run any more: a resume that was refused has changed nothing."""
+    write_bytes(folder / "run.json", json.dumps(_settings(preset), indent=1).encode())
+
+
+def _settings(preset: Preset) -> dict[str, Any]:
+    """As JSON has them."""
+    values = {"model": preset.model.to_json(), "train": preset.train.to_json()}
+    return cast("dict[str, Any]", json.loads(json.dumps(values)))
 
 
 def short_of_peak(config: TrainConfig) -> str | None:

@@ -33,7 +33,7 @@ from pizero.workflows.measures import MeasureConfig, make_measures
 from pizero.workflows.memory import keep_freed_memory
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import recorded_observation
-from pizero.workflows.run_settings import is_finished, settle_settings
+from pizero.workflows.run_settings import check_settings, is_finished, write_settings
 from pizero.workflows.sizes import as_started, chosen, model_cameras, sized, with_prompts
 from pizero.workflows.start import initial_model, open_start
 from pizero.workflows.training_data import (
@@ -134,7 +134,7 @@ def _train(
     model, facts, adapters = initial_model(preset, start, resume=bool(found))
     preset = replace(preset, model=model.config)
     _change_blocks(model, device, ranks, options)
-    ranks.from_first(lambda: settle_settings(folder, preset, step))
+    ranks.from_first(lambda: check_settings(folder, preset, step))
     pipelines = ranks.from_first(
         lambda: load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, tokenizer, facts)
     )
@@ -158,6 +158,7 @@ def _train(
         )  # fmt: skip
         if options.resume and trainer.resume():
             console.print(_resumed(trainer))
+        ranks.by_first(lambda: write_settings(folder, preset))
         _run(trainer, bars)
     return _result(folder, ranks.from_first(lambda: list_checkpoints(folder)[-1]), model)
 

@@ -185,6 +185,14 @@ def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
             f"{checkpoint} knows the robots {', '.join(pipelines)}, but the data is of {missing[0]!r}; "
             "give the datasets that the training was started with"
         )
+    for source in sources:
+        pipeline, own = pipelines[source.embodiment.name], robot_widths(source.dataset, source.embodiment)
+        trained = pipeline.robot_state_dim, pipeline.robot_action_dim
+        if own != trained:
+            raise UserError(
+                f"{checkpoint} is of {trained[0]} state and {trained[1]} action dimensions, {source.dataset.root} has "
+                f"{own[0]} and {own[1]}; give the datasets that the training was started with"
+            )
     return pipelines
 
 
