@@ -356,6 +356,34 @@ def test_a_column_that_some_files_do_not_have(old: Path, values: Any) -> None:
     without(old, [1])
 
 
+@pytest.mark.parametrize("column", ["action", "task_index", "timestamp"])
+def test_a_file_that_is_damaged_in_one_column(old: Path, column: str) -> None:
+    path = old / "data/chunk-000/episode_000001.parquet"
+    meta = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [meta.column(number) for number in range(meta.num_columns)]
+    (chunk,) = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    assert bad_episodes(old, "episode 1: the file is damaged: columns .* cannot be read") == (1,)
+    without(old, [1])
+    assert [fault["episode"] for fault in check(old, CheckConfig(horizon=3))["faults"]] == [1]
+
+
+def test_a_footer_with_a_damaged_name(old: Path) -> None:
+    path = old / "data/chunk-000/episode_000001.parquet"
+    path.write_bytes(path.read_bytes().replace(b"frame_index", b"fram\xff_index"))
+    assert bad_episodes(old, "episode 1: the file cannot be read as a parquet file") == (1,)
+
+
+def test_rows_that_are_there_twice(png: Path) -> None:
+    table = pq.read_table(png / DATA)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), png / DATA)
+    message = "episode 0: 42 frames, but the description says 40; the description is wrong, or rows are there twice"
+    assert bad_episodes(png, message) == (0,)
+
+
 def test_task_numbers_that_the_table_does_not_have(old: Path, tmp_path: Path) -> None:
     put(old / "data/chunk-000/episode_000002.parquet", "task_index", pa.array([0] * 40 + [7, 7]))
     message = r"episode 2: task_index 7 \(frame 40\) is not in the table of tasks of meta/, which has 2 tasks;"

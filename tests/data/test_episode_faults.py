@@ -404,6 +404,27 @@ def test_a_file_that_does_not_say_when_frames_are_shown(tmp_path: Path) -> None:
         read_frames(path)
 
 
+def test_a_title_in_another_encoding(root: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mp4"
+    (root / VIDEO).rename(whole)
+    with av.open(str(whole)) as source, av.open(str(root / VIDEO), "w") as target:
+        target.metadata["title"] = "Camera"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    (root / VIDEO).write_bytes((root / VIDEO).read_bytes().replace(b"Camera", b"Cam\xe9ra"))
+    assert levels(LeRobotDataset(root)) == list(range(24))
+
+
+def test_a_codec_that_is_not_known(root: Path) -> None:
+    path = root / VIDEO
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(BadEpisodeError, match=r"episode 0: no video can be read .*codec is not known"):
+        LeRobotDataset(root)
+
+
 def test_a_video_of_another_size(old: Path) -> None:
     video(old_video(old, 2), range(42), size=64)
     with pytest.raises(BadEpisodeError, match="episode 2: its frames are 64x64, those of most are 96x96"):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.features import Feature, dimension_names, number_keys
 from pizero.data.datasets.layout import Episode
 from pizero.data.datasets.numbers import Numbers, read_known
+from pizero.types import UserError
 
 Rows = Mapping[int, NDArray[np.int64]]
 """Of each episode, in its data file."""
@@ -47,10 +48,18 @@ class NumberColumns:
     def examine(self, episodes: Sequence[Episode], rows: Rows) -> list[BadColumn]:
         """Reads the columns of these episodes; what is wrong in which, each column of an episode once."""
         self._kept = {key: {} for key in self._keys}
-        for path in dict.fromkeys(episode.data_path for episode in episodes):
-            for key, numbers in read_known(path, self._keys)[1].items():
-                self._kept[key][path] = numbers
         found: list[BadColumn] = []
+        for path in dict.fromkeys(episode.data_path for episode in episodes):
+            try:
+                columns = read_known(path, self._keys)[1]
+            except UserError as error:
+                text = f"the file {str(error).removeprefix(f'{path} ')}"
+                found += [BadColumn("unreadable data", e, text) for e in episodes if e.data_path == path]
+                continue
+            for key, numbers in columns.items():
+                self._kept[key][path] = numbers
+        damaged = {bad.episode.index for bad in found}
+        episodes = [episode for episode in episodes if episode.index not in damaged]
         for key, files in self._kept.items():
             known = [(e, files[e.data_path], rows[e.index]) for e in episodes if e.data_path in files]
             width = self._width(key, [(numbers, own) for _, numbers, own in known])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.columns import BadColumn, NumberColumns
 from pizero.data.datasets.features import camera_keys
 from pizero.data.datasets.frame_rate import stamp_unit
-from pizero.data.datasets.index_columns import unknown_tasks
+from pizero.data.datasets.index_columns import index_faults
 from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.pictures import Pictures
@@ -67,9 +67,10 @@ def find_faults(
     columns = columns or NumberColumns(layout.features)
     bad = columns.examine(whole, rows)
     faults += number_faults(bad)
-    unknown = unknown_tasks(layout, whole, rows)
-    faults += [Fault("unknown task", episode.index, text, episode.data_path) for episode, text in unknown]
     rows = {episode: own for episode, own in rows.items() if episode not in {found.episode.index for found in bad}}
+    wrong = [*index_faults(layout, [episode for episode in whole if episode.index in rows], rows)]
+    faults += [Fault(kind, episode.index, text, episode.data_path) for kind, episode, text in wrong]
+    rows = {episode: own for episode, own in rows.items() if episode not in {found.index for _, found, _ in wrong}}
     if notes is not None:
         notes += [*finder.notes(), *columns.notes()]
     order = {episode.index: position for position, episode in enumerate(episodes)}
@@ -126,10 +127,10 @@ def _find_rows(episodes: Iterable[Episode], finder: RowFinder) -> tuple[dict[int
             if len(own) == episode.length:
                 rows[episode.index] = own
             else:
-                text = (
-                    f"{len(own)} frames, but the description says {episode.length}; the copy is incomplete: download "
-                    "the dataset again"
-                )
+                why = "the copy is incomplete: download the dataset again"
+                if len(own) > episode.length:
+                    why = "the description is wrong, or rows are there twice or of another episode"
+                text = f"{len(own)} frames, but the description says {episode.length}; {why}"
                 faults.append(Fault("number of rows", episode.index, text, path))
     return rows, faults
 

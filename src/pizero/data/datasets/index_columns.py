@@ -87,26 +87,30 @@ def _tasks(layout: Layout, episode: Episode, said: NDArray[np.float64], unsaid: 
     return positions
 
 
-def unknown_tasks(
+def index_faults(
     layout: Layout, episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]]
-) -> Iterator[tuple[Episode, str]]:
-    """Episodes with task numbers that the table of tasks does not have, and what to say of each."""
-    files: dict[Path, NDArray[np.float64]] = {}
-    for episode in episodes if layout.task_ids else ():
+) -> Iterator[tuple[str, Episode, str]]:
+    """(kind, episode, what to say) of those whose columns cannot be read, or have tasks that are in no table."""
+    files: dict[Path, NDArray[np.float64] | str] = {}
+    for episode in episodes:
         path = episode.data_path
         if path not in files:
-            columns = read_known(path, ["task_index"])[1]
-            files[path] = columns["task_index"].scalars().astype(np.float64) if columns else np.zeros(0)
-        said = files[path][rows[episode.index]] if len(files[path]) else np.zeros(0)
+            try:
+                files[path] = _read(path)["task_index"]
+            except UserError as error:
+                files[path] = f"the file {str(error).removeprefix(f'{path} ')}"
+        numbers = files[path]
+        if isinstance(numbers, str):
+            yield "unreadable data", episode, numbers
+            continue
+        said = numbers[rows[episode.index]]
         unknown = np.flatnonzero(~np.isnan(said) & ~np.isin(said, layout.task_ids))
-        if unknown.size:
-            yield (
-                episode,
-                (
-                    f"task_index {said[unknown[0]]:g} (frame {unknown[0]}) is not in the table of tasks of meta/, which"
-                    f" has {len(layout.task_ids)} task{'s' if len(layout.task_ids) > 1 else ''}"
-                ),
+        if layout.task_ids and unknown.size:
+            text = (
+                f"task_index {said[unknown[0]]:g} (frame {unknown[0]}) is not in the table of tasks of meta/, which"
+                f" has {len(layout.task_ids)} task{'s' if len(layout.task_ids) > 1 else ''}"
             )
+            yield "unknown task", episode, text
 
 
 def _task_of(layout: Layout, episode: Episode) -> int:

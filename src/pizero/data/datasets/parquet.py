@@ -37,7 +37,7 @@ def open_parquet(path: Path) -> Any:
         return _pq.ParquetFile(os.path.abspath(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy or download the dataset again") from None
-    except (_pa.ArrowException, OSError) as error:
+    except (_pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a parquet file ({_one_line(error)})") from None
 
 

@@ -40,8 +40,12 @@ class VideoError(Exception):
 def _open(path: Path) -> tuple[Any, Any]:
     """(container, video stream). Raises VideoError."""
     try:
-        container = av.open(os.path.abspath(path))  # what is relative, with a colon, is taken for a protocol
-        return container, container.streams.video[0]
+        # What is relative, with a colon, would be taken for a protocol; titles and the like are not always UTF-8.
+        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        stream = container.streams.video[0]
+        if cast("Any", stream.codec_context) is None:
+            raise VideoError("no video can be read from the file (its codec is not known)")
+        return container, stream
     except FileNotFoundError:
         raise VideoError("the file is missing; copy or download the dataset again") from None
     except (av.error.FFmpegError, IndexError, OSError) as error:
