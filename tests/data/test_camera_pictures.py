@@ -401,6 +401,23 @@ def test_a_turned_camera(root: Path, form: str, orientation: int, turn: Image.Tr
     assert difference.mean() < (4 if form == "JPEG" else 1e-9)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["struct", "bytes"])
+def test_rows_without_an_image(root: Path, tmp_path: Path, alone: bool) -> None:
+    def change(episode: int, frame: int, data: bytes) -> Any:
+        gone = (episode, frame) in [(1, 5), (1, 37), (3, 0)]
+        return (None if gone else data) if alone else {"bytes": None if gone else data, "path": "a.png"}
+
+    cells(root, change, pa.binary() if alone else None)
+    message = rf"episode 1: 2 of 38 images of '{TOP}' are missing, the first is that of frame 5;"
+    with pytest.raises(BadEpisodeError, match=message) as refused:
+        LeRobotDataset(root)
+    assert refused.value.episodes == (1, 3)
+    assert [fault["episode"] for fault in check(root, CheckConfig(horizon=3))["faults"]] == [1, 3]
+    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(missing image: 1, 3\)"):
+        convert_dataset(root, tmp_path / "new", skip_bad_episodes=True)
+    assert LeRobotDataset(tmp_path / "new").images("top", np.arange(82)).shape == (82, 96, 96, 3)
+
+
 def test_bytes_that_are_no_image(root: Path) -> None:
     cells(root, lambda episode, frame, data: {"bytes": b"abc", "path": None})
     with pytest.raises(BadEpisodeError, match=r"cannot be decoded \(it is none of PNG, JPEG, WEBP, BMP, TIFF\)"):

@@ -169,15 +169,14 @@ def _find_video_faults(episodes: Sequence[Episode], index: VideoIndex, key: str)
 def _find_image_faults(
     episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]], pictures: Pictures, key: str
 ) -> list[Fault]:
-    """Of a camera's images that lie beside the data files: those that are not there. The first data file tells whether
-    there are such.
-    """
+    """Of a camera's images, in the data files or beside them: those that are not there."""
     faults: list[Fault] = []
     for episode in episodes:
         paths = pictures.beside(key, episode, rows[episode.index])
         if paths is None:
-            break
-        missing = [frame for frame, path in enumerate(paths) if path is None]
+            missing, paths = pictures.missing(key, episode, rows[episode.index]), [None]
+        else:
+            missing = [frame for frame, path in enumerate(paths) if path is None]
         if paths[0] is not None and (wrong := _file_fault(paths[0])) is not None:
             faults.append(Fault(wrong[0], episode.index, wrong[1], paths[0]))
         elif missing:

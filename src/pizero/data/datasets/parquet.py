@@ -154,6 +154,27 @@ def _image_or_path(value: Any) -> Any:
     return cell.get("bytes") or cell.get("path") if isinstance(value, dict) else value
 
 
+def rows_without_image(path: Path, column: str) -> list[int]:
+    """Rows of a column of images in which there is none, or a path alone.
+
+    Row groups are read only where their statistics say that there are some.
+    """
+    file = open_parquet(path)
+    found: list[int] = []
+    start = 0
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        leaves = [chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes")]
+        if any(leaf.is_stats_set and leaf.statistics.has_null_count and leaf.statistics.null_count for leaf in leaves):
+            values = file.read_row_group(number, columns=[leaves[0].path_in_schema], use_threads=False)[column]
+            images = values.combine_chunks()
+            images = images.field("bytes") if _pa.types.is_struct(images.type) else images
+            found += [start + int(row) for row in np.flatnonzero(images.is_null().to_numpy(zero_copy_only=False))]
+        start += int(group.num_rows)
+    return found
+
+
 def _all_null(file: Any, leaf: str) -> bool:
     """Whether a column has no value in any row group, by their statistics; they are read where these are missing."""
     for number in range(file.metadata.num_row_groups):

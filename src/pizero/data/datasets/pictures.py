@@ -13,7 +13,7 @@ from pizero.data.datasets.image_files import ImageFinder
 from pizero.data.datasets.json_files import POINTER, POINTER_ADVICE
 from pizero.data.datasets.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.open_files import OpenFiles
-from pizero.data.datasets.parquet import EncodedImages, image_paths
+from pizero.data.datasets.parquet import EncodedImages, image_paths, rows_without_image
 from pizero.data.datasets.png import DEPTH_MODES, OtherSizeError, decode_image, describe_image
 from pizero.data.datasets.video import VideoDecoder, VideoError
 from pizero.data.datasets.video_index import VideoIndex
@@ -60,6 +60,7 @@ class Pictures:
         self._decoders = OpenFiles(VideoDecoder, limit=16)
         self._encoded = EncodedImages()
         self._finder = ImageFinder(layout.root)
+        self._empty: dict[tuple[Path, str], list[int]] = {}
         self._said: dict[tuple[Path, str], Sequence[str | None] | None] = {}
 
     def read(self, key: str, frame: Frame, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -114,6 +115,18 @@ class Pictures:
         find, index, path = self._finder.find, episode.index, episode.data_path
         numbers: list[int] = rows.tolist()
         return [find(said[row], key, index, frame, path) for frame, row in enumerate(numbers)]
+
+    def missing(self, key: str, episode: Episode, rows: NDArray[np.int64]) -> list[int]:
+        """Frames of an episode whose data file holds the images, but not theirs, which is nowhere else either."""
+        if (episode.data_path, key) not in self._empty:
+            self._empty[episode.data_path, key] = rows_without_image(episode.data_path, key)
+        found: list[int] = []
+        for number in np.flatnonzero(np.isin(rows, self._empty[episode.data_path, key])).tolist():
+            try:
+                self._image(key, Frame(episode, number, int(rows[number])))
+            except BadEpisodeError:
+                found.append(number)
+        return found
 
     def _image(self, key: str, frame: Frame) -> tuple[bytes, Path]:
         """(encoded image, the file that holds it)."""
