@@ -378,6 +378,11 @@ def test_a_damaged_table_of_several(png: Path) -> None:
     assert "its episodes are left out" in dataset.notes[0]
 
 
+def test_no_list_of_episodes(old: Path) -> None:
+    (old / "meta/episodes.jsonl").unlink()
+    refused(old, r"episodes\.jsonl is missing; copy or download the dataset again")
+
+
 def test_an_episode_listed_twice(old: Path) -> None:
     path = old / "meta/episodes.jsonl"
     lines = path.read_text().splitlines(keepends=True)

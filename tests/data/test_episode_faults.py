@@ -388,13 +388,16 @@ def test_a_keyframe_after_which_nothing_is_shown(tmp_path: Path) -> None:
     assert decoded(path, order) == order
 
 
-@pytest.mark.parametrize("b_frames", ["0", "2"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-def test_avi(tmp_path: Path, codec: str, b_frames: str) -> None:
-    """Its first frame is shown later than its header says."""
+def test_avi(tmp_path: Path, codec: str) -> None:
+    """Its first frame is shown later than its header says; with B-frames it cannot be told when."""
     path = tmp_path / "a.avi"
-    encoded(path, codec, {"bf": b_frames, "g": "12", "b": "2000000"}, 20)
-    np.testing.assert_allclose(decoded(path, range(20)), range(20), atol=0.5)
+    encoded(path, codec, {"bf": "0", "g": "6", "b": "2000000"}, 20)
+    order = [*range(20), 15, 3, 12, 19, 0]
+    np.testing.assert_allclose(decoded(path, order), order, atol=0.5)
+    encoded(path, codec, {"bf": "2", "g": "6"}, 20)
+    with pytest.raises(VideoError, match="does not say when its frames are shown; convert it to mp4"):
+        read_frames(path)
 
 
 def test_a_file_that_does_not_say_when_frames_are_shown(tmp_path: Path) -> None:

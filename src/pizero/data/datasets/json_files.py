@@ -51,6 +51,8 @@ def read_lines(path: Path, notes: list[str]) -> list[tuple[int, dict[str, Any]]]
             raise UserError(f"{path} {POINTER_ADVICE}")
         data = path.read_bytes()
         lines = data.decode(json.detect_encoding(data)).split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy or download the dataset again") from None
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -30,6 +30,7 @@ ENCODERS: dict[VideoCodec, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "20", "g": "2", "bf": "0", "preset": "veryfast"}),
     "av1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "10", "svtav1-params": "lp=1"}),
 }
+_UNTIMED = "the file does not say when its frames are shown; convert it to mp4"
 _GLOBAL_HEADER = 1 << 22  # FFmpeg's flag: codec parameters go to the file's header, as mp4 needs
 
 
@@ -169,9 +170,11 @@ def _ticks_of_header(container: Any, stream: Any, path: Path) -> NDArray[np.int6
 
 
 def _ticks_of_packets(container: Any, stream: Any) -> NDArray[np.int64]:
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        raise VideoError(_UNTIMED)  # after a seek other times are guessed
     shown = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
     if None in shown:
-        raise VideoError("the file does not say when its frames are shown; convert it to mp4")
+        raise VideoError(_UNTIMED)
     return np.sort(np.array(shown, np.int64))
 
 
