@@ -55,10 +55,16 @@ def received() -> int | None:
     return _received
 
 
+def interrupted() -> None:
+    """Ctrl-C has ended what this process did: it leaves as after a signal."""
+    global _received
+    _received = signal.SIGINT
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Inside, in the main thread, SIGTERM and SIGHUP raise `Ended`, once; a signal that is ignored, as under nohup,
-    stays ignored. Whatever hinders it, the process ends within SECONDS_TO_END.
+    stays ignored. Whatever hinders it, the process ends within SECONDS_TO_END, after Ctrl-C too.
     """
     numbers = [
         number for name in ("SIGTERM", "SIGHUP")
@@ -66,7 +72,8 @@ def ended_by_signals() -> Iterator[None]:
     ]  # fmt: skip
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    threading.Thread(target=_end_in_time, args=(reading, numbers), name="ends in time", daemon=True).start()
+    deadly = {*numbers, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else [])}
+    threading.Thread(target=_end_in_time, args=(reading, deadly), name="ends in time", daemon=True).start()
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in numbers:
         signal.signal(number, _raise_once)
@@ -86,7 +93,7 @@ def _raise_once(number: int, _: object) -> None:
         raise Ended(number)
 
 
-def _end_in_time(reading: int, numbers: list[int]) -> None:
+def _end_in_time(reading: int, numbers: set[int]) -> None:
     """Learns of a signal while the main thread is busy outside of Python, where no handler runs."""
     while (number := os.read(reading, 1)[0]) not in numbers:
         pass

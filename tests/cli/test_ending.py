@@ -103,6 +103,33 @@ def test_collect_with_workers(tmp_path: Path, name: str) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+STUCK = """
+from threading import Event
+from pizero.processes import ended_by_signals
+with ended_by_signals():
+    try:
+        print("ready", flush=True)
+        Event().wait()
+    finally:
+        Event().wait()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_clean_up_that_never_ends(name: str) -> None:
+    number = getattr(signal, name)
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            assert process.wait(SECONDS) == 128 + number
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_train_with_workers(tmp_path: Path, name: str) -> None:
     collect(CollectConfig(episodes=2, image_size=28, image_format="png"), tmp_path / "data")

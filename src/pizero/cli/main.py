@@ -36,11 +36,14 @@ def main() -> None:
     if arguments[0] == "--version":
         print(f"pizero {version('pizero')}")
         raise SystemExit(0)
-    from pizero.processes import ended_by_signals, leave_at_once
+    from pizero.processes import ended_by_signals, interrupted, leave_at_once
 
     atexit.register(leave_at_once)
     with ended_by_signals():
-        raise SystemExit(run(arguments[0], arguments[1:]))
+        status = run(arguments[0], arguments[1:])
+        if status == 128 + signal.SIGINT:
+            interrupted()
+        raise SystemExit(status)
 
 
 def run(command: str, arguments: list[str]) -> int:
