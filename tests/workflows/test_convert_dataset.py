@@ -44,6 +44,21 @@ def test_version_21_to_30(name: str, tmp_path: Path) -> None:
         assert any(video.read_bytes() == copy.read_bytes() for copy in (tmp_path / "d").rglob("*.mp4"))
 
 
+def test_what_info_json_leaves_out_or_says_wrongly_is_written_right(tmp_path: Path) -> None:
+    source = shutil.copytree(GOLDEN / "v21_png", tmp_path / "s")
+    path = source / "meta/info.json"
+    info = json.loads(path.read_text())
+    fps, features = info["fps"], json.loads(path.read_text())["features"]
+    info |= {"fps": None}
+    info["features"]["action"]["shape"] = [99]
+    path.write_text("\ufeff" + json.dumps(info), encoding="utf-8")
+    convert_dataset(source, tmp_path / "d")
+    written = json.loads((tmp_path / "d/meta/info.json").read_text())
+    assert written["fps"] == fps
+    assert written["features"] == features
+    assert LeRobotDataset(tmp_path / "d").notes == []
+
+
 def test_a_broken_source_leaves_nothing(tmp_path: Path) -> None:
     source = shutil.copytree(GOLDEN / "v21_av1", tmp_path / "s")
     (source / "videos/chunk-000/observation.images.top/episode_000002.mp4").unlink()

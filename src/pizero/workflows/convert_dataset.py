@@ -199,8 +199,14 @@ def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any
     for name in ("total_chunks", "total_videos"):
         info.pop(name, None)
     index = {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in INDEX_TYPES.items()}
-    info["features"] = index | dataset.features
+    widths = {
+        key: feature | {"shape": [dataset.column(key).shape[1]]}
+        for key, feature in dataset.features.items()
+        if key not in index and len(feature.get("shape") or ()) == 1 and feature.get("dtype") != "string"
+    }
+    info["features"] = index | dataset.features | widths
     return info | {
+        "fps": int(dataset.fps) if dataset.fps.is_integer() else dataset.fps,
         "codebase_version": VERSION, "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": DATA_FILE_MB,
         "video_files_size_in_mb": VIDEO_FILE_MB, "data_path": DATA_PATH, "video_path": VIDEO_PATH if video else None,
         "total_episodes": dataset.num_episodes, "total_frames": dataset.num_frames, "total_tasks": len(dataset.tasks),
