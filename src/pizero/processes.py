@@ -173,6 +173,7 @@ class Workers:
     def _end(self) -> None:
         """Gives the workers time to clean up."""
         workers = list(dict(self._pool._processes or {}).values())  # public from Python 3.14 on
+        results: Any = self._pool._result_queue
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.terminate()
@@ -180,6 +181,8 @@ class Workers:
         for worker in workers:
             worker.join(max(deadline - time.monotonic(), 0))
             worker.kill()
+        if results is not None:  # without this end open, nobody waits for the rest of what a worker was sending
+            results._writer.close()
 
 
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -202,3 +202,19 @@ def test_under_nohup_a_hangup_is_ignored() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "goes on\n"
+
+
+def much(number: int) -> bytes:
+    return bytes(300_000 + number)
+
+
+def test_workers_that_are_stopped_in_the_middle_of_a_result() -> None:
+    """More than a pipe holds; nothing waits for the rest, at the end of the process least of all."""
+    workers = Workers(2)
+    answers = [workers.submit(much, number) for number in range(1000)]
+    manager = workers._pool._executor_manager_thread
+    answers[20].result()
+    workers.__exit__(GeneratorExit, None, None)
+    assert manager is not None
+    manager.join(SECONDS)
+    assert not manager.is_alive()
