@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PI0ForConditionalGeneration
 
-from pizero.checkpoints import transformers_pi0
+from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.checkpoints.source import Facts
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "transformers" / "pi0"

@@ -19,7 +19,7 @@ from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.facts import FACTS
-from pizero.checkpoints.native import save_checkpoint
+from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pizero.checkpoints import lerobot
-from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.lerobot import WrittenTensors
+from pizero.checkpoints.lerobot import policy as lerobot
+from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.lerobot.policy import WrittenTensors
 from pizero.checkpoints.load import load_model, read_source
-from pizero.checkpoints.native import load_checkpoint, save_checkpoint
+from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
 from pizero.checkpoints.source import Facts, Source
 from pizero.data.embodiments import Conversion, Embodiment
 from pizero.data.norm_stats import FieldStats, NormStats

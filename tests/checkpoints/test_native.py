@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.example import Example, make_example
-from pizero.checkpoints.native import (
+from pizero.checkpoints.native.example import Example, make_example
+from pizero.checkpoints.native.checkpoint import (
     detect,
     load_checkpoint,
     save_checkpoint,

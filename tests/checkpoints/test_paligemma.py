@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pizero.checkpoints.models import empty_model
-from pizero.checkpoints.openpi_jax import table
-from pizero.checkpoints.paligemma import detect, key_names, start_from_paligemma
+from pizero.checkpoints.openpi.jax import table
+from pizero.checkpoints.transformers.paligemma import detect, key_names, start_from_paligemma
 from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation, UserError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pizero.checkpoints import transformers_pi0
+from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.models import empty_model

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.load import load_model
-from pizero.checkpoints.openpi_torch import config_from_arch
+from pizero.checkpoints.openpi.torch import config_from_arch
 from pizero.model.flow_matching import interpolate
 from pizero.model.kv_cache import KVCache
 from pizero.model.pi0 import Pi0

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pizero.checkpoints import lerobot
-from pizero.checkpoints.keymap import fill
-from pizero.checkpoints.lerobot import WrittenTensors
+from pizero.checkpoints.lerobot import policy as lerobot
+from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.lerobot.policy import WrittenTensors
 from pizero.checkpoints.load import load_model
-from pizero.checkpoints.openpi_torch import key_table
+from pizero.checkpoints.openpi.torch import key_table
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.load import load_model
-from pizero.checkpoints.openpi_torch import key_table
+from pizero.checkpoints.openpi.torch import key_table
 from pizero.model.attention import block_mask, token_positions
 from pizero.model.flow_matching import interpolate, velocity_target
 from pizero.model.precision import cast_weights

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from pizero.checkpoints.load import load_model
-from pizero.checkpoints.openpi_torch import config_from_arch
+from pizero.checkpoints.openpi.torch import config_from_arch
 from pizero.data.embodiments import Embodiment, aloha, droid, droid_joint_position, libero
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.openpi_robots import from_openpi

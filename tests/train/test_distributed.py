@@ -25,7 +25,7 @@ import torch.distributed as dist
 from rank_runs import train
 from safetensors.torch import load_file
 
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.data.augment import Augmentation, Part
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import Ranks, make_mesh

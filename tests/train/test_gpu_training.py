@@ -10,7 +10,7 @@ import torch
 from rank_runs import train
 from test_distributed import curve, launch
 
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.seeds import Purpose, stream
 

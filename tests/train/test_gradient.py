@@ -13,7 +13,7 @@ import torch
 from train_helpers import losses, nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import Batch, Loader, Place
 from pizero.model.pi0 import Pi0

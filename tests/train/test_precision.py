@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train_helpers import losses, nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.model import attention
 from pizero.model.config import Pi0Config
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, RMSNorm

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_distributed import launch
 from train_helpers import nano_preset
 
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.train.metrics import read_metrics
 from pizero.train.run_folder import list_checkpoints
 from pizero.types import UserError

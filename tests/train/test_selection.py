@@ -14,7 +14,7 @@ import pytest
 import torch
 from train_helpers import losses, nano_baseline, nano_preset
 
-from pizero.checkpoints.native import load_checkpoint, verify_example
+from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.train.config import SelectionConfig
 from pizero.train.metrics import TRACKERS, read_metrics
 from pizero.train.run_folder import list_checkpoints

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pizero.checkpoints.native import save_checkpoint
+from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.lerobot_writer import LeRobotWriter

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from pizero import load_policy
-from pizero.checkpoints.native import load_robots
+from pizero.checkpoints.native.checkpoint import load_robots
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.model.config import small_config

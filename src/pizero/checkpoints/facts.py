@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.models import NetworkConfig
-from pizero.checkpoints.openpi_folder import mode_of
-from pizero.checkpoints.remote import paligemma_tokenizer
+from pizero.checkpoints.openpi.folder import mode_of
+from pizero.checkpoints.files.remote import paligemma_tokenizer
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats

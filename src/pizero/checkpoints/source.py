@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.keymap import fill
+from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.models import Network, NetworkConfig, empty_model, usable_device
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.example import Example
+from pizero.checkpoints.native.example import Example
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, Part
 from pizero.data.mark import Mark

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.checkpoints.facts import given
-from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.data.datasets.columns import NumberColumns
 from pizero.data.datasets.description import read_layout

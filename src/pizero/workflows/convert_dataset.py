@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.description import read_layout
 from pizero.data.datasets.faults import ranges
 from pizero.data.datasets.hdf5 import open_hdf5

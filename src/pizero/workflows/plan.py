@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from pizero.checkpoints import paligemma
+from pizero.checkpoints.transformers import paligemma
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import known_device
 from pizero.configs.finetune import with_lora

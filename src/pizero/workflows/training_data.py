@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
-from pizero.checkpoints.native import load_robots
-from pizero.checkpoints.remote import local_folder
+from pizero.checkpoints.native.checkpoint import load_robots
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import OWN, Preset

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from pizero.baseline.lerobot_style import Colours
-from pizero.checkpoints.json_file import Settings, read_object, short
-from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.files.json_file import Settings, read_object, short
+from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.types import UserError
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pizero.checkpoints.facts import pipeline_facts
-from pizero.checkpoints.keymap import listed
-from pizero.checkpoints.safetensors_file import SafetensorsWeights, write_safetensors
+from pizero.checkpoints.files.keymap import listed
+from pizero.checkpoints.files.safetensors_file import SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Source
 from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of

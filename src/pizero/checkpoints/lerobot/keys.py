@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pizero.checkpoints.json_file import read_object, short
+from pizero.checkpoints.files.json_file import read_object, short
 from pizero.types import UserError
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"

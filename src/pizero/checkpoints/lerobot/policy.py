@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.json_file import peek
-from pizero.checkpoints.keymap import Entry, equal, matched
-from pizero.checkpoints.lerobot_keys import LEGACY_KEYS
-from pizero.checkpoints.lerobot_processors import (
+from pizero.checkpoints.files.json_file import peek
+from pizero.checkpoints.files.keymap import Entry, equal, matched
+from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
+from pizero.checkpoints.lerobot.processors import (
     Processors,
     image_keys,
     model_cameras,
@@ -31,9 +31,9 @@ from pizero.checkpoints.lerobot_processors import (
     write_processors,
 )
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.openpi_torch import config_from_arch, key_table
+from pizero.checkpoints.openpi.torch import config_from_arch, key_table
 from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
-from pizero.checkpoints.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import values_of
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig

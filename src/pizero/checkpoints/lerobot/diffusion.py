@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.lerobot_style import LerobotStyle
-from pizero.checkpoints.json_file import Settings, peek, read_object
-from pizero.checkpoints.keymap import Entry, matched
-from pizero.checkpoints.lerobot_diffusion_processors import (
+from pizero.checkpoints.files.json_file import Settings, peek, read_object
+from pizero.checkpoints.files.keymap import Entry, matched
+from pizero.checkpoints.lerobot.diffusion_processors import (
     ACTION,
     STATE,
     Normaliser,
@@ -26,7 +26,7 @@ from pizero.checkpoints.lerobot_diffusion_processors import (
     read_normaliser,
 )  # fmt: skip
 from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
 from pizero.data.tokenizer import PaligemmaTokenizer

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.json_file import read_object
-from pizero.checkpoints.lerobot_keys import (
+from pizero.checkpoints.files.json_file import read_object
+from pizero.checkpoints.lerobot.keys import (
     ABSOLUTE,
     NORMALIZE,
     POSTPROCESSOR,
@@ -30,8 +30,8 @@ from pizero.checkpoints.lerobot_keys import (
     look_at_config,
     read_steps,
 )
-from pizero.checkpoints.lerobot_stats import ACTION, MODES, STATE, UnknownError, read_norm_stats, width_of
-from pizero.checkpoints.safetensors_file import write_safetensors
+from pizero.checkpoints.lerobot.stats import ACTION, MODES, STATE, UnknownError, read_norm_stats, width_of
+from pizero.checkpoints.files.safetensors_file import write_safetensors
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, Key
 from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats
