@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from pizero.configs.presets import Preset, get_preset
 from pizero.envs.env import ENVS, make_env
-from pizero.envs.tabletop import TabletopEnv
-from pizero.envs.tabletop_world import MAX_STEP, MAX_TURN
+from pizero.envs.tabletop.env import TabletopEnv
+from pizero.envs.tabletop.world import MAX_STEP, MAX_TURN
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.policy.chunk_executor import ChunkExecutor
 from pizero.policy.policy import ModelPolicy, load_policy

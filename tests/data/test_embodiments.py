@@ -22,7 +22,7 @@ def test_named_embodiments_survive_json(name: str) -> None:
 
 
 def test_tabletop_matches_its_simulator() -> None:
-    from pizero.envs.tabletop import TabletopEnv
+    from pizero.envs.tabletop.env import TabletopEnv
 
     embodiment, env = EMBODIMENTS["tabletop"](), TabletopEnv()
     observation, _ = env.reset(seed=0)

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from pizero.envs import offscreen
-from pizero.envs.metaworld import DEFAULT_TASKS, PROMPTS, MetaWorldEnv
+from pizero.envs.metaworld.env import DEFAULT_TASKS, PROMPTS, MetaWorldEnv
 from pizero.types import Env, RobotDict, UserError
 
 STILL = np.zeros(4, np.float32)
@@ -239,6 +239,6 @@ def test_first_picture_after_another_task_is_as_good_as_the_next() -> None:
 
 @pytest.mark.opengl
 def test_process_that_drew_ends_without_complaint() -> None:
-    script = "from pizero.envs.metaworld import MetaWorldEnv as E; E(('drawer-open',)).reset(seed=0)"
+    script = "from pizero.envs.metaworld.env import MetaWorldEnv as E; E(('drawer-open',)).reset(seed=0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from pizero.data.embodiments import EMBODIMENTS
-from pizero.envs.pusht import PROMPT, PushTEnv, load_gym_pusht
+from pizero.envs.pusht.env import PROMPT, PushTEnv, load_gym_pusht
 from pizero.types import Env, UserError
 
 try:
@@ -20,9 +20,9 @@ try:
 except UserError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from pizero.envs.pusht_planner import Planner
-from pizero.envs.pusht_shape import GOAL, corners, coverage, distance_to_block, errors
-from pizero.envs.pusht_way import Way
+from pizero.envs.pusht.planner import Planner
+from pizero.envs.pusht.shape import GOAL, corners, coverage, distance_to_block, errors
+from pizero.envs.pusht.way import Way
 
 
 @pytest.fixture

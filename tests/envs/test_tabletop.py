@@ -9,9 +9,9 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pizero.envs.tabletop import PROMPTS, PUSH_DISTANCE, TabletopDemonstrator, TabletopEnv
-from pizero.envs.tabletop_render import draw_both, draw_ego, draw_top
-from pizero.envs.tabletop_world import CONTACT, HELD_OPENING, LIMIT, LOW, MAX_STEP, OBJECT_RADIUS, Thing, World
+from pizero.envs.tabletop.env import PROMPTS, PUSH_DISTANCE, TabletopDemonstrator, TabletopEnv
+from pizero.envs.tabletop.render import draw_both, draw_ego, draw_top
+from pizero.envs.tabletop.world import CONTACT, HELD_OPENING, LIMIT, LOW, MAX_STEP, OBJECT_RADIUS, Thing, World
 from pizero.types import UserError
 
 KINDS = tuple(PROMPTS)

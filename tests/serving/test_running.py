@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from pizero.envs.tabletop import TabletopEnv
+from pizero.envs.tabletop.env import TabletopEnv
 from pizero.serving import running
 from pizero.serving.running import Background
 from pizero.types import UserError

@@ -9,19 +9,19 @@ from pizero.types import Env, UserError
 
 
 def _tabletop(**options: Any) -> Env:
-    from pizero.envs.tabletop import TabletopEnv
+    from pizero.envs.tabletop.env import TabletopEnv
 
     return TabletopEnv(**options)
 
 
 def _metaworld(**options: Any) -> Env:
-    from pizero.envs.metaworld import MetaWorldEnv
+    from pizero.envs.metaworld.env import MetaWorldEnv
 
     return MetaWorldEnv(**options)
 
 
 def _pusht(**options: Any) -> Env:
-    from pizero.envs.pusht import PushTEnv
+    from pizero.envs.pusht.env import PushTEnv
 
     return PushTEnv(**options)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pizero.data.embodiments import tabletop
-from pizero.envs.tabletop import TabletopEnv
+from pizero.envs.tabletop.env import TabletopEnv
 from pizero.serving.batching import BusyError
 from pizero.serving.log import log
 from pizero.types import RobotDict

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pizero.envs.pusht_shape import (
+from pizero.envs.pusht.shape import (
     Array,
     contacts,
     corners,
@@ -17,7 +17,7 @@ from pizero.envs.pusht_shape import (
     errors,
     rotated,
 )
-from pizero.envs.pusht_way import EDGE, Way, on_board
+from pizero.envs.pusht.way import EDGE, Way, on_board
 
 RADIUS = 15.0
 """Of the disc, pixels."""

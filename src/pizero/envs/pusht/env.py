@@ -17,7 +17,7 @@ from PIL import Image
 from pizero.types import RobotDict, UserError
 
 if TYPE_CHECKING:
-    from pizero.envs.pusht_demonstrator import PushTDemonstrator
+    from pizero.envs.pusht.demonstrator import PushTDemonstrator
 
 TASK = "push_t"
 PROMPT = "push the T block onto the target"
@@ -108,7 +108,7 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
 
     def demonstrator(self) -> PushTDemonstrator:
         """The planner, for the present episode."""
-        from pizero.envs.pusht_demonstrator import PushTDemonstrator
+        from pizero.envs.pusht.demonstrator import PushTDemonstrator
 
         self._check_running()
         return PushTDemonstrator(self)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.envs.tabletop_world import OBJECT_RADIUS, Thing, World
+from pizero.envs.tabletop.world import OBJECT_RADIUS, Thing, World
 
 Field: TypeAlias = NDArray[np.floating[Any]]  # float32 throughout
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from pizero.envs.pusht_shape import OUTLINE, Array, Mask, contacts, distance_to_block, rotated
+from pizero.envs.pusht.shape import OUTLINE, Array, Mask, contacts, distance_to_block, rotated
 
 EDGE = 4.0
 """The disc's middle stays that far inside the board, pixels."""

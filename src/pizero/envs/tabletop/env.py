@@ -15,8 +15,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from pizero.envs.tabletop_render import COLOURS, draw_both, draw_ego, draw_top
-from pizero.envs.tabletop_world import LOW, MAX_STEP, MAX_TURN, OBJECT_RADIUS, Thing, World
+from pizero.envs.tabletop.render import COLOURS, draw_both, draw_ego, draw_top
+from pizero.envs.tabletop.world import LOW, MAX_STEP, MAX_TURN, OBJECT_RADIUS, Thing, World
 from pizero.types import RobotDict, UserError
 
 PROMPTS = {

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.envs.pusht_planner import Planner, Push
-from pizero.envs.pusht_shape import Array, corners
-from pizero.envs.pusht_way import Way
+from pizero.envs.pusht.planner import Planner, Push
+from pizero.envs.pusht.shape import Array, corners
+from pizero.envs.pusht.way import Way
 
 if TYPE_CHECKING:
-    from pizero.envs.pusht import PushTEnv
+    from pizero.envs.pusht.env import PushTEnv
 
 _TRAVEL_AHEAD, _PUSH_AHEAD = 60.0, 40.0  # pixels between disc and action; it makes half of them in a step
 _ARRIVED = 4.0
