@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.embodiments import generic
 from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.embodiments import generic
 from pizero.workflows.norm_stats import dataset_norm_stats
 

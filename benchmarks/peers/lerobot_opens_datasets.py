@@ -13,7 +13,7 @@ import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from pizero.data.datasets import lerobot as ours
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.workflows.convert_dataset import convert_dataset
 
 GOLDEN = Path(__file__).parents[2] / "tests/golden/lerobot/datasets"

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import Finding
 from pizero.data.embodiments import Embodiment

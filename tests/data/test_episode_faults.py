@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pizero.data.datasets.description import read_layout
+from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.faults import find_faults, ranges
-from pizero.data.datasets.layout import BadEpisodeError
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.pictures import Pictures
-from pizero.data.datasets.video import (
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.images.pictures import Pictures
+from pizero.data.datasets.images.video import (
     EpisodeEncoder,
     VideoDecoder,
     VideoError,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pizero.data.datasets.features import dimension_names
+from pizero.data.datasets.meta.features import dimension_names
 from pizero.data.datasets.lerobot import LeRobotDataset
 
 PNG = Path(__file__).parents[1] / "golden/lerobot/datasets/v30_png"

@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from pizero.data import frames as frames_module
-from pizero.data.datasets.layout import BadEpisodeError
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
 from pizero.data.images import resize_with_pad

@@ -19,10 +19,11 @@ from av.video.frame import PictureType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pizero.data.datasets import parquet, video
+from pizero.data.datasets.files import parquet
+from pizero.data.datasets.images import video
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.open_files import OpenFiles
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.files.open_files import OpenFiles
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"

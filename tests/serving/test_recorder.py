@@ -14,7 +14,7 @@ from serving_helpers import make_policy, observation
 
 from pizero.configs.presets import get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.robot_columns import robot_actions
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.client import PolicyClient

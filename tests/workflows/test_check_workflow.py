@@ -15,7 +15,7 @@ import torch
 from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.embodiments import EMBODIMENTS, generic
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer

@@ -13,7 +13,7 @@ import pytest
 from pizero.cli.main import run
 from pizero.configs.presets import ModelName, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.policy.policy import load_policy
 from pizero.types import UserError
 from pizero.workflows.replay import recorded_observation

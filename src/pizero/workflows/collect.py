@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.lerobot_writer import LeRobotWriter
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
 from pizero.processes import Workers
 from pizero.types import Env, UserError

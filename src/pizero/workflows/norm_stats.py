@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pizero.checkpoints.openpi.folder import save_stats
 from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.lerobot_meta import INDEX_TYPES
-from pizero.data.datasets.lerobot_stats import numeric_stats
+from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES
+from pizero.data.datasets.writer.lerobot_stats import numeric_stats
 from pizero.data.embodiments import Embodiment, Key, generic, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats, near_constant_dimensions
 from pizero.data.robot_columns import action_names, robot_actions, robot_state, state_names

@@ -17,7 +17,7 @@ from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import OWN, Preset
 from pizero.data.datasets.faults import ranges
-from pizero.data.datasets.layout import BadEpisodeError
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.frames import FrameCache, FrameStore

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.png import decode_image
+from pizero.data.datasets.images.png import decode_image
 from pizero.types import UserError
 
 Frame = tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[np.uint8]]]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pizero.data.datasets.layout import episodes_text
+from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.types import UserError
 

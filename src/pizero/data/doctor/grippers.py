@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.layout import episodes_text
+from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import dim_text, dims_text, meaning
 from pizero.data.doctor.signals import correlation, two_ends, two_values

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.layout import episodes_text
+from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.norm_stats import NEAR_CONSTANT

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pizero.data.datasets.frame_rate import stamp_unit
-from pizero.data.datasets.layout import episodes_text
+from pizero.data.datasets.meta.frame_rate import stamp_unit
+from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
 
 JITTER = 0.25

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from pizero.data.datasets.parquet import open_parquet, read_table
+from pizero.data.datasets.files.parquet import open_parquet, read_table
 from pizero.types import UserError
 
 _pa: Any = pyarrow

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pizero.data.datasets.features import Feature
+from pizero.data.datasets.meta.features import Feature
 from pizero.types import UserError
 
 

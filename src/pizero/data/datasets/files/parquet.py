@@ -16,8 +16,8 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pizero.data.datasets.json_files import POINTER_ADVICE, is_pointer
-from pizero.data.datasets.open_files import OpenFiles
+from pizero.data.datasets.files.json_files import POINTER_ADVICE, is_pointer
+from pizero.data.datasets.files.open_files import OpenFiles
 from pizero.types import UserError
 
 _pa: Any = pyarrow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from pizero.data.datasets.json_files import as_table, as_whole
+from pizero.data.datasets.files.json_files import as_table, as_whole
 
 Feature = dict[str, Any]
 _CHANNELS = (1, 3, 4)
