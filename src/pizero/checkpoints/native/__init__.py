@@ -1,0 +1,1 @@
+"""pizero's own checkpoints, their stored example, and LoRA adapters alone."""

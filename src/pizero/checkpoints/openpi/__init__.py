@@ -1,0 +1,1 @@
+"""Checkpoints of openpi: JAX (Orbax) and its PyTorch port."""

@@ -1,0 +1,1 @@
+"""PushT and its demonstrator."""

@@ -1,0 +1,1 @@
+"""The data files of a LeRobot dataset: columns, rows, and where they are."""

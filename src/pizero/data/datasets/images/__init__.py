@@ -1,0 +1,1 @@
+"""The images of a LeRobot dataset: video, PNG in parquet, image files."""

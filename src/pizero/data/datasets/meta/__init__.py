@@ -1,0 +1,1 @@
+"""What `meta/` of a LeRobot dataset says, of any version."""

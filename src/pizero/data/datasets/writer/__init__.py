@@ -1,0 +1,1 @@
+"""Writing LeRobot v3.0 datasets."""
