@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pizero.checkpoints.native.example import make_example
 from pizero.checkpoints.native.checkpoint import save_checkpoint
+from pizero.checkpoints.native.example import make_example
 from pizero.configs.presets import tabletop as preset
 from pizero.data.embodiments import tabletop
 from pizero.data.norm_stats import FieldStats, NormStats

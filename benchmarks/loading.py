@@ -22,8 +22,8 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.native.checkpoint import CONFIG, FORMAT, VERSION
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, write_safetensors
+from pizero.checkpoints.native.checkpoint import CONFIG, FORMAT, VERSION
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 

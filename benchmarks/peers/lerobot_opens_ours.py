@@ -36,8 +36,8 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot_sizes import use_sizes
 from safetensors.torch import load_file
 
-from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.source import Facts
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.model.pi0 import Pi0

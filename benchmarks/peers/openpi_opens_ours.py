@@ -40,9 +40,9 @@ from openpi.models.lora import LoRAConfig
 from openpi.models.pi0_config import Pi0Config as TheirConfig
 from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 
+from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
-from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.source import Facts, Source
 from pizero.data.transforms import Normalize
 from pizero.model.pi0 import Pi0

@@ -18,8 +18,8 @@ from torch import Tensor
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.convert import convert
+from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot.diffusion import key_table
 from pizero.checkpoints.load import load_model, load_network, read_source
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint

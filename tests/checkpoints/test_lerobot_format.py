@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.lerobot.policy import WrittenTensors
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint

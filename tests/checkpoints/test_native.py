@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
-from pizero.checkpoints.native.example import Example, make_example
 from pizero.checkpoints.native.checkpoint import (
     detect,
     load_checkpoint,
     save_checkpoint,
     verify_example,
 )
+from pizero.checkpoints.native.example import Example, make_example
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.files.keymap import Entry, expand, fill
 from pizero.checkpoints.load import load_model
+from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.openpi.torch import config_from_arch, config_of_shapes, key_table
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0

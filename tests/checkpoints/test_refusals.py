@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from pizero.checkpoints import refusals
-from pizero.checkpoints.load import load_model, read_source, save_model
 from pizero.checkpoints.files.orbax import ArrayToWrite, write_arrays
+from pizero.checkpoints.load import load_model, read_source, save_model
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import load_policy

@@ -8,9 +8,9 @@ import fsspec
 import pytest
 
 import pizero.checkpoints.files.remote as remote
+from pizero.checkpoints.files.remote import local_folder, paligemma_tokenizer
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.native.checkpoint import save_checkpoint
-from pizero.checkpoints.files.remote import local_folder, paligemma_tokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError

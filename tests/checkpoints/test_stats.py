@@ -11,10 +11,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.facts import make_pipeline, stats_of_file
 from pizero.checkpoints.load import save_model
 from pizero.checkpoints.native.checkpoint import save_checkpoint, write
+from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.openpi.folder import save_stats
 from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats

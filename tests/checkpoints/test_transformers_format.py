@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.models import empty_model
 from pizero.checkpoints.source import Facts
+from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation, UserError

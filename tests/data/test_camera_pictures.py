@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.meta.features import depth_cameras, picture_size
 from pizero.data.datasets.meta.layout import BadEpisodeError
-from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import fingerprint
 from pizero.types import UserError
 from pizero.workflows.check import CheckConfig, check

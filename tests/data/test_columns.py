@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pizero.cli.main import run
-from pizero.data.datasets.meta.layout import BadEpisodeError
-from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.files.numbers import read_columns
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.types import UserError
 from pizero.workflows.check import CheckConfig, check
 

@@ -15,11 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.faults import find_faults, ranges
-from pizero.data.datasets.meta.layout import BadEpisodeError
-from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.datasets.images.pictures import Pictures
 from pizero.data.datasets.images.video import (
     EpisodeEncoder,
@@ -29,6 +25,10 @@ from pizero.data.datasets.images.video import (
     keep_frames,
     read_frames,
 )
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.description import read_layout
+from pizero.data.datasets.meta.layout import BadEpisodeError
+from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.workflows.convert_dataset import convert_dataset
 
 FPS = 10

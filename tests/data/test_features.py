@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pizero.data.datasets.meta.features import dimension_names
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.features import dimension_names
 
 PNG = Path(__file__).parents[1] / "golden/lerobot/datasets/v30_png"
 

@@ -17,8 +17,8 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from pizero.data import frames as frames_module
-from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.frames import FrameCache
 from pizero.data.images import resize_with_pad
 from pizero.files import partial_path

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pizero.data.datasets.files import parquet
+from pizero.data.datasets.files.open_files import OpenFiles
 from pizero.data.datasets.images import video
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.files.open_files import OpenFiles
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"

@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from pizero.data.datasets.writer import lerobot_files
-from pizero.data.datasets.writer import lerobot_writer
+from pizero.data.datasets.images.png import decode_image, encode_png
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.writer import lerobot_files, lerobot_writer
 from pizero.data.datasets.writer.lerobot_stats import ImageStats, merge_stats, numeric_stats
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
-from pizero.data.datasets.images.png import decode_image, encode_png
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/lerobot/datasets"

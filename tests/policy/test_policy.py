@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pizero.baseline.config import small_baseline
-from pizero.checkpoints.native.example import device_of, make_example
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.native.checkpoint import save_checkpoint
+from pizero.checkpoints.native.example import device_of, make_example
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline

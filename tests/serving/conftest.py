@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from serving_helpers import make_policy, observation
 
-from pizero.checkpoints.native.example import make_example
 from pizero.checkpoints.native.checkpoint import save_checkpoint
+from pizero.checkpoints.native.example import make_example
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.config import ServeConfig
 from pizero.serving.running import Background, background

@@ -9,10 +9,10 @@ import pytest
 import torch
 from serving_helpers import make_policy, noise, observation
 
-from pizero.checkpoints.native.adapters import PlainState, save_adapters
-from pizero.checkpoints.native.example import make_example
 from pizero.checkpoints.load import load_model
+from pizero.checkpoints.native.adapters import PlainState, save_adapters
 from pizero.checkpoints.native.checkpoint import save_checkpoint
+from pizero.checkpoints.native.example import make_example
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy
 from pizero.serving.client import PolicyClient

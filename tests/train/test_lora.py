@@ -13,14 +13,14 @@ from test_precision import observation_of
 from torch import Tensor
 from train_helpers import losses, nano_model, nano_preset
 
-from pizero.checkpoints.native import adapters
-from pizero.checkpoints.openpi import jax as openpi_jax
-from pizero.checkpoints.native.adapters import PlainState
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.load import load_model, read_source
-from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
 from pizero.checkpoints.files.orbax import ArrayToWrite, OrbaxArrays, write_arrays
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.load import load_model, read_source
+from pizero.checkpoints.native import adapters
+from pizero.checkpoints.native.adapters import PlainState
+from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
+from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.configs.presets import Preset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.pi0 import Pi0

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.native import checkpoint as native
-from pizero.checkpoints.native.adapters import merge_adapters
-from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.checkpoints.facts import given, make_pipeline, needed_options, unknown
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import FORMATS, find_format, read_source
 from pizero.checkpoints.models import Network, NetworkConfig
+from pizero.checkpoints.native import checkpoint as native
+from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import torch_dtype
-from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pizero.checkpoints.files.remote import paligemma_tokenizer
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.openpi.folder import mode_of
-from pizero.checkpoints.files.remote import paligemma_tokenizer
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats

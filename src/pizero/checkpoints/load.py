@@ -9,17 +9,17 @@ from typing import Any, cast
 
 import torch
 
-from pizero.checkpoints.lerobot import policy as lerobot
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
+from pizero.checkpoints.lerobot import policy as lerobot
+from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import checkpoint as native
+from pizero.checkpoints.native.checkpoint import save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
-from pizero.checkpoints.transformers import pi0 as transformers_pi0
-from pizero.checkpoints.models import Network
-from pizero.checkpoints.native.checkpoint import save_checkpoint, torch_dtype
 from pizero.checkpoints.refusals import check_no_adapters, refusal
-from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.source import Arch, Facts, Format, Source
+from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.files import new_folder, read_json
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0

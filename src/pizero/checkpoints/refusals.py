@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from pizero.checkpoints.files.json_file import peek, short
-from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, weight_names
+from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.files import read_json
 from pizero.types import UserError
 

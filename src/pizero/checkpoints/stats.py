@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pizero.checkpoints.facts import stats_of_file
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import FORMATS, read_source
 from pizero.checkpoints.openpi.folder import ASSETS, STATS
-from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.meta.info import INFO_PATH, STATS_PATH
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import Mode, NormStats

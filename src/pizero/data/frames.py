@@ -17,8 +17,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.images import resize_with_pad
 from pizero.files import cache_folder, partial_path, remove_leftovers, write_bytes
 from pizero.types import Convention, UserError

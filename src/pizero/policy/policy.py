@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pizero.checkpoints.native.adapters import merge_adapters
-from pizero.checkpoints.native.example import device_of, sample_chunks
 from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import usable_device
+from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import Checkpoint, load_example, load_robots, torch_dtype, verify_example
-from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.native.example import device_of, sample_chunks
 from pizero.checkpoints.source import Arch
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats

@@ -21,8 +21,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.writer.lerobot_writer import ImageFormat, LeRobotWriter
 from pizero.data.datasets.images.video import check_encoding
+from pizero.data.datasets.writer.lerobot_writer import ImageFormat, LeRobotWriter
 from pizero.data.embodiments.dimensions import Dims
 from pizero.serving.log import log
 from pizero.serving.protocol import Limits, pack, unpack

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from pizero.checkpoints.native import adapters
-from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.native.checkpoint import Example, save_checkpoint
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.models import Network, empty_model
+from pizero.checkpoints.native import adapters
+from pizero.checkpoints.native.checkpoint import Example, save_checkpoint
 from pizero.data.mark import Mark, differences
 from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.native.example import Example
 from pizero.checkpoints.models import Network
+from pizero.checkpoints.native.example import Example
 from pizero.data.augment import Augmentation, Part
 from pizero.data.mark import Mark
 from pizero.data.pipeline import Pipeline

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pizero.checkpoints.facts import make_pipeline
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_model, read_source
 from pizero.checkpoints.native.checkpoint import torch_dtype
-from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.int8 import weight_bits

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.source import Facts
-from pizero.data.datasets.files.columns import NumberColumns
-from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.faults import Fault, find_faults, ranges
-from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.files.columns import NumberColumns
 from pizero.data.datasets.images.pictures import Pictures
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.description import read_layout
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.names import dim_text, dims_text

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.checkpoints.files.remote import local_folder
-from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.faults import ranges
-from pizero.data.datasets.hdf5 import open_hdf5
-from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
 from pizero.data.datasets.files.json_files import read_object
-from pizero.data.datasets.meta.layout import BadEpisodeError, Layout
+from pizero.data.datasets.files.parquet import merge
+from pizero.data.datasets.hdf5 import open_hdf5
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.description import read_layout
+from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
+from pizero.data.datasets.meta.layout import BadEpisodeError, Layout
 from pizero.data.datasets.writer.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
 from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES, write_description
 from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.data.datasets.writer.lerobot_writer import ImageFormat, LeRobotWriter
-from pizero.data.datasets.files.parquet import merge
 from pizero.files import new_folder
 from pizero.types import UserError
 from pizero.workflows.progress import tell, tell_notes

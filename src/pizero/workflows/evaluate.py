@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pizero.checkpoints.native.checkpoint import load_example
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.native.checkpoint import load_example
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes

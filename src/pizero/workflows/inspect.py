@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pizero.checkpoints.load import read_source
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.load import read_source
 from pizero.configs.presets import PRESETS, get_preset
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config

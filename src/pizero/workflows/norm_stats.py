@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.checkpoints.openpi.folder import save_stats
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.openpi.folder import save_stats
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES
 from pizero.data.datasets.writer.lerobot_stats import numeric_stats

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from pizero.configs.preset import OWN
-from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.embodiments import Embodiment, Key
 from pizero.model.config import CAMERAS
 from pizero.types import UserError

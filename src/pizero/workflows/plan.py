@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from pizero.checkpoints.transformers import paligemma
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import known_device
+from pizero.checkpoints.transformers import paligemma
 from pizero.configs.finetune import with_lora
 from pizero.configs.presets import Preset
 from pizero.data.embodiments import get_embodiment

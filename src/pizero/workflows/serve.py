@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pizero.checkpoints.native.checkpoint import load_example
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.native.checkpoint import load_example
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.types import UserError
 from pizero.workflows.evaluate import find_checkpoint

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.openpi import jax as openpi_jax
-from pizero.checkpoints.transformers import paligemma
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
-from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.source import Facts, Source
+from pizero.checkpoints.transformers import paligemma
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0

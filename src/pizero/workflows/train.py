@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pizero.checkpoints.native.example import Example, make_example
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import Network, empty_model, usable_device
+from pizero.checkpoints.native.example import Example, make_example
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameStore

@@ -11,14 +11,14 @@ from typing import Any, cast
 import numpy as np
 
 from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
-from pizero.checkpoints.native.checkpoint import load_robots
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.native.checkpoint import load_robots
 from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import OWN, Preset
 from pizero.data.datasets.faults import ranges
-from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member, split_episodes

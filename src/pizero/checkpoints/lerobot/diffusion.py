@@ -17,6 +17,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.files.json_file import Settings, peek, read_object
 from pizero.checkpoints.files.keymap import Entry, matched
+from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.lerobot.diffusion_processors import (
     ACTION,
     STATE,
@@ -26,7 +27,6 @@ from pizero.checkpoints.lerobot.diffusion_processors import (
     read_normaliser,
 )  # fmt: skip
 from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
 from pizero.data.tokenizer import PaligemmaTokenizer

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, matched
+from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.checkpoints.lerobot.processors import (
     Processors,
@@ -33,7 +34,6 @@ from pizero.checkpoints.lerobot.processors import (
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi.torch import config_from_arch, key_table
 from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
-from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import values_of
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.files.json_file import read_object
+from pizero.checkpoints.files.safetensors_file import write_safetensors
 from pizero.checkpoints.lerobot.keys import (
     ABSOLUTE,
     NORMALIZE,
@@ -31,7 +32,6 @@ from pizero.checkpoints.lerobot.keys import (
     read_steps,
 )
 from pizero.checkpoints.lerobot.stats import ACTION, MODES, STATE, UnknownError, read_norm_stats, width_of
-from pizero.checkpoints.files.safetensors_file import write_safetensors
 from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, Key
 from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pizero.checkpoints.lerobot.keys import NORMALIZE, UNNORMALIZE, Step
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.lerobot.keys import NORMALIZE, UNNORMALIZE, Step
 from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats, StatsError
 from pizero.types import UserError
 

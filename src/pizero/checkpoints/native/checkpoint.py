@@ -21,12 +21,12 @@ from urllib.parse import quote
 
 import torch
 
+from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
+from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
+from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
 from pizero.checkpoints.native.adapters import PlainState
 from pizero.checkpoints.native.example import Example, reproduce
-from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
-from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
 from pizero.checkpoints.openpi.folder import config_from_arch
-from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.files.keymap import listed
-from pizero.checkpoints.models import Network
 from pizero.checkpoints.files.orbax import METADATA, ArrayToWrite, OrbaxArrays, stored_names, write_arrays
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
 from pizero.model.config import GemmaConfig, Pi0Config

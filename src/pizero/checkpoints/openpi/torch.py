@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, expand, matched
-from pizero.checkpoints.models import Network
-from pizero.checkpoints.openpi.folder import VARIANTS, config_from_arch
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.openpi import folder as openpi_folder
+from pizero.checkpoints.openpi.folder import VARIANTS, config_from_arch
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.model.config import SO400M, GemmaConfig, Pi0Config
 from pizero.types import UserError

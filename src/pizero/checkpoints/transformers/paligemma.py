@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import is_finite, listed, renamed
-from pizero.checkpoints.openpi.torch import key_table
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.openpi import jax as openpi_jax
+from pizero.checkpoints.openpi.torch import key_table
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError

@@ -14,10 +14,10 @@ from typing import Any
 
 from pizero.checkpoints.files.json_file import Settings, peek, read_object
 from pizero.checkpoints.files.keymap import Entry, matched, renamed
+from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi.folder import config_from_arch
 from pizero.checkpoints.openpi.torch import key_table
-from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
 from pizero.model.config import CAMERAS, GemmaConfig, Pi0Config, SiglipConfig

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.files.columns import BadColumn, NumberColumns
-from pizero.data.datasets.meta.features import camera_keys
-from pizero.data.datasets.meta.frame_rate import stamp_unit
 from pizero.data.datasets.files.index_columns import index_faults
 from pizero.data.datasets.files.json_files import POINTER_ADVICE, is_pointer
-from pizero.data.datasets.meta.layout import BadEpisodeError, Episode, Layout
-from pizero.data.datasets.images.pictures import Pictures
 from pizero.data.datasets.files.rows import RowFinder
+from pizero.data.datasets.images.pictures import Pictures
 from pizero.data.datasets.images.video import VideoError
 from pizero.data.datasets.images.video_index import QUARTER, VideoIndex
+from pizero.data.datasets.meta.features import camera_keys
+from pizero.data.datasets.meta.frame_rate import stamp_unit
+from pizero.data.datasets.meta.layout import BadEpisodeError, Episode, Layout
 from pizero.types import UserError
 
 ADVICE = "`pizero check` shows all; --skip-bad-episodes leaves them out"

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pizero.data.datasets.files.columns import NumberColumns
-from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothing_left, number_faults, refusal
-from pizero.data.datasets.meta.features import camera_keys, dimension_names, picture_size
+from pizero.data.datasets.files.columns import NumberColumns
 from pizero.data.datasets.files.index_columns import read_index
-from pizero.data.datasets.meta.layout import BadEpisodeError, Episode
 from pizero.data.datasets.files.numbers import read_columns
 from pizero.data.datasets.files.parquet import read_values
 from pizero.data.datasets.images.pictures import Frame, Kind, Pictures
 from pizero.data.datasets.images.png import OtherSizeError
+from pizero.data.datasets.meta.description import read_layout
+from pizero.data.datasets.meta.features import camera_keys, dimension_names, picture_size
+from pizero.data.datasets.meta.layout import BadEpisodeError, Episode
 from pizero.types import UserError
 
 

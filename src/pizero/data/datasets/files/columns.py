@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.data.datasets.files.numbers import Numbers, read_known
 from pizero.data.datasets.meta.features import Feature, dimension_names, number_keys
 from pizero.data.datasets.meta.layout import Episode
-from pizero.data.datasets.files.numbers import Numbers, read_known
 from pizero.types import UserError
 
 Rows = Mapping[int, NDArray[np.int64]]

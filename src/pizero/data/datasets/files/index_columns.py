@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.meta.layout import Episode, Layout
 from pizero.data.datasets.files.numbers import read_known
+from pizero.data.datasets.meta.layout import Episode, Layout
 from pizero.types import UserError
 
 _COLUMNS = ("frame_index", "timestamp", "task_index")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from pizero.data.datasets.files.json_files import is_there
 from pizero.data.datasets.meta.episode_table import Described
 from pizero.data.datasets.meta.info import DATA_PATH, DATA_PATH_V2, INFO_PATH, VIDEO_PATH, VIDEO_PATH_V2, Info, fill
-from pizero.data.datasets.files.json_files import is_there
 from pizero.types import UserError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.files.json_files import is_pointer, is_there
-from pizero.data.datasets.meta.layout import Episode, episodes_text
 from pizero.data.datasets.files.numbers import read_columns, read_known, value_ranges
 from pizero.data.datasets.files.parquet import column_names
+from pizero.data.datasets.meta.layout import Episode, episodes_text
 from pizero.types import UserError
 
 Rows = NDArray[np.int64]

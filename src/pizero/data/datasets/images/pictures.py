@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.images.image_files import ImageFinder
 from pizero.data.datasets.files.json_files import POINTER, POINTER_ADVICE
-from pizero.data.datasets.meta.layout import BadEpisodeError, Episode, Layout
 from pizero.data.datasets.files.open_files import OpenFiles
 from pizero.data.datasets.files.parquet import EncodedImages, image_paths, rows_without_image
+from pizero.data.datasets.images.image_files import ImageFinder
 from pizero.data.datasets.images.png import DEPTH_MODES, OtherSizeError, decode_image, describe_image
 from pizero.data.datasets.images.video import VideoDecoder, VideoError
 from pizero.data.datasets.images.video_index import VideoIndex
+from pizero.data.datasets.meta.layout import BadEpisodeError, Episode, Layout
 
 _GREY = ("1", "L", "LA", "La", "gray", "gray8")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.meta.layout import Episode
 from pizero.data.datasets.images.video import VideoError, VideoFrames, read_frames
+from pizero.data.datasets.meta.layout import Episode
 
 QUARTER = 0.25
 """Of a frame's time, by which a time may be off."""

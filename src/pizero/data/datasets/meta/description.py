@@ -9,16 +9,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from pizero.data.datasets.meta.episode_table import Described, read_episodes
-from pizero.data.datasets.meta.features import Feature, camera_keys, depth_cameras
-from pizero.data.datasets.meta.frame_rate import find_frame_rate
-from pizero.data.datasets.meta.info import STATS_PATH, Info, read_info
 from pizero.data.datasets.files.json_files import as_table, is_there, read_object
-from pizero.data.datasets.meta.layout import Episode, Layout, VideoSlice, episodes_text
 from pizero.data.datasets.files.numbers import read_columns
 from pizero.data.datasets.files.parquet import column_names, count_rows
 from pizero.data.datasets.files.places import find_files
 from pizero.data.datasets.files.rows import settle
+from pizero.data.datasets.meta.episode_table import Described, read_episodes
+from pizero.data.datasets.meta.features import Feature, camera_keys, depth_cameras
+from pizero.data.datasets.meta.frame_rate import find_frame_rate
+from pizero.data.datasets.meta.info import STATS_PATH, Info, read_info
+from pizero.data.datasets.meta.layout import Episode, Layout, VideoSlice, episodes_text
 from pizero.data.datasets.meta.tasks import read_tasks
 from pizero.types import UserError
 

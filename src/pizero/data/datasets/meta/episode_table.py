@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pizero.data.datasets.meta.info import EPISODES_FOLDER, EPISODES_LINES, Info
 from pizero.data.datasets.files.json_files import as_number, as_whole, read_lines
-from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.datasets.files.parquet import column_names, read_values
+from pizero.data.datasets.meta.info import EPISODES_FOLDER, EPISODES_LINES, Info
+from pizero.data.datasets.meta.layout import episodes_text
 from pizero.types import UserError
 
 

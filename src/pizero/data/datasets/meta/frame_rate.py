@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.meta.features import Feature
-from pizero.data.datasets.meta.info import INFO_PATH
 from pizero.data.datasets.files.json_files import as_number, as_table
 from pizero.data.datasets.files.numbers import read_known
+from pizero.data.datasets.meta.features import Feature
+from pizero.data.datasets.meta.info import INFO_PATH
 from pizero.types import UserError
 
 FILES = 8

@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from pizero.data.datasets.meta.features import Feature, read_features
 from pizero.data.datasets.files.json_files import as_number, as_table, as_whole, read_object
+from pizero.data.datasets.meta.features import Feature, read_features
 from pizero.types import UserError
 
 INFO_PATH = "meta/info.json"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pizero.data.datasets.meta.episode_table import Described
-from pizero.data.datasets.meta.info import TASKS_LINES, TASKS_PATH
 from pizero.data.datasets.files.json_files import as_whole, read_lines
 from pizero.data.datasets.files.parquet import column_names, read_values
+from pizero.data.datasets.meta.episode_table import Described
+from pizero.data.datasets.meta.info import TASKS_LINES, TASKS_PATH
 from pizero.types import UserError
 
 _TEXT_COLUMNS = ("task", "__index_level_0__", "tasks", "text", "instruction")

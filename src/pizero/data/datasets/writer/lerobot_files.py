@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, VIDEO_PATH
-from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES
 from pizero.data.datasets.files.parquet import ColumnType, TableWriter, keep_row_groups
 from pizero.data.datasets.images.video import EpisodeEncoder, VideoCodec, VideoFileWriter, keep_frames
+from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, EPISODES_PATH, VIDEO_PATH
+from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES
 
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pizero.data.datasets.files.parquet import ColumnType, TableWriter
+from pizero.data.datasets.images.video import ENCODERS, VideoCodec
 from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, STATS_PATH, TASKS_PATH, VERSION, VIDEO_PATH
 from pizero.data.datasets.writer.lerobot_files import DATA_FILE_MB, VIDEO_FILE_MB
 from pizero.data.datasets.writer.lerobot_stats import Stats
-from pizero.data.datasets.files.parquet import ColumnType, TableWriter
-from pizero.data.datasets.images.video import ENCODERS, VideoCodec
 
 INDEX_TYPES: Mapping[str, str] = {
     "timestamp": "float32",

@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pizero.data.datasets.images.png import encode_png
+from pizero.data.datasets.images.video import ENCODERS, check_encoding
 from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.datasets.meta.info import INFO_PATH, STATS_PATH, TASKS_PATH
 from pizero.data.datasets.writer.lerobot_files import CameraVideo, DataFiles, EpisodeTable, Mark
 from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES, Recording, write_meta
 from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
-from pizero.data.datasets.images.png import encode_png
-from pizero.data.datasets.images.video import ENCODERS, check_encoding
 from pizero.files import partial_path
 from pizero.types import UserError
 
