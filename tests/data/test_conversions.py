@@ -14,8 +14,9 @@ from pizero.data.conversions import Conversion, to_model, to_robot
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import FieldStats, NormStats, field_stats
 from pizero.data.pipeline import Pipeline
+from pizero.data.relative_actions import RelativeActions
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.data.transforms import Normalize, RelativeActions, pad_to
+from pizero.data.transforms import Normalize, pad_to
 
 ACTION_DIM, STATE_DIM, HORIZON = 5, 6, 4
 

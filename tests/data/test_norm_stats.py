@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pizero.data import window_stats
 from pizero.data.norm_stats import FieldStats, NormStats, compute_norm_stats, field_stats, near_constant_dimensions
-from pizero.data.transforms import RelativeActions
+from pizero.data.relative_actions import RelativeActions
 from pizero.types import UserError
 
 

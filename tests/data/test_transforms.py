@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pizero.data.norm_stats import FieldStats, NormStats, field_stats
-from pizero.data.transforms import Normalize, RelativeActions, pad_to
+from pizero.data.relative_actions import RelativeActions
+from pizero.data.transforms import Normalize, pad_to
 from pizero.types import UserError
 
 NUMBERS = st.floats(-100, 100, width=32)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from pizero.data.images import resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, field_stats
+from pizero.data.relative_actions import RelativeActions
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer, state_bins
-from pizero.data.transforms import Normalize, RelativeActions, pad_to
+from pizero.data.transforms import Normalize, pad_to
 
 FUNCTIONS = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden" / "openpi") / "functions"
 

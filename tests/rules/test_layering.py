@@ -48,8 +48,9 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            given = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in given if module_path(name) is not None}
+            names |= modules if modules == given else {node.module, *modules}
     return {name for name in names if name.startswith("pizero.") and module_path(name) is not None}
 
 

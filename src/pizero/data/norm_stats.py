@@ -11,18 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.doctor.names import dims_text
+from pizero.data.relative_actions import RelativeActions
 from pizero.data.window_stats import QUANTILES, Windows
 from pizero.files import read_json, values_of, write_bytes
 from pizero.types import Convention, UserError
-
-if TYPE_CHECKING:
-    from pizero.data.transforms import RelativeActions
 
 Mode: TypeAlias = Literal["zscore", "quantile"]
 Floats: TypeAlias = NDArray[np.float64]

@@ -12,7 +12,7 @@ from pizero.data.doctor.finding import Finding, Subject
 from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.norm_stats import NEAR_CONSTANT, FieldStats, compute_norm_stats
 from pizero.data.pipeline import Pipeline
-from pizero.data.transforms import RelativeActions
+from pizero.data.relative_actions import RelativeActions
 
 FAR = 3.0
 """Of the checkpoint's standard deviations, from its mean to the data's; and between both deviations, as a ratio."""

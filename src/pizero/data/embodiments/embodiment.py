@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from pizero.data.conversions import Conversion, Numbers, to_model, to_robot
 from pizero.data.embodiments.dimensions import Dims, check_dims
 from pizero.data.embodiments.values import READERS
-from pizero.data.transforms import RelativeActions
+from pizero.data.relative_actions import RelativeActions
 from pizero.types import UserError, check_whole
 
 Key: TypeAlias = str | tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,25 @@ from pizero.envs.pusht.planner import Planner, Push
 from pizero.envs.pusht.shape import Array, corners
 from pizero.envs.pusht.way import Way
 
-if TYPE_CHECKING:
-    from pizero.envs.pusht.env import PushTEnv
-
 _TRAVEL_AHEAD, _PUSH_AHEAD = 60.0, 40.0  # pixels between disc and action; it makes half of them in a step
 _ARRIVED = 4.0
 _DISTURBED = 1.5  # pixels that the block may move while the disc goes around it
 _ASIDE = 6.0  # pixels beside the line of a push
 
 
+class TruePoses(Protocol):
+    """What the demonstrator reads of the environment: gym-pusht's own, disc position [2], block pose [3]."""
+
+    simulator: Any
+
+    def agent(self) -> Array: ...
+    def block(self) -> Array: ...
+
+
 class PushTDemonstrator:
     """Reads the true poses. The action is a point ahead of the disc on its way."""
 
-    def __init__(self, env: PushTEnv) -> None:
+    def __init__(self, env: TruePoses) -> None:
         self._env = env
         self._planner = Planner(type(env.simulator))
         self._push: Push | None = None

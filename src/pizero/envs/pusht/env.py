@@ -6,7 +6,7 @@ import importlib.util
 import os
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,10 +14,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from PIL import Image
 
+from pizero.envs.pusht.demonstrator import PushTDemonstrator
 from pizero.types import RobotDict, UserError
-
-if TYPE_CHECKING:
-    from pizero.envs.pusht.demonstrator import PushTDemonstrator
 
 TASK = "push_t"
 PROMPT = "push the T block onto the target"
@@ -108,8 +106,6 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
 
     def demonstrator(self) -> PushTDemonstrator:
         """The planner, for the present episode."""
-        from pizero.envs.pusht.demonstrator import PushTDemonstrator
-
         self._check_running()
         return PushTDemonstrator(self)
 
