@@ -32,7 +32,7 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.policy.real_time import RealTime
 from pizero.types import Env, RobotDict
 from pizero.workflows.collect import CollectConfig, collect_once
-from pizero.workflows.evaluate import EVALUATION_SEED, find_checkpoint, write_json
+from pizero.workflows.evaluate import EVALUATION_SEED, write_json
 from pizero.workflows.train import train_policy
 
 HORIZON, EXECUTION_HORIZON, MAX_DELAY = 24, 8, 10
@@ -93,7 +93,7 @@ def train(folder: Path, *names: str) -> None:
         data = folder / f"{name}-data"
         collect_once(COLLECT[name], data)
         for kind in TRAININGS:
-            start = None if kind == "base" else find_checkpoint(folder / f"{name}-base")
+            start = None if kind == "base" else folder / f"{name}-base"
             train_policy(data, folder / f"{name}-{kind}", preset_of(name, kind), resume=True, start=start)
 
 
@@ -242,8 +242,7 @@ def _measure(folder: Path, name: str) -> None:
         key = f"{label} | {delay}"
         if key not in results:
             method = METHODS[label]
-            checkpoint = find_checkpoint(folder / f"{name}-{method.policy}")
-            policy = load_policy(checkpoint, real_time=method.real_time)
+            policy = load_policy(folder / f"{name}-{method.policy}", real_time=method.real_time)
             results[key] = run_cell(name, policy, method, delay, EPISODES[name])
             write_json(path, results)
             print(key, json.dumps(results[key]), flush=True)

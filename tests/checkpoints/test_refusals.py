@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pizero.checkpoints import refusals
 from pizero.checkpoints.files.orbax import ArrayToWrite, write_arrays
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_model, read_source, save_model
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
@@ -204,9 +205,23 @@ def test_the_folder_of_a_run(native: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     copies(native, run / "checkpoints" / "0002000", run / "checkpoints" / "0010000", run / "checkpoints" / "0000500")
     newest = run / "checkpoints" / "0010000"
-    for folder in (run, run / "checkpoints"):
-        assert f"3 checkpoints lie in it; give the newest, {newest}" in refused(folder)
-    load_model(newest)
+    assert f"3 checkpoints lie in it; give the newest, {newest}" in refused(run / "checkpoints")
+    assert local_folder(run) == newest
+    load_model(run)
+
+
+def test_the_folder_of_two_runs(native: Path, tmp_path: Path) -> None:
+    copies(
+        native,
+        *(tmp_path / "runs" / name / "checkpoints" / step for name, step in (("a", "0000020"), ("b", "0000010"))),
+    )
+    assert f"2 training runs lie in it; give one of them, as {tmp_path / 'runs' / 'a'}" in refused(tmp_path / "runs")
+
+
+def test_the_folder_of_a_run_that_has_saved_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / ".0000020.new").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert "without a finished checkpoint; wait for its first one" in refused(tmp_path / "run")
 
 
 def test_the_folder_of_a_run_of_lerobot(native: Path, tmp_path: Path) -> None:

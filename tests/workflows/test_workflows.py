@@ -31,7 +31,6 @@ from pizero.workflows.evaluate import (
     EvaluateConfig,
     blank_images,
     evaluate_checkpoint,
-    find_checkpoint,
     swap_instructions,
 )
 from pizero.workflows.inspect import inspect, model_config
@@ -203,8 +202,8 @@ def test_int8_of_a_checkpoint(
     assert isinstance(preset.model, Pi0Config)
     assert len(found["layers"]) == preset.model.vision.depth + 2 * preset.model.prefix.depth
     assert 0 < found["without_kept"]["actions"] < 0.05
-    policy = load_policy(find_checkpoint(folder / "train"), kernels="int8", keep=found["kept"])
-    plain = load_policy(find_checkpoint(folder / "train"))
+    policy = load_policy(folder / "train", kernels="int8", keep=found["kept"])
+    plain = load_policy(folder / "train")
     env = make_env("tabletop", image_size=28)
     env.reset(seed=0)
     robot = env.observe()

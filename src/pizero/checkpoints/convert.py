@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.facts import given, make_pipeline, needed_options, unknown
-from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import FORMATS, find_format, read_source
+from pizero.checkpoints.load import FORMATS, find_format, open_checkpoint
 from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.checkpoints.native import checkpoint as native
-from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.checkpoints.source import Arch, Facts, Format, Source
@@ -78,8 +76,7 @@ def convert(
     it is renamed. UserError when anything on this way fails; nothing is left behind then.
     """
     writer = find_format(to)
-    folder, target = local_folder(source), Path(target).absolute()
-    opened = read_source(folder, arch) if merge_lora is None else merge_adapters(read_source(folder, arch), merge_lora)
+    (folder, opened), target = open_checkpoint(source, arch, merge_lora), Path(target).absolute()
     facts = given(opened.facts, embodiment, norm_stats, tokenizer, opened.config)
     if folder.absolute() in (target, *target.parents):
         raise UserError(f"{target} lies in the source {folder}; choose a folder elsewhere")

@@ -14,6 +14,7 @@ from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.native import checkpoint as native
+from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import save_checkpoint, torch_dtype
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
@@ -62,6 +63,15 @@ def load_network(
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     return source.build(device, kind)
+
+
+def open_checkpoint(
+    path: str | Path, arch: Arch | str | Path | None = None, adapters: str | Path | None = None
+) -> tuple[Path, Source]:
+    """The folder of a checkpoint, and what `read_source` gives of it. adapters: LoRA's, trained from it; merged."""
+    folder = local_folder(path)
+    source = read_source(folder, arch)
+    return folder, source if adapters is None else merge_adapters(source, local_folder(adapters))
 
 
 def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:

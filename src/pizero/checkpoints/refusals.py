@@ -137,9 +137,14 @@ def _content(folder: Path, known: Callable[[Path], bool]) -> str | None:
     if (folder / "meta" / "info.json").is_file():
         return "is a LeRobot dataset and no checkpoint; pizero check examines it, pizero train makes a checkpoint of it"
     inside = _checkpoints(folder, known)
+    runs = list(dict.fromkeys(path.parent.parent for path in inside if path.parent.name == "checkpoints"))
+    if len(runs) > 1:
+        return f"is no checkpoint, but {len(runs)} training runs lie in it; give one of them, as {runs[-1]}"
     if inside:
         names = f"{len(inside)} checkpoints" if len(inside) > 1 else "a checkpoint"
         return f"is no checkpoint, but {names} lie{'' if len(inside) > 1 else 's'} in it; give the newest, {inside[-1]}"
+    if (folder / "run.json").is_file():
+        return "is a training run's folder without a finished checkpoint; wait for its first one, or give another run"
     if folder.name == "training_state" or (folder / "training_state").is_dir():
         return (
             "holds a trainer's state alone (optimizer, step), without the model; give the checkpoint's folder, whose "

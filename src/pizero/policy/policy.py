@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
-from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import read_source
+from pizero.checkpoints.load import open_checkpoint
 from pizero.checkpoints.models import usable_device
-from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import Checkpoint, load_example, load_robots, torch_dtype, verify_example
 from pizero.checkpoints.native.example import device_of, sample_chunks
 from pizero.checkpoints.source import Arch
@@ -180,10 +178,7 @@ def load_policy(
     verify: run the stored example first; UserError if it fails or there is none, as with adapters.
     adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and tell the robot.
     """
-    folder = local_folder(path)
-    source = read_source(folder, arch)
-    if adapters is not None:
-        source = merge_adapters(source, local_folder(adapters))
+    folder, source = open_checkpoint(path, arch, adapters)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     known = source.facts

@@ -163,7 +163,7 @@ class Checkpoints:
             write_state(state)
             (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
             if self.config.parts.lora is not None and isinstance(model, Pi0):
-                adapters.save_adapters(folder / "adapters", model, self.pipeline)
+                adapters.save_adapters(folder / adapters.FOLDER, model, self.pipeline)
 
         with sampling(model):
             example = self.make_example(model) if self.make_example is not None else None
@@ -184,7 +184,7 @@ class Checkpoints:
         """From a state.pt; the weights of its checkpoint, or of its adapters, are the average."""
         with_adapters = self.config.parts.lora is not None
         self.average.load(
-            SafetensorsWeights(checkpoint / "adapters", adapters.WEIGHTS)
+            SafetensorsWeights(checkpoint / adapters.FOLDER, adapters.WEIGHTS)
             if with_adapters else SafetensorsWeights(checkpoint)
         )  # fmt: skip
         if self.sharded is not None:

@@ -20,7 +20,6 @@ from pizero.engine.products import check_kernels
 from pizero.engine.quantize import errors, sensitivity
 from pizero.model.config import Pi0Config
 from pizero.types import UserError
-from pizero.workflows.evaluate import find_checkpoint
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import recorded_observation
 
@@ -30,7 +29,7 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
 
     observations: so many frames, evenly over the dataset, each with noise of its own.
     """
-    folder = local_folder(find_checkpoint(checkpoint))
+    folder = local_folder(checkpoint)
     source = read_source(folder)
     pipeline = make_pipeline(source.config, source.facts)
     if not isinstance(source.config, Pi0Config):

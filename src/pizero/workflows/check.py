@@ -30,7 +30,7 @@ from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.report.check import check_report
 from pizero.types import UserError
 from pizero.workflows.check_text import print_results
-from pizero.workflows.evaluate import find_checkpoint, write_json
+from pizero.workflows.evaluate import write_json
 from pizero.workflows.own_robot import own_robot
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import replay, spread_over
@@ -139,7 +139,7 @@ def _fault_findings(faults: list[Fault], whole: int) -> Iterator[Finding]:
 def _policy(config: CheckConfig) -> ModelPolicy | None:
     if config.checkpoint is None:
         return None
-    return load_policy(find_checkpoint(config.checkpoint), embodiment=config.embodiment)
+    return load_policy(config.checkpoint, embodiment=config.embodiment)
 
 
 def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodiment | None:
@@ -172,7 +172,7 @@ def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -
             raise UserError(f"{dataset.root} has no episode {unknown[0]}")
         positions = np.flatnonzero(np.isin(dataset.episode_index, config.episodes))
         whose = f"episodes {', '.join(map(str, config.episodes))}"
-    elif (settings := _run_settings(find_checkpoint(config.checkpoint))) is not None:
+    elif (settings := _run_settings(local_folder(config.checkpoint))) is not None:
         positions = split_episodes(dataset, settings["validation_fraction"], settings["seed"])[1]
         whose = "the episodes that the checkpoint's run held out, if it was trained on this dataset"
     else:

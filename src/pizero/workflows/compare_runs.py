@@ -24,7 +24,7 @@ from pizero.data.robot_columns import robot_action_window
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
-from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, find_checkpoint, write_json
+from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
 from pizero.workflows.progress import console
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.train import train_policy
@@ -89,7 +89,7 @@ def evaluate_steps(config: RunConfig, run: Path, num_steps: int, path: Path) -> 
     """
     console.quiet = True
     trained = json.loads((run / "result.json").read_text())
-    policy = load_policy(find_checkpoint(run), num_steps=num_steps)
+    policy = load_policy(run, num_steps=num_steps)
     model = policy.model
     if isinstance(model, DiffusionPolicy) and model.config.objective == "diffusion":
         trailing = DiffusionPolicy(dataclasses.replace(model.config, step_spacing="trailing")).eval()

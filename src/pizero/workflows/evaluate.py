@@ -46,12 +46,6 @@ class EvaluateConfig:
     threads: int = 0
 
 
-def find_checkpoint(path: str | Path) -> str | Path:
-    """The newest checkpoint of a training run's folder; else the path itself."""
-    found = sorted((Path(path) / "checkpoints").glob("[0-9]" * 7))
-    return found[-1] if found else path
-
-
 def evaluate_policy(
     policy: ModelPolicy,
     config: EvaluateConfig,
@@ -92,7 +86,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: 
 
     options: as for `load_policy`.
     """
-    path = local_folder(find_checkpoint(checkpoint))
+    path = local_folder(checkpoint)
     policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)
 

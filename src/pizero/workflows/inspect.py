@@ -15,7 +15,6 @@ from pizero.model.config import Pi0Config
 from pizero.report.architecture import describe, print_architecture
 from pizero.report.pictures import mask_picture
 from pizero.types import UserError
-from pizero.workflows.evaluate import find_checkpoint
 
 FULL_SIZE = {"pi0": Pi0Config.pi0, "pi05": Pi0Config.pi05}
 
@@ -24,10 +23,7 @@ def model_config(name: str, arch: Path | None = None) -> Pi0Config:
     """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path. arch: as for `load_model`."""
     if name in FULL_SIZE:
         return FULL_SIZE[name]()
-    if name in PRESETS:
-        config = get_preset(name).model
-    else:
-        config = read_source(local_folder(find_checkpoint(name)), arch).config
+    config = get_preset(name).model if name in PRESETS else read_source(local_folder(name), arch).config
     if not isinstance(config, Pi0Config):
         raise UserError(f"{name} holds a diffusion policy; inspect shows π0 and π0.5")
     return config

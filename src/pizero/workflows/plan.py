@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import read_source
 from pizero.checkpoints.models import known_device
 from pizero.checkpoints.transformers import paligemma
@@ -137,8 +138,8 @@ def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
     model = preset.model
     if not isinstance(model, Pi0Config):
         raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
-    if start is not None and Path(start).is_dir() and not paligemma.detect(Path(start)):
-        known = read_source(Path(start)).config
+    if start is not None and Path(start).is_dir() and not paligemma.detect(folder := local_folder(start)):
+        known = read_source(folder).config
         if isinstance(known, Pi0Config):
             model = replace(known, action_horizon=model.action_horizon)
     return replace(model, cameras=tuple(name for name in model.cameras if name in present) or model.cameras)

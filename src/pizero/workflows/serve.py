@@ -11,7 +11,6 @@ from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.native.checkpoint import load_example
 from pizero.policy.policy import ModelPolicy, load_policy
 from pizero.types import UserError
-from pizero.workflows.evaluate import find_checkpoint
 
 _RESERVED = {"live", "healthz", "health", "metrics", "page", "vla-eval"}
 
@@ -52,17 +51,12 @@ def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Callable[[
 
     def loader(path: str) -> Callable[[], ModelPolicy]:
         def load() -> ModelPolicy:
-            folder, *others = (_newest(part) for part in _parts(path))
-            if others:
-                inner = others[0] / "adapters"  # of a checkpoint of the training
-                return load_policy(folder, adapters=inner if inner.is_dir() else others[0], **options)
+            checkpoint, *adapters = _parts(path)
+            if adapters:
+                return load_policy(checkpoint, adapters=adapters[0], **options)
+            folder = local_folder(checkpoint)
             return load_policy(folder, verify=load_example(folder) is not None, **options)
 
         return load
 
     return {name: loader(path) for name, path in checkpoints.items()}
-
-
-def _newest(path: str) -> Path:
-    """A checkpoint's folder, of a run that of its newest."""
-    return local_folder(find_checkpoint(Path(path) if Path(path).exists() else path))

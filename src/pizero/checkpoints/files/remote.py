@@ -1,4 +1,6 @@
-"""Checkpoints and datasets that are not on this disk: hub ids of Hugging Face, and what fsspec reaches (gs://, s3://)."""
+"""Where a checkpoint or a dataset lies: a folder here, the newest checkpoint of a training run's folder, hub ids of
+Hugging Face, and what fsspec reaches (gs://, s3://).
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,15 @@ def local_folder(path: str | Path, kind: Literal["model", "dataset"] = "model") 
 
     A path that exists is taken as it is. "hf://owner/name", "owner/name" (both with "@revision") come from the Hugging
     Face hub into its own cache; other addresses with "://" through fsspec into `cache_folder`. Progress is shown.
-    UserError says what to put where when the network cannot be reached.
+    Of a training run's folder the newest checkpoint is taken. UserError says what to put where when the network cannot
+    be reached.
     """
+    folder = _here(path, kind)
+    steps = sorted((folder / "checkpoints").glob("[0-9]" * 7)) if kind == "model" else []
+    return steps[-1] if steps else folder
+
+
+def _here(path: str | Path, kind: Literal["model", "dataset"]) -> Path:
     text = str(path)
     if Path(path).exists():
         return Path(path)

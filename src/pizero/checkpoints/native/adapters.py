@@ -29,6 +29,8 @@ from pizero.model.precision import matrix_dtypes
 from pizero.types import UserError
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapters.json"
+FOLDER = "adapters"
+"""In a checkpoint's folder."""
 FORMAT, VERSION = "pizero-adapters", 1
 _FACTORS = (".lora_a", ".lora_b")
 
@@ -88,12 +90,12 @@ def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
 def merge_adapters(base: Source, folder: Path) -> Source:
     """The checkpoint `base` with the adapters in `folder`, whose robot it knows then; in float32.
 
-    UserError when they are of another model, or of another checkpoint than they were trained from.
+    folder: of adapters, or of a checkpoint that was saved with them. UserError when they are of another model, or of
+    another checkpoint than they were trained from.
     """
+    folder = folder if (folder / CONFIG).is_file() else folder / FOLDER
     if not (folder / CONFIG).is_file():
-        inner = folder / "adapters"
-        hint = f"; give {inner}" if (inner / CONFIG).is_file() else ""
-        raise UserError(f"{folder} holds no {CONFIG}, so no adapters{hint}")
+        raise UserError(f"{folder.parent} holds no {CONFIG}, so no adapters")
     values = read_json(folder / CONFIG)
     if values.get("format") != FORMAT or values.get("version") != VERSION:
         raise UserError(f"{folder / CONFIG} is not of a format that this release reads; update pizero")
