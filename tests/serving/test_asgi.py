@@ -28,9 +28,13 @@ class Listener:
             "type": kind, "path": path, "headers": pairs, "client": ("10.0.0.7", 1234),
             "extensions": {"websocket.http.response": {}},
         }  # fmt: skip
-        self.task = asyncio.create_task(self._run(application(server)(scope, self.inbox.get, self.outbox.put)))
+        answered = application(server)(scope, self.inbox.get, lambda event: self.take(event))
+        self.task = asyncio.create_task(self._run(answered))
         if kind == "websocket":
             self.tell("websocket.connect")
+
+    async def take(self, event: Any) -> None:
+        await self.outbox.put(event)
 
     async def _run(self, work: Awaitable[None]) -> None:
         await work
@@ -47,6 +51,16 @@ class Listener:
         self.tell("websocket.receive", **{"bytes" if isinstance(message, bytes) else "text": message})
         event = await self.hear("websocket.send")
         return event["bytes"] if "bytes" in event else event["text"]
+
+
+async def answers(server: PolicyServer) -> None:
+    """A robot that comes now is served."""
+    robot = Listener(server, "/")
+    await robot.hear("websocket.accept")
+    await robot.hear("websocket.send")
+    assert unpack(await robot.ask(pack(observation())))["actions"].shape == (6, 5)  # type: ignore[arg-type]
+    robot.tell("websocket.disconnect", code=1000)
+    await asyncio.wait_for(robot.task, 20)
 
 
 def with_server(policy: ModelPolicy, work: Callable[[PolicyServer], Awaitable[None]], **settings: Any) -> None:
@@ -88,8 +102,31 @@ def test_a_message_too_long_closes(policy: ModelPolicy) -> None:
         robot.tell("websocket.receive", bytes=bytes((1 << 20) + 1))
         assert (await robot.hear("websocket.close"))["code"] == 1009
         await asyncio.wait_for(robot.task, 20)
+        await answers(server)
 
     with_server(policy, work, max_message_mb=1)
+
+
+def test_a_listener_that_fails_ends_its_connection_alone(policy: ModelPolicy, caplog: pytest.LogCaptureFixture) -> None:
+    """In mid-request, as where the network goes."""
+
+    async def work(server: PolicyServer) -> None:
+        robot = Listener(server, "/")
+        await robot.hear("websocket.accept")
+        await robot.hear("websocket.send")
+
+        async def refuse(_: object) -> None:
+            raise OSError("broken pipe")
+
+        robot.take = refuse  # type: ignore[method-assign]
+        robot.tell("websocket.receive", bytes=pack(observation()))
+        with pytest.raises(OSError, match="broken pipe"):
+            await asyncio.wait_for(robot.task, 20)
+        assert not server.live.robots
+        await answers(server)
+
+    with_server(policy, work)
+    assert "connection failed" in caplog.text
 
 
 def test_a_server_that_ends_closes_who_waits(policy: ModelPolicy) -> None:

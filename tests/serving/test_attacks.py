@@ -396,9 +396,10 @@ def test_owners_take_turns_and_one_thread_is_left() -> None:
         with pytest.raises(ZeroDivisionError):
             await turns.run("few", lambda: 1 / 0)
         assert await turns.run("few", lambda: 5) == 5
-        await asyncio.sleep(0.01)
-        assert turns._free == 3
-        assert not turns._running
+        order.clear()
+        again = [asyncio.create_task(turns.run("many", order.append, "many")) for _ in range(9)]
+        await asyncio.gather(*again)  # every thread is free again
+        assert order == ["many"] * 9
         turns.shutdown()
 
     asyncio.run(run())

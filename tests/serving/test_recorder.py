@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.robot_columns import robot_actions
 from pizero.policy.policy import ModelPolicy
+from pizero.serving import recorder
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 from pizero.types import UserError
@@ -83,18 +85,30 @@ def test_nothing_asked_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
     assert not (tmp_path / "recorded" / "policy").exists()
 
 
-def test_a_full_disk_stops_no_robot(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_for_frames_that_wait_stops_no_robot(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No room for a frame in mid-episode, none for a new file; then there is room again."""
+
+    def refuse(_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
     server = serve(record=tmp_path / "recorded")
-    recorder = server.server.hosted["policy"].recorder
-    assert recorder is not None
-    with PolicyClient(server.uri) as client, Path("/dev/full").open("wb") as full:
+    with PolicyClient(server.uri) as client, PolicyClient(server.uri) as other:
         client.infer(observation())
-        next(iter(recorder._episodes.values())).file = full
-        for _ in range(4):
-            assert client.infer(observation())["actions"].shape == (6, 5)
+        for owner, name, value in ((recorder, "pack", refuse), (tempfile, "tempdir", str(tmp_path / "none"))):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, value)
+                assert client.infer(observation())["actions"].shape == (6, 5)
+        for step in range(3):
+            for robot, prompt in ((client, "lift"), (other, "push")):
+                assert robot.infer({**observation(step), "prompt": prompt})["actions"].shape == (6, 5)
+        assert client.connections == other.connections == 1
     server.stop()
-    assert "episode not recorded" in caplog.text
-    assert LeRobotDataset(tmp_path / "recorded" / "policy").num_frames == 3  # those of the next episode
+    assert caplog.text.count("episode not recorded") == 2
+    dataset = LeRobotDataset(tmp_path / "recorded" / "policy")
+    assert dataset.episode_lengths.tolist() == [3, 3]
+    assert sorted(dataset.tasks) == ["lift", "push"]
 
 
 def record_three(server: Background) -> None:
@@ -148,6 +162,27 @@ def test_a_recording_that_cannot_be_written_ends_the_server_with_one_line(
     assert LeRobotDataset(tmp_path / "recorded" / "policy").num_episodes == 3
 
 
+def test_a_dataset_that_cannot_be_completed_ends_no_other(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ends = LeRobotWriter.finalize, itertools.count()
+
+    def finalize(writer: LeRobotWriter) -> Path:
+        if next(ends) == 0:
+            raise OSError(5, "Input/output error")
+        return real(writer)
+
+    monkeypatch.setattr(LeRobotWriter, "finalize", finalize)
+    server = serve({"red": make_policy(), "blue": make_policy()}, record=tmp_path)
+    for name in ("red", "blue"):
+        with PolicyClient(f"{server.uri}/{name}") as client:
+            for step in range(2):
+                client.infer({**observation(step, 32), "prompt": "lift"})
+    with pytest.raises(UserError, match=r"red could not be completed .*Input/output error"):
+        server.stop()
+    assert LeRobotDataset(tmp_path / "blue").num_frames == 2
+
+
 def test_a_place_that_is_taken_meanwhile_loses_no_recording(serve: Serve, tmp_path: Path) -> None:
     server = serve({"red": make_policy(), "blue": make_policy()}, record=tmp_path)
     for name in ("red", "blue"):
@@ -168,3 +203,10 @@ def test_a_recording_is_not_written_over(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "policy" / "x").touch()
     with pytest.raises(UserError, match="will not be overwritten"):
         serve(record=tmp_path)
+    assert [path.name for path in (tmp_path / "policy").iterdir()] == ["x"]
+    server = serve(record=tmp_path / "another")
+    with PolicyClient(server.uri) as client:
+        for step in range(2):
+            client.infer({**observation(step, 32), "prompt": "lift"})
+    server.stop()
+    assert LeRobotDataset(tmp_path / "another" / "policy").num_frames == 2

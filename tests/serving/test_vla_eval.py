@@ -39,16 +39,16 @@ def harness_observation(seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 class Harness:
     def __init__(self, connection: ClientConnection) -> None:
-        self._connection, self.number = connection, 0
+        self.connection, self.number = connection, 0
 
     def send(self, kind: str, payload: Any) -> None:
         self.number += 1
         message = {"type": kind, "payload": payload, "seq": self.number, "timestamp": 1.5}
-        self._connection.send(msgpack.packb(message))
+        self.connection.send(msgpack.packb(message))
 
     def ask(self, kind: str, payload: Any) -> dict[str, Any]:
         self.send(kind, payload)
-        reply = msgpack.unpackb(self._connection.recv(timeout=20))
+        reply = msgpack.unpackb(self.connection.recv(timeout=20))
         assert reply["seq"] == self.number
         return {"type": reply["type"], **reply["payload"]}
 
@@ -108,13 +108,15 @@ def test_its_observation_is_the_robots(serve: Serve, policy: ModelPolicy) -> Non
     ],
 )
 def test_what_is_wrong_is_told(serve: Serve, kind: str, payload: Any, text: str) -> None:
-    with harness(serve()) as robot:
+    server = serve()
+    with harness(server) as robot, PolicyClient(server.uri) as other:
         robot.number = -1 if kind == "dance" or payload == [] else 0  # the number of a message that is not understood
         reply = robot.ask(kind, payload)
         assert reply["type"] == "error"
         assert reply["error"].startswith("bad request: ")
         assert text in reply["error"]
         assert robot.action(harness_observation()).shape == (5,)
+        assert other.infer(observation())["actions"].shape == (6, 5)
 
 
 def test_beside_robots_and_by_name(serve: Serve, policy: ModelPolicy) -> None:
@@ -140,7 +142,7 @@ def test_pictures_are_measured_before_they_are_decoded(serve: Serve, monkeypatch
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tiff, "TIFF")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(eps, "EPS")
     disguised = [{**fits, "data": file.getvalue()} for file in (tiff, eps)]
-    with harness(server) as robot:
+    with harness(server) as robot, PolicyClient(server.uri) as other:
         for images in ([large], [fits, large], [fits, fits]):
             decoded.clear()
             reply = robot.ask("observation", harness_observation(images=dict(zip("ab", images, strict=False))))
@@ -151,6 +153,7 @@ def test_pictures_are_measured_before_they_are_decoded(serve: Serve, monkeypatch
             assert "neither PNG nor JPEG" in robot.ask("observation", harness_observation(images={"a": image}))["error"]
         decoded.clear()
         assert robot.action(harness_observation(images={"a": fits})).shape == (5,)
+        assert other.infer(observation())["actions"].shape == (6, 5)
         assert decoded
 
 
@@ -184,10 +187,12 @@ def test_an_array_in_any_place_is_a_bad_request(serve: Serve, place: str) -> Non
         message["payload"]["images"]["wrist"] = {**array(observation()["images"]["ego"]), place: odd}
     else:
         message["payload"]["images"]["wrist"][place] = odd
-    with harness(serve()) as robot:
-        robot._connection.send(msgpack.packb(message))
-        reply = msgpack.unpackb(robot._connection.recv(timeout=20))
+    server = serve()
+    with harness(server) as robot, PolicyClient(server.uri) as other:
+        robot.connection.send(msgpack.packb(message))
+        reply = msgpack.unpackb(robot.connection.recv(timeout=20))
         assert reply["type"] == "error"
         assert reply["payload"]["error"].startswith("bad request: ")
         robot.number = 1
         assert robot.action(harness_observation()).shape == (5,)
+        assert other.infer(observation())["actions"].shape == (6, 5)

@@ -82,7 +82,7 @@ class Batcher:
             raise BusyError("the server ends")
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-            self._running.add_done_callback(lambda _: self._fail_all(RuntimeError("the batches ended")))
+            self._running.add_done_callback(self._ended)
         self._seen[robot] = time.monotonic()
         request = _Request(observation, owner, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(owner, deque()).append(request)
@@ -117,6 +117,11 @@ class Batcher:
                 await self._running
         self._fail_all(BusyError("the server ends"))
         self._worker.close()
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        error = RuntimeError("the batches ended")
+        error.__cause__ = None if running.cancelled() else running.exception()
+        self._fail_all(error)
 
     def _fail_all(self, error: Exception) -> None:
         """Every request that has no answer yet fails."""
@@ -164,8 +169,10 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[_Request]) -> None:
-        started = self._called = time.monotonic()
-        replies = await self._worker.run(self._call, [request.observation for request in batch])
+        started = time.monotonic()
+        running = self._worker.run(self._call, [request.observation for request in batch])
+        self._called = started
+        replies = await running
         self._called, self._free = None, time.monotonic()
         seconds = self._free - started
         self.slowest = max(self.slowest, seconds)

@@ -106,7 +106,7 @@ class Feed:
         if command.get("do") == "watch":
             page.watched = 0 if robot is None else robot.number
         elif command.get("do") == "prompt" and robot is not None:
-            text = str(command.get("text", "")).strip()[:LONGEST_PROMPT]
+            text = str(command.get("text", "")).encode(errors="replace").decode().strip()[:LONGEST_PROMPT]
             robot.new_prompt = text or None
             log("instruction changed by a page", robot=robot.number, by=page.owner, prompt=text or "its own again")
         elif command.get("do") == "simulate":

@@ -23,12 +23,15 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """The result of `work`, to be awaited; what it raises, as an Exception in every case."""
+        """The result of `work`, to be awaited; what it raises, as an Exception in every case. RuntimeError at once
+        where its thread cannot be started.
+        """
         loop = asyncio.get_running_loop()
         result = loop.create_future()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()  # where the system has none left, the next call tries again
+            self._thread = thread
         self._tasks.put((work, arguments, loop, result))
         return result
 
