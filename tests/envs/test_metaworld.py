@@ -11,7 +11,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from pizero.envs import offscreen
-from pizero.envs.metaworld.env import DEFAULT_TASKS, PROMPTS, MetaWorldEnv
+from pizero.envs.env import make_env
+from pizero.envs.metaworld.env import MetaWorldEnv
+from pizero.envs.metaworld.tasks import DEFAULT_TASKS, MT10, PROMPTS, PUBLISHED_PROMPTS, TIERS
 from pizero.types import Env, RobotDict, UserError
 
 STILL = np.zeros(4, np.float32)
@@ -242,3 +244,41 @@ def test_process_that_drew_ends_without_complaint() -> None:
     script = "from pizero.envs.metaworld.env import MetaWorldEnv as E; E(('drawer-open',)).reset(seed=0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_suites_are_the_published_ones() -> None:
+    assert [list(TIERS.values()).count(tier) for tier in ("easy", "medium", "hard", "very hard")] == [28, 11, 6, 5]
+    assert set(TIERS) == set(PROMPTS) == set(PUBLISHED_PROMPTS)
+    assert set(MT10) < set(PROMPTS)
+    for name, tasks, steps in (("mt10", 10, 400), ("mt50", 50, 400), ("mt50-lerobot", 50, 500)):
+        env = make_env(f"metaworld-{name}", render_in_step=False)
+        assert (len(env.task_names), env.max_steps) == (tasks, steps)
+        observation, _ = env.reset(seed=0, options={"task": "push"})
+        assert env.observation_space["prompt"].contains(observation["prompt"])  # type: ignore[attr-defined]
+        assert (observation["prompt"] == "Push the puck to a goal") == name.endswith("lerobot")
+
+
+@pytest.mark.opengl
+def test_goal_is_several_pixels_wide_in_two_views_of_a_suite() -> None:
+    """The goal of "push" is a ball of 4 cm, the only thing in the scene that is bright green."""
+    env = make_env("metaworld-mt10", render_in_step=False)
+    env.reset(seed=3, options={"task": "push"})
+    images = env.observe()["images"]
+    assert list(images) == ["corner", "gripper", "side"]
+    green = {
+        name: (image[..., 1] > 150) & (image[..., 0] < 100) & (image[..., 2] < 100) for name, image in images.items()
+    }
+    widths = [int(mask.any(0).sum()) for mask in green.values()]
+    assert sum(width >= 3 for width in widths) >= 2, widths
+
+
+@pytest.mark.opengl
+def test_lerobots_view_holds_the_corner_view_in_its_middle() -> None:
+    """They look from one place, the corner view at two thirds of the picture's width."""
+    env = make_env("metaworld-mt50-lerobot", image_size=96, render_in_step=False)
+    env.reset(seed=0, options={"task": "drawer-open"})
+    wide = env.observe()["images"]["corner2"][16:80, 16:80]
+    env = MetaWorldEnv(("drawer-open",), image_size=64, render_in_step=False)
+    env.reset(seed=0)
+    narrow = env.observe()["images"]["corner"]
+    assert np.abs(wide.astype(int) - narrow).mean() < 6

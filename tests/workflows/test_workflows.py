@@ -55,6 +55,16 @@ def test_collect_is_the_same_with_one_and_with_two_processes(tmp_path: Path) -> 
     assert len(set(first.prompts(frames))) >= 4  # the tasks take turns
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_collect_records_each_task_as_often_though_one_fails_at_times(tmp_path: Path, workers: int) -> None:
+    tasks = ("reach", "push_right")
+    result = collect(small_collect(episodes=6, noise=0.1, tasks=tasks, workers=workers), tmp_path / "data")
+    dataset = LeRobotDataset(tmp_path / "data")
+    prompts = dataset.prompts(dataset.episode_starts)
+    assert sum("push" in prompt for prompt in prompts) == 3, prompts
+    assert result.attempts > result.episodes == 6
+
+
 def test_collect_executes_noise_and_records_clean_actions(tmp_path: Path) -> None:
     collect(small_collect(noise=0.0), tmp_path / "clean")
     collect(small_collect(noise=0.02), tmp_path / "noisy")

@@ -16,7 +16,10 @@ class Arguments:
     Example: pizero collect tabletop --output runs/tabletop-data --episodes 500
     """
 
-    env: Annotated[Literal["tabletop", "metaworld", "pusht"], tyro.conf.Positional]
+    env: Annotated[
+        Literal["tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "metaworld-mt50-lerobot", "pusht"],
+        tyro.conf.Positional,
+    ]
     """Simulator."""
     output: Path
     """Folder of the new dataset; it must not exist."""

@@ -18,7 +18,7 @@ class Arguments:
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
-    env: Literal["tabletop", "metaworld", "pusht"]
+    env: Literal["tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "metaworld-mt50-lerobot", "pusht"]
     """Simulator."""
     episodes: int = 50
     """Episodes of each task."""

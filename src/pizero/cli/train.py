@@ -26,8 +26,9 @@ class Arguments:
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
     (examples/mixture.toml)."""
     preset: Literal[
-        "small", "tabletop", "metaworld", "pusht", "full", "aloha", "droid", "libero", "metaworld-full", "tabletop-full"
-    ]
+        "small", "tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "pusht", "full", "aloha", "droid",
+        "libero", "metaworld-full", "tabletop-full",
+    ]  # fmt: skip
     """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset. full: for
     any robot, with the full sizes, as aloha, droid, libero and those with -full have them."""
     output: Path

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pizero.baseline.config import small_baseline
 from pizero.configs.finetune import aloha, droid, full, libero, metaworld_full, tabletop_full
 from pizero.configs.preset import OWN, ModelName, Pi0Name, Preset, norm_mode
-from pizero.model.config import small_config
+from pizero.model.config import CAMERAS, small_config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
@@ -66,6 +66,34 @@ def metaworld(model: ModelName = "pi0") -> Preset:
     return _rung_0(preset) if model == "diffusion" else preset
 
 
+def metaworld_mt10(model: ModelName = "pi0") -> Preset:
+    """Small π0 for the ten tasks of Meta-World's MT10, one language-conditioned policy from scratch.
+
+    command   pizero train DATASET --preset metaworld-mt10 --output RUN
+    hardware  1 CPU core
+    result    docs/results/benchmarks.md
+    """
+    config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
+    train = TrainConfig(
+        steps=10_000, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.998,
+        optimizer="muon", early_frames=0.5, draws=4, augmentation="none", log_every=50, validate_every=500,
+        save_every=500, validation_fraction=0.04, seed=0,
+    )  # fmt: skip
+    preset = Preset("metaworld_mt", config, train, norm_mode(model), 512, execution_horizon=5)
+    return _rung_0(preset) if model == "diffusion" else preset
+
+
+def metaworld_mt50(model: ModelName = "pi0") -> Preset:
+    """The same for all fifty tasks.
+
+    command   pizero train DATASET --preset metaworld-mt50 --output RUN
+    hardware  1 CPU core
+    result    docs/results/benchmarks.md
+    """
+    preset = metaworld_mt10(model)
+    return replace(preset, train=replace(preset.train, steps=30_000, validation_fraction=0.02))
+
+
 def pusht(model: ModelName = "pi0") -> Preset:
     """Small π0 for PushT, from scratch.
 
@@ -83,8 +111,9 @@ def pusht(model: ModelName = "pi0") -> Preset:
 
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
-    "small": small, "tabletop": tabletop, "metaworld": metaworld, "pusht": pusht, "full": full, "aloha": aloha,
-    "droid": droid, "libero": libero, "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
+    "small": small, "tabletop": tabletop, "metaworld": metaworld, "metaworld-mt10": metaworld_mt10,
+    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "full": full, "aloha": aloha, "droid": droid, "libero": libero,
+    "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
 }  # fmt: skip
 
 

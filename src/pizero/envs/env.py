@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pizero.types import Env, UserError
@@ -20,13 +21,26 @@ def _metaworld(**options: Any) -> Env:
     return MetaWorldEnv(**options)
 
 
+def _metaworld_suite(class_name: str, **options: Any) -> Env:
+    from pizero.envs.metaworld import suites
+
+    return getattr(suites, class_name)(**options)
+
+
 def _pusht(**options: Any) -> Env:
     from pizero.envs.pusht.env import PushTEnv
 
     return PushTEnv(**options)
 
 
-ENVS: dict[str, Callable[..., Env]] = {"tabletop": _tabletop, "metaworld": _metaworld, "pusht": _pusht}
+ENVS: dict[str, Callable[..., Env]] = {
+    "tabletop": _tabletop,
+    "metaworld": _metaworld,
+    "metaworld-mt10": partial(_metaworld_suite, "MT10Env"),
+    "metaworld-mt50": partial(_metaworld_suite, "MT50Env"),
+    "metaworld-mt50-lerobot": partial(_metaworld_suite, "LeRobotMT50Env"),
+    "pusht": _pusht,
+}
 
 
 def make_env(

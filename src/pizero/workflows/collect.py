@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,11 @@ class CollectResult:
 
 
 def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None] | None = None) -> CollectResult:
-    """Records `config.episodes` successful episodes at `root`; failed attempts are thrown away and counted.
+    """Records `config.episodes` successful episodes at `root`, of each task as many; failed attempts are thrown away
+    and counted.
 
-    Attempt k has the seed `config.seed + k`, so the same configuration records the same dataset.
+    Attempt k has the seed `config.seed + k` and is of task k, counted in turns, so the same configuration records the
+    same dataset.
     """
     started = time.perf_counter()
     env = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
@@ -78,22 +82,33 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
             root, fps=env.fps, robot_type=config.env, state_names=env.state_names, action_names=env.action_names,
             cameras=cameras, image_format=config.image_format,  # type: ignore[arg-type]
         )  # fmt: skip
-        saved = frames = attempts = 0
-        with writer, closing(_attempts(config, env)) as demonstrations:
-            for demonstration in demonstrations:
-                attempts += 1
+        saved = frames = 0
+        tasks = len(env.task_names)
+        missing = [(config.episodes + tasks - 1 - task) // tasks for task in range(tasks)]  # episodes, by task
+        tried, failed = [0] * tasks, [0] * tasks
+        with writer, closing(_attempts(config, env, missing)) as demonstrations:
+            for task, demonstration in demonstrations:
+                if not missing[task]:  # begun before the task's last episode was known to be a success
+                    continue
+                tried[task] += 1
                 if demonstration.success:
                     _write(writer, demonstration)
                     saved, frames = saved + 1, frames + len(demonstration.states)
+                    missing[task] -= 1
                     if on_episode is not None:
                         on_episode(saved)
+                else:
+                    failed[task] += 1
                 if saved == config.episodes:
                     break
-                if attempts >= 20 and saved < attempts // 10:
-                    raise UserError(f"the demonstrator succeeded in {saved} of {attempts} attempts; lower the noise")
+                if tried[task] >= 20 and failed[task] > 0.9 * tried[task]:
+                    raise UserError(
+                        f"{env.task_names[task]}: the demonstrator failed in {failed[task]} of {tried[task]} attempts; "
+                        "lower the noise"
+                    )
     finally:
         env.close()
-    return CollectResult(saved, frames, attempts, time.perf_counter() - started)
+    return CollectResult(saved, frames, sum(tried), time.perf_counter() - started)
 
 
 def collect_once(config: CollectConfig, root: Path) -> float:
@@ -130,22 +145,21 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
     return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)
 
 
-def _attempts(config: CollectConfig, env: Env) -> Generator[Demonstration]:
-    """Attempts 0, 1, 2, ... without end, in their order, from this process or from several."""
+def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Generator[tuple[int, Demonstration]]:
+    """Attempts 0, 1, 2, ... without end, in their order, each with its task's number, from this process or from
+    several. A task of which none is `missing` is passed over.
+    """
     tasks = env.task_names
+    turns = ((attempt % len(tasks), config.seed + attempt) for attempt in count())
+    wanted = ((task, seed) for task, seed in turns if missing[task])
     if config.workers <= 1:
-        attempt = 0
-        while True:
-            yield record_episode(env, tasks[attempt % len(tasks)], config.seed + attempt, config.noise)
-            attempt += 1
-    share = 8
+        for task, seed in wanted:
+            yield task, record_episode(env, tasks[task], seed, config.noise)
     with Workers(config.workers, _start_worker, (config,)) as workers:
-        waiting = [workers.submit(_work, tasks, start, share) for start in range(0, share * config.workers * 2, share)]
-        start = share * len(waiting)
+        waiting = deque(workers.submit(_work, list(islice(wanted, 8))) for _ in range(config.workers * 2))
         while True:
-            yield from waiting.pop(0).result()
-            waiting.append(workers.submit(_work, tasks, start, share))
-            start += share
+            yield from waiting.popleft().result()
+            waiting.append(workers.submit(_work, list(islice(wanted, 8))))
 
 
 _worker: dict[str, Any] = {}
@@ -156,12 +170,9 @@ def _start_worker(config: CollectConfig) -> None:
     _worker["env"] = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
 
 
-def _work(tasks: Sequence[str], start: int, count: int) -> list[Demonstration]:
-    config: CollectConfig = _worker["config"]
-    return [
-        record_episode(_worker["env"], tasks[attempt % len(tasks)], config.seed + attempt, config.noise)
-        for attempt in range(start, start + count)
-    ]
+def _work(turns: Sequence[tuple[int, int]]) -> list[tuple[int, Demonstration]]:
+    config, env = _worker["config"], _worker["env"]
+    return [(task, record_episode(env, env.task_names[task], seed, config.noise)) for task, seed in turns]
 
 
 def _write(writer: LeRobotWriter, demonstration: Demonstration) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pizero.configs.presets import Pi0Name, metaworld
-from pizero.envs.metaworld.env import DEFAULT_TASKS
+from pizero.envs.metaworld.tasks import DEFAULT_TASKS
 from pizero.workflows.collect import CollectConfig
 from pizero.workflows.demo import DemoConfig, run_demo
 from pizero.workflows.evaluate import EvaluateConfig

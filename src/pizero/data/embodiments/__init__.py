@@ -12,7 +12,7 @@ from pizero.data.embodiments.droid import droid, droid_joint_position
 from pizero.data.embodiments.embodiment import Embodiment, Key
 from pizero.data.embodiments.generic import generic
 from pizero.data.embodiments.libero import libero
-from pizero.data.embodiments.metaworld import metaworld
+from pizero.data.embodiments.metaworld import metaworld, metaworld_mt
 from pizero.data.embodiments.pusht import pusht
 from pizero.data.embodiments.tabletop import tabletop
 from pizero.files import read_toml
@@ -20,7 +20,7 @@ from pizero.types import UserError
 
 __all__ = [
     "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "droid", "droid_joint_position", "generic",
-    "get_embodiment", "libero", "metaworld", "pusht", "tabletop",
+    "get_embodiment", "libero", "metaworld", "metaworld_mt", "pusht", "tabletop",
 ]  # fmt: skip
 
 EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
@@ -29,6 +29,7 @@ EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
     "droid_joint_position": droid_joint_position,
     "libero": libero,
     "metaworld": metaworld,
+    "metaworld_mt": metaworld_mt,
     "pusht": pusht,
     "tabletop": tabletop,
 }

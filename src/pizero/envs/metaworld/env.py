@@ -10,7 +10,7 @@ import math
 import pickle
 import string
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -19,85 +19,28 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pizero.envs import offscreen
+from pizero.envs.metaworld.tasks import DEFAULT_TASKS, PROMPTS
 from pizero.types import RobotDict, UserError
 
-DEFAULT_TASKS = (
-    "button-press-topdown-v3",
-    "drawer-open-v3",
-    "drawer-close-v3",
-    "door-open-v3",
-    "window-open-v3",
-    "window-close-v3",
-)
-
-PROMPTS = {
-    "assembly-v3": "put the ring onto the peg",
-    "basketball-v3": "put the ball into the basket",
-    "bin-picking-v3": "move the block from the red bin into the blue bin",
-    "box-close-v3": "put the lid onto the box",
-    "button-press-topdown-v3": "press the button from above",
-    "button-press-topdown-wall-v3": "reach over the wall and press the button from above",
-    "button-press-v3": "press the button from the front",
-    "button-press-wall-v3": "reach over the wall and press the button from the front",
-    "coffee-button-v3": "press the button of the coffee machine",
-    "coffee-pull-v3": "pull the mug away from the coffee machine",
-    "coffee-push-v3": "push the mug under the coffee machine",
-    "dial-turn-v3": "turn the dial",
-    "disassemble-v3": "take the ring off the peg",
-    "door-close-v3": "close the door",
-    "door-lock-v3": "lock the door",
-    "door-open-v3": "open the door",
-    "door-unlock-v3": "unlock the door",
-    "drawer-close-v3": "close the drawer",
-    "drawer-open-v3": "open the drawer",
-    "faucet-close-v3": "close the faucet",
-    "faucet-open-v3": "open the faucet",
-    "hammer-v3": "drive the nail in with the hammer",
-    "hand-insert-v3": "put the gripper into the hole",
-    "handle-press-side-v3": "press the handle down from the side",
-    "handle-press-v3": "press the handle down",
-    "handle-pull-side-v3": "pull the handle up from the side",
-    "handle-pull-v3": "pull the handle up",
-    "lever-pull-v3": "pull the lever up",
-    "peg-insert-side-v3": "put the peg into the hole in the side of the block",
-    "peg-unplug-side-v3": "pull the peg out sideways",
-    "pick-out-of-hole-v3": "take the puck out of the hole",
-    "pick-place-v3": "pick up the puck and carry it to the goal",
-    "pick-place-wall-v3": "pick up the puck and carry it over the wall to the goal",
-    "plate-slide-back-side-v3": "slide the plate out of the cabinet sideways",
-    "plate-slide-back-v3": "slide the plate out of the cabinet",
-    "plate-slide-side-v3": "slide the plate into the cabinet sideways",
-    "plate-slide-v3": "slide the plate into the cabinet",
-    "push-back-v3": "pull the puck back to the goal",
-    "push-v3": "push the puck to the goal",
-    "push-wall-v3": "push the puck around the wall to the goal",
-    "reach-v3": "move the gripper to the goal",
-    "reach-wall-v3": "move the gripper over the wall to the goal",
-    "shelf-place-v3": "put the block onto the shelf",
-    "soccer-v3": "push the ball into the goal",
-    "stick-pull-v3": "pull the box with the stick",
-    "stick-push-v3": "push the box with the stick",
-    "sweep-into-v3": "sweep the puck into the hole",
-    "sweep-v3": "sweep the puck off the table",
-    "window-close-v3": "close the window",
-    "window-open-v3": "open the window",
-}
-"""Every task of Meta-World v3 with its prompt."""
-
 _RENDER_SIZE = 256
-# The view of the published Meta-World data sets (camera "corner4", which hangs upside down), its central two thirds.
-_CORNER_CAMERA = "corner4"
+# Meta-World's cameras that are used; both hang upside down. "corner" sees the central two thirds of the published
+# data sets' view. "corner2" stands where LeRobot moves it: the whole of that view.
+_FIXED = {"corner": "corner4", "corner2": "corner2"}
 _CORNER_CROP = 2 / 3
-# A camera that follows the gripper from behind its right side, where the arm does not stand between.
-_GRIPPER_VIEW = {"azimuth": 110.0, "elevation": -30.0, "distance": 0.5}
-_GRIPPER_LOOKS_AT = np.array([0.0, 0.05, -0.08])  # metres from the hand
+_CORNER2_PLACE = (0.75, 0.075, 0.7)
+# Cameras that follow the gripper, looking at a point given in metres from the hand. "gripper": from behind its right
+# side, where the arm does not stand between. "side": across that view, so that both together show all three directions.
+_FOLLOWING: dict[str, dict[str, Any]] = {
+    "gripper": {"azimuth": 110.0, "elevation": -30.0, "distance": 0.5, "lookat": (0.0, 0.05, -0.08)},
+    "side": {"azimuth": 190.0, "elevation": -20.0, "distance": 0.7, "lookat": (0.0, 0.08, -0.1)},
+}
 
 
 class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     """Meta-World: objects are placed anew in every episode, and `reset(seed)` decides where.
 
     Observation: "state" float32 [4]: gripper x, y, z in metres, gripper opening (0 closed, 1 open); "images" uint8
-    [image_size, image_size, 3]: "corner" (fixed), "gripper" (follows the gripper); "prompt".
+    [image_size, image_size, 3] by `camera_names`: "corner" (fixed), "gripper" (follows the gripper); "prompt".
     Action [4] in [-1, 1]: dx, dy, dz (times 1 cm), gripper (1 closes, -1 opens).
     An episode ends on success, or is truncated after `max_steps`; the reward is Meta-World's, 0 to 10.
     """
@@ -106,20 +49,23 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     fps = 80.0
     state_names: tuple[str, ...] = ("x", "y", "z", "opening")
     action_names: tuple[str, ...] = ("dx", "dy", "dz", "gripper")
+    camera_names: tuple[str, ...] = ("corner", "gripper")
+    default_tasks: tuple[str, ...] = DEFAULT_TASKS
+    prompts: Mapping[str, str] = PROMPTS
     demonstration_noise = 0.2
     max_steps = 300  # demonstrators need 97 at most on the default tasks; on all fifty, 6 of 1,000 episodes need more
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
-        """tasks: names with or without "-v3" (None: the six of `DEFAULT_TASKS`).
+        """tasks: names with or without "-v3" (None: `default_tasks`).
 
         With `render_in_step=False`, `reset` and `step` return no images and need no OpenGL; `observe` still draws.
         Raises UserError for an unknown task, when Meta-World is not installed, or when images need an OpenGL that is
         not there.
         """
-        given = DEFAULT_TASKS if tasks is None else tasks
+        given = self.default_tasks if tasks is None else tasks
         self.task_names = tuple(_task_name(name, tuple(PROMPTS)) for name in given)
         if not self.task_names:
-            raise UserError("tasks is empty: name at least one Meta-World task, or None for the default six")
+            raise UserError("tasks is empty: name at least one Meta-World task, or None for the default ones")
         if importlib.util.find_spec("metaworld") is None:
             raise UserError("metaworld is not installed; install the sim extra: pip install 'pizero[sim]'")
         if render_in_step:
@@ -131,8 +77,8 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         self.observation_space = spaces.Dict(
             {
                 "state": spaces.Box(np.array([-1, 0, -1, 0], np.float32), np.array([1, 2, 1, 1], np.float32)),
-                "images": spaces.Dict({"corner": image, "gripper": image}),
-                "prompt": spaces.Text(max_length=64, charset=string.ascii_lowercase + " "),
+                "images": spaces.Dict(dict.fromkeys(self.camera_names, image)),
+                "prompt": spaces.Text(max_length=64, charset=string.ascii_letters + string.digits + " ,-"),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -174,7 +120,7 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     def render(self) -> NDArray[np.uint8]:
         """The corner view for people to look at: [256, 256, 3]."""
         self._check_running()
-        return self._corner(_RENDER_SIZE)
+        return self._picture("corner", _RENDER_SIZE)
 
     def demonstrator(self) -> MetaWorldDemonstrator:
         """Meta-World's scripted policy for the present episode."""
@@ -201,30 +147,24 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
             raise UserError("the environment has no episode yet: call reset() first")
 
     def _observation(self, with_images: bool) -> RobotDict:
-        observation: RobotDict = {"state": self._true_state[:4].astype(np.float32), "prompt": PROMPTS[self._task]}
+        observation: RobotDict = {"state": self._true_state[:4].astype(np.float32), "prompt": self.prompts[self._task]}
         if with_images:
-            observation["images"] = {"corner": self._corner(self.image_size), "gripper": self._gripper()}
+            observation["images"] = {name: self._picture(name, self.image_size) for name in self.camera_names}
         return observation
 
-    def _corner(self, size: int) -> NDArray[np.uint8]:
+    def _picture(self, name: str, size: int) -> NDArray[np.uint8]:
         mujoco = offscreen.import_mujoco()
-        camera = mujoco.MjvCamera()
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
-        camera.fixedcamid = self._simulator.model.camera(_CORNER_CAMERA).id
-        return np.ascontiguousarray(self._draw(camera, size)[::-1, ::-1])
-
-    def _gripper(self) -> NDArray[np.uint8]:
-        mujoco = offscreen.import_mujoco()
-        camera = mujoco.MjvCamera()
-        camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
-        camera.lookat[:] = self._simulator.data.body("hand").xpos + _GRIPPER_LOOKS_AT
-        for name, value in _GRIPPER_VIEW.items():
-            setattr(camera, name, value)
-        return self._draw(camera, self.image_size)
-
-    def _draw(self, camera: Any, size: int) -> NDArray[np.uint8]:
-        simulator = self._simulator
-        return offscreen.shared_renderer().frame(self._task, simulator.model, simulator.data, camera, size)
+        simulator, camera = self._simulator, mujoco.MjvCamera()
+        if name in _FOLLOWING:
+            camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
+            for field, value in _FOLLOWING[name].items():
+                setattr(camera, field, value)
+            camera.lookat += simulator.data.body("hand").xpos
+        else:
+            camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
+            camera.fixedcamid = simulator.model.camera(_FIXED[name]).id
+        picture = offscreen.shared_renderer().frame(self._task, simulator.model, simulator.data, camera, size)
+        return picture if name in _FOLLOWING else np.ascontiguousarray(picture[::-1, ::-1])
 
 
 class MetaWorldDemonstrator:
@@ -282,9 +222,9 @@ def _simulator_class(task: str) -> Any:
     mujoco = offscreen.import_mujoco()
     base = ENV_CLS_MAP[task]
     compiled = base().model
-    camera = compiled.camera(_CORNER_CAMERA).id
-    half_angle = math.radians(compiled.cam_fovy[camera] / 2)
-    compiled.cam_fovy[camera] = 2 * math.degrees(math.atan(_CORNER_CROP * math.tan(half_angle)))
+    corner = compiled.camera(_FIXED["corner"])
+    corner.fovy = 2 * math.degrees(math.atan(_CORNER_CROP * math.tan(math.radians(corner.fovy[0] / 2))))
+    compiled.camera(_FIXED["corner2"]).pos = _CORNER2_PLACE
 
     def initialize(self: Any) -> tuple[Any, Any]:
         model = copy.copy(compiled)
