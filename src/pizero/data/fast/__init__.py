@@ -1,0 +1,1 @@
+"""FAST: action chunks as discrete tokens (arXiv 2501.09747)."""
