@@ -1,11 +1,12 @@
 """What keeps a robot smooth and successful when the policy is late: success and jerk under injected delays.
 
-    python benchmarks/real_time.py train runs/real-time       demonstrations and six small policies, about an hour
-    python benchmarks/real_time.py measure runs/real-time     rollouts: tabletop.json and metaworld.json
-    python benchmarks/real_time.py show runs/real-time        tables and real_time.svg
+    python benchmarks/inference/real_time.py train runs/real-time      demonstrations, six small policies: an hour
+    python benchmarks/inference/real_time.py measure runs/real-time    rollouts: tabletop.json and metaworld.json
+    python benchmarks/inference/real_time.py show runs/real-time       tables and real_time.svg
 
-Stopped, they go on where they were. The built-in simulator runs at 25 control steps a second instead of 5, so that ten
-steps of delay are 0.4 seconds and not a whole episode; Meta-World at its own 80.
+Feeds docs/results/real_time.md. Times are those of 2 cores. After an interruption `train` and `measure` continue where
+they stopped. The built-in simulator runs at 25 control steps a second instead of 5, so that ten steps of delay are 0.4
+seconds and not a whole episode; Meta-World at its own 80.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Loading a full-size π0 from one safetensors file: time beside safetensors alone, and memory.
 
-    python benchmarks/loading.py [--dtype bfloat16] [--stored bfloat16] [--rounds 3]
+    python benchmarks/inference/loading.py [--dtype bfloat16] [--stored bfloat16] [--rounds 3]
 
-Writes 6.5 GB (13 GB for float32) of random weights into a temporary folder first. Each load is a process of its own,
-interleaved; "safetensors alone" maps the file, converts where the dtypes differ, and reads every tensor once. Peak
-memory is the anonymous part (RssAnon): what a file maps can be dropped and read again.
+Feeds docs/checkpoints.md. Takes some minutes on 2 cores and writes 6.5 GB (13 GB for float32) of random weights
+into a temporary folder first. Each load is a process of its own, interleaved; "safetensors alone" maps the file,
+converts where the dtypes differ, and reads every tensor once. Peak memory is the anonymous part (RssAnon): what a file
+maps can be dropped and read again.
 """
 
 from __future__ import annotations
