@@ -136,7 +136,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training/speed.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/server.py
 
@@ -144,14 +144,14 @@ bench: setup
 # Needs 20 GiB of memory and about half an hour on 2 cores.
 bench-training: setup
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
-	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/training/memory.py
 	$(BIN)/python benchmarks/training_beside_lerobot.py $(LEROBOT_ENV)/bin/python
 
 # make studies   precision, averaging and draws, some minutes of a core for each of 32 trainings (docs/results)
 studies: setup
-	$(BIN)/python benchmarks/training_studies.py runs/studies precision draws
-	$(BIN)/python benchmarks/training_studies.py runs/studies finetune --steps 400
-	$(BIN)/python benchmarks/training_studies_report.py runs/studies
+	$(BIN)/python benchmarks/training/studies.py runs/studies precision draws
+	$(BIN)/python benchmarks/training/studies.py runs/studies finetune --steps 400
+	$(BIN)/python benchmarks/training/studies_report.py runs/studies
 
 clean:
 	rm -rf .venv runs

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from training_memory import MIDDLE
+from training.memory import MIDDLE
 from worker import Worker
 
 from pizero.checkpoints.load import load_model, save_model

@@ -1,7 +1,7 @@
 """FastSampler on an NVIDIA GPU beside the plain path: exactness, time by cameras, floor, kernels of one call.
 
-    python benchmarks/inference/gpu.py --json figures.jsonl        (full-size π0 with random weights; 4 minutes on an H100)
-    python benchmarks/inference/gpu.py --model tiny --device cpu   (checks the script without a GPU; a minute of a core)
+    python benchmarks/inference/gpu.py --json figures.jsonl        full-size π0, random weights; 4 minutes on an H100
+    python benchmarks/inference/gpu.py --model tiny --device cpu   the script without a GPU; a minute of a core
 
 Feeds docs/results/inference.md. Each item is printed as it is found; one that fails says so and the next goes on.
 """

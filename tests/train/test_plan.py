@@ -104,7 +104,7 @@ def test_shards_divide_the_state() -> None:
 
 
 def test_a_measured_peak_is_planned_within_15_percent() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "training_memory.py"), "small, batch 64, float32"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "training" / "memory.py"), "small, batch 64, float32"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found = json.loads(result.stdout)
     assert 0.85 < found["planned"] / found["measured"] < 1.15, found

@@ -49,7 +49,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
     On a CPU two plain products, the query heads that share a key head folded into rows: 3 to 4 times faster than
     `scaled_dot_product_attention` where there are bfloat16 units, about equal at small sizes on an AVX2 machine
-    (benchmarks/training.py tells for yours). On a GPU the fused kernel saves the logits.
+    (benchmarks/training/speed.py measures yours). On a GPU the fused kernel saves the logits.
     """
     return (attend_folded if query.device.type == "cpu" else attend_fused)(query, key, value, mask)
 

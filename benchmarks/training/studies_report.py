@@ -1,8 +1,8 @@
 """Tables and pictures of the training studies (docs/results/training_ablation.md, flow_draws.md).
 
-python benchmarks/training_studies_report.py FOLDER [--to docs/results]
-    FOLDER: what training_studies.py filled; prints the tables, writes training_ablation, flow_draws
-    and flow_draws_larger, .json and .svg
+python benchmarks/training/studies_report.py FOLDER [--to docs/results]
+    FOLDER: what studies.py filled; prints the tables, writes training_ablation, flow_draws and flow_draws_larger,
+    .json and .svg; takes seconds
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
-from training_studies import QUARTERS, WEIGHTS, Run, read_results, runs_of
+from studies import QUARTERS, WEIGHTS, Run, read_results, runs_of
 
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.train.metrics import read_metrics

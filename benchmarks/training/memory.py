@@ -1,10 +1,11 @@
 """What `pizero train --plan` says of a step's memory beside what a step takes, at several sizes, on this machine's CPU.
 
-python benchmarks/training_memory.py [--kept] [CASE ...]     all cases need 8 GiB and some minutes
+python benchmarks/training/memory.py [--kept] [CASE ...]     all cases: 8 GiB, some minutes of 2 cores
 
-Each case runs in a process of its own: three steps of the trainer itself on inputs of random numbers. Measured is by
-how much the process grew from before the model was made to its peak (VmHWM), with an allocator that gives memory back
-at once (MALLOC_MMAP_THRESHOLD_=65536, glibc); --kept keeps it, as `pizero train` does. One line of JSON per case.
+Feeds docs/results/training.md. Each case runs in a process of its own: three steps of the trainer itself
+on inputs of random numbers. Measured is by how much the process grew from before the model was made to its peak
+(VmHWM), with an allocator that gives memory back at once (MALLOC_MMAP_THRESHOLD_=65536, glibc); --kept keeps it, as
+`pizero train` does. One line of JSON per case.
 """
 
 from __future__ import annotations

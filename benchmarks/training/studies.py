@@ -1,17 +1,18 @@
 """What precision, averaging and draws do to a small π0 in the built-in simulator (docs/results/training_ablation.md,
 flow_draws.md).
 
-python benchmarks/training_studies.py FOLDER [STUDY ...] [--seconds S] [--steps N] [--jobs N] [--seeds N ...]
+python benchmarks/training/studies.py FOLDER [STUDY ...] [--seconds S] [--steps N] [--jobs N] [--seeds N ...]
     precision: float32, mixed, bfloat16, and bfloat16 rounded to the nearest; averaged and last weights
     finetune: the same from a checkpoint, with a small learning rate; needs precision's float32 of seed 0
     draws: 1, 2, 4, 8 draws per sample for the same time; draws-larger: the same with a π0 of 6 M parameters and a
     longer prefix; draws-middle: of 89 M parameters, on a GPU
 
-benchmarks/training_studies_report.py makes tables and pictures of what is in FOLDER.
+benchmarks/training/studies_report.py makes tables and pictures of what is in FOLDER.
 
-A run trains for about S seconds on one core (those of draws-middle share three quarters of S on the GPU); N run at a
-time. The steps that fit are measured first, while all run together, unless --steps tells them; a run is evaluated after
-it. A study may be stopped at any time: it goes on with what FOLDER holds.
+About an hour on 2 cores for `precision` and `draws`. A run trains for about S seconds on one core (those of
+draws-middle share three quarters of S on the GPU); N run at a time. The steps that fit are measured first, while all
+run together, unless --steps gives them; a run is evaluated after it. A study may be stopped at any time: the same
+command continues with what FOLDER holds.
 """
 
 from __future__ import annotations
