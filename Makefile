@@ -84,7 +84,7 @@ test-replicas: setup
 # make soak   a policy server under load for an hour (SECONDS=600 for less): its memory must not grow
 SECONDS = 3600
 soak: setup
-	$(BIN)/python benchmarks/server_soak.py --seconds $(SECONDS)
+	$(BIN)/python benchmarks/serving/soak.py --seconds $(SECONDS)
 
 # make test-lerobot-peer   LeRobot itself opens what pizero writes, and the reverse
 # Needs Python 3.12 (LEROBOT_PYTHON=python3.12); makes .peers/lerobot, or takes LEROBOT_ENV=<an environment with LeRobot>.
@@ -137,8 +137,8 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training/speed.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/server.py
+	$(BIN)/python benchmarks/data/loader.py
+	$(BIN)/python benchmarks/serving/load.py
 
 # make bench-training LEROBOT_ENV=<a virtual environment with lerobot==0.6.1>   memory beside its plan, a step beside LeRobot's
 # Needs 20 GiB of memory and about half an hour on 2 cores.

@@ -1,10 +1,11 @@
 """Training samples per second: frames cached, frames decoded, and beside LeRobot's loader where it is installed.
 
-python benchmarks/loader.py                              pizero alone
-LEROBOT_ENV/bin/python benchmarks/loader.py              beside LeRobot (PYTHONPATH=src), the same dataset, interleaved
+python benchmarks/data/loader.py                     pizero alone
+LEROBOT_ENV/bin/python benchmarks/data/loader.py     beside LeRobot (PYTHONPATH=src), the same dataset, interleaved
 
-A sample is two cameras, the state, the instruction and a window of 50 actions. Ours are resized to 224 x 224 and
-normalised, ready for the model; LeRobot's are what its dataset and DataLoader give, in the recorded size.
+Feeds docs/data.md (decoded frames); some minutes on 2 cores. A sample is two cameras, the state, the
+instruction and a window of 50 actions. Ours are resized to 224 x 224 and normalised, ready for the model; LeRobot's are
+what its dataset and DataLoader give, in the recorded size.
 """
 
 from __future__ import annotations

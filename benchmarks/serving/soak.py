@@ -1,10 +1,10 @@
 """A server that is asked for long: does it keep its memory, its threads, its files? (make soak)
 
-python benchmarks/server_soak.py [--seconds 3600] [--robots 6] [--pause 0.01]
+python benchmarks/serving/soak.py [--seconds 3600] [--robots 6] [--pause 0.01]
 
-Robots ask again after a pause; some connect anew again and again, some send what is wrong. Prints the server's state
-each minute, and ends with status 1 if its memory grew by more than a tenth after the first reading, or if threads or
-files were left.
+Feeds docs/results/server.md. Robots ask again after a pause; some connect anew again and again, some send what is
+wrong. Prints the server's state each minute, and ends with status 1 if its memory grew by more than a tenth after the
+first reading, or if threads or files were left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from server import make_policy, server
+from load import make_policy, server
 
 from pizero.serving.client import BusyError, PolicyClient, ServerError
 from pizero.serving.hosted import blank_observation

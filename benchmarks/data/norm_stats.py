@@ -1,8 +1,9 @@
 """Seconds that norm statistics take: reading the parquet files, of the columns as they are, of relative actions.
 
-    OMP_NUM_THREADS=1 python benchmarks/norm_stats.py [--frames 1000000] [--dims 14] [--horizon 50]
+    OMP_NUM_THREADS=1 python benchmarks/data/norm_stats.py [--frames 1000000] [--dims 14] [--horizon 50]
 
-Writes a LeRobot dataset without cameras, episodes of 500 frames (or fewer) of a random walk, into a temporary folder.
+Feeds docs/data.md (statistics); half a minute of a core. Writes a LeRobot dataset without cameras, episodes of 500
+frames (or fewer) of a random walk, into a temporary folder.
 """
 
 from __future__ import annotations
