@@ -59,7 +59,7 @@ $(PEER)/.done: benchmarks/peers/openpi_requirements.txt
 # make test-openpi-client   openpi's client from PyPI asks a running server; it needs numpy<2, so an environment of its own
 CLIENT = .peers/openpi-client
 test-openpi-client: setup $(CLIENT)/.done
-	$(BIN)/python benchmarks/client_asks_ours.py $(CLIENT)/bin/python benchmarks/peers/openpi_client_asks_ours.py a-key
+	$(BIN)/python benchmarks/peers/ask_server.py $(CLIENT)/bin/python benchmarks/peers/openpi_client_asks_ours.py a-key
 
 $(CLIENT)/.done: benchmarks/peers/openpi_client_requirements.txt
 	$(PYTHON) -m venv $(CLIENT)
@@ -68,7 +68,7 @@ $(CLIENT)/.done: benchmarks/peers/openpi_client_requirements.txt
 
 # make test-vla-eval VLA_EVAL=<a checkout of allenai/vla-evaluation-harness>   its episode runner plays with a running server
 test-vla-eval: setup .peers/vla-eval/.done
-	$(BIN)/python benchmarks/client_asks_ours.py .peers/vla-eval/bin/python benchmarks/peers/vla_eval_asks_ours.py
+	$(BIN)/python benchmarks/peers/ask_server.py .peers/vla-eval/bin/python benchmarks/peers/vla_eval_asks_ours.py
 
 .peers/vla-eval/.done:
 	@test -d "$(VLA_EVAL)/src/vla_eval" || { echo "give VLA_EVAL=<a checkout of allenai/vla-evaluation-harness>"; exit 2; }
@@ -108,8 +108,8 @@ bench-inference: setup $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	$(BENCH_INFERENCE) --dtype float32 --rounds 2
 	$(BENCH_INFERENCE) --paths fast --ablation --rounds 2
 	$(BENCH_INFERENCE) --sweep --rounds 1 --json runs/bench-sweep.json
-	$(BIN)/python benchmarks/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi0 --int8 --rounds 3
-	$(BIN)/python benchmarks/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi05 --int8 --rounds 2
+	$(BIN)/python benchmarks/peers/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi0 --int8 --rounds 3
+	$(BIN)/python benchmarks/peers/inference_beside_lerobot.py $(LEROBOT)/bin/python --model pi05 --int8 --rounds 2
 
 # make record-lerobot-diffusion LEROBOT_ENV=<a virtual environment with lerobot==0.6.1 and diffusers>   records the golden files of its policy
 record-lerobot-diffusion:
@@ -145,7 +145,7 @@ bench: setup
 bench-training: setup
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
 	$(BIN)/python benchmarks/training/memory.py
-	$(BIN)/python benchmarks/training_beside_lerobot.py $(LEROBOT_ENV)/bin/python
+	$(BIN)/python benchmarks/peers/training_beside_lerobot.py $(LEROBOT_ENV)/bin/python
 
 # make studies   precision, averaging and draws, some minutes of a core for each of 32 trainings (docs/results)
 studies: setup

@@ -1,6 +1,6 @@
 """openpi's client from PyPI, unmodified, against a running `pizero serve` of a policy for the built-in simulator.
 
-benchmarks/client_asks_ours.py starts the server and runs this where openpi-client is, and pizero is not:
+benchmarks/peers/ask_server.py starts the server and runs this where openpi-client is, and pizero is not:
 
     python openpi_client_asks_ours.py ws://127.0.0.1:8000 KEY
 """

@@ -1,6 +1,6 @@
 """allenai's vla-eval harness, unmodified, plays episodes with a running `pizero serve`.
 
-benchmarks/client_asks_ours.py starts the server and runs this where vla-eval is, and pizero is not:
+benchmarks/peers/ask_server.py starts the server and runs this where vla-eval is, and pizero is not:
 
     python vla_eval_asks_ours.py ws://127.0.0.1:8000
 

@@ -1,7 +1,7 @@
 """Another project's client against `pizero serve`, in an environment of its own.
 
 make test-openpi-client, make test-vla-eval, or
-python benchmarks/client_asks_ours.py PYTHON SCRIPT [KEY]
+python benchmarks/peers/ask_server.py PYTHON SCRIPT [KEY]
 
 PYTHON: of an environment with the client. SCRIPT: what it runs there, with the server's address and its API key.
 """

@@ -2,7 +2,7 @@
 
 Run it in an environment of its own that has LeRobot (`pip install "lerobot[dataset]"`) and finds pizero's `src`:
 
-    HF_HUB_OFFLINE=1 PYTHONPATH=src python benchmarks/lerobot_opens_ours.py <dataset folder> [--video-backend pyav]
+    HF_HUB_OFFLINE=1 PYTHONPATH=src python benchmarks/peers/lerobot_reads_dataset.py DATASET [--video-backend pyav]
 
 Compares every frame of every camera, every action window with its padding mask, state, time, indices and task, and
 the same for a choice of episodes. Prints one line per part and leaves with status 1 if anything differs.

@@ -1,9 +1,10 @@
 """A training step of a middle-sized π0 beside LeRobot's, with the same weights, batch, noise and times, in turns.
 
-python benchmarks/training_beside_lerobot.py LEROBOT_PYTHON [--batch 2] [--rounds 5] [--threads 2] [--rows NAME ...]
+python benchmarks/peers/training_beside_lerobot.py LEROBOT_PYTHON [--batch 2] [--rounds 5] [--threads 2] [--rows NAME]
 
-Every row is a process of its own, asleep while another one steps: seconds of a step, ratios within a round, and the
-process's peak of memory, from its start. Needs 12 GiB.
+Feeds docs/results/training.md; half an hour on 2 cores (make bench-training). Every row is a process of its
+own, asleep while another one steps: seconds of a step, ratios within a round, and the process's peak of memory, from
+its start. Needs 12 GiB.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+
 import numpy as np
 import torch
-from training.memory import MIDDLE
+from memory import MIDDLE
 from worker import Worker
 
 from pizero.checkpoints.load import load_model, save_model
@@ -55,7 +58,7 @@ WARM = 4
 
 def start(command: list[str]) -> Worker:
     """A process that takes a training step when asked."""
-    paths = [str(Path(__file__).parents[1] / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(Path(__file__).parents[2] / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return Worker(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"})
 
 
@@ -125,7 +128,7 @@ def main() -> None:
         write_inputs(root / "inputs.npz", options.batch)
         (root / "arch.json").write_text(json.dumps(ARCH))
         common = [str(root / "inputs.npz"), str(options.threads)]
-        script = str(Path(__file__).parent / "peers" / "lerobot_trains.py")
+        script = str(Path(__file__).parent / "lerobot_trains.py")
         commands = {name: [options.python, script, str(root / "start"), str(root / "arch.json"), *common, kind]
                     for name, kind in THEIRS.items()}  # fmt: skip
         commands |= {name: [sys.executable, __file__, "--serve", name, str(root / "start"), *common] for name in OURS}

@@ -1,8 +1,9 @@
 """Full-size π0 or π0.5 beside LeRobot's own, with the same random weights and inputs, in turns.
 
-make bench-inference, or: python benchmarks/inference_beside_lerobot.py LEROBOT_PYTHON [--model pi05] [--rounds 5]
+python benchmarks/peers/inference_beside_lerobot.py LEROBOT_PYTHON [--model pi05] [--rounds 5]
 
-Prints seconds of a whole call, ratios and how far the actions lie apart. Needs 24 GiB of memory and 14 GB of disk.
+Feeds docs/results/inference.md; a quarter of an hour on 2 cores (make bench-inference). Prints seconds of
+a whole call, ratios and how far the actions lie apart. Needs 24 GiB of memory and 14 GB of disk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class LeRobot(Worker):
     """LeRobot in its own process."""
 
     def __init__(self, python: str, folder: Path, inputs: Path, threads: int) -> None:
-        script = Path(__file__).parent / "peers" / "lerobot_samples.py"
+        script = Path(__file__).parent / "lerobot_samples.py"
         super().__init__([python, str(script), str(folder), str(inputs), str(threads)], "LeRobot")
         self._inputs = inputs
 
