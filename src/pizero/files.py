@@ -28,6 +28,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PIZERO_CACHE", Path.home() / ".cache" / "pizero")).expanduser()
 
 
+def lies_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, made of what a file says, names something in a folder. Links in the folder may lead out of it."""
+    found = Path(os.path.abspath(path))
+    return found != Path(os.path.abspath(folder)) and found.is_relative_to(os.path.abspath(folder))
+
+
 def read_file(path: Path, largest: int) -> bytes:
     """All of a file of at most `largest` bytes; UserError for a larger one.
 

@@ -11,8 +11,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from pizero.checkpoints.facts import make_pipeline, stats_of_file
+from pizero.baseline.config import small_baseline
+from pizero.checkpoints.facts import given, make_pipeline, stats_of_file
 from pizero.checkpoints.load import save_model
+from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native.checkpoint import save_checkpoint, write
 from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.openpi.folder import save_stats
@@ -187,3 +189,32 @@ def test_a_policy_with_the_statistics_of_a_robot_with_more_dimensions() -> None:
 def test_nothing_at_a_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stats.json: there is nothing at this path; give the file norm_stats.json"):
         stats_of_file(tmp_path / "stats.json", "zscore", ARM)
+
+
+# ---------------------------------------------------------------- a file that does not say its mode
+
+
+def mode_given(where: Path, config: NetworkConfig, facts: Facts | None = None) -> Mode:
+    """Of statistics that a user gives for a checkpoint."""
+    found = given(facts or Facts(), norm_stats=where, config=config).norm_stats
+    assert found is not None
+    return found.mode
+
+
+@pytest.mark.parametrize("stored", ["zscore", "quantile"])
+def test_openpi_s_file_is_used_as_the_checkpoint_s_own_statistics_are(stored: Mode, tmp_path: Path) -> None:
+    """By the name of the mode and not by the kind of model: a π0 may be trained with quantiles, and so the baseline."""
+    save_stats(some_stats(seed=1), tmp_path / "norm_stats.json")
+    own = replace(some_stats(), mode=stored)
+    for config in (small_config("nano"), small_baseline("nano")):
+        assert mode_given(tmp_path, config, Facts(norm_stats=own)) == stored
+    assert mode_given(tmp_path, small_config("nano")) == "zscore"
+
+
+def test_a_mode_that_nothing_tells_can_be_written_into_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "norm_stats.json"
+    save_stats(some_stats(), file)
+    with pytest.raises(UserError, match='does not say its mode; add "mode": "zscore" or "mode": "quantile" to it'):
+        mode_given(file, small_baseline("nano"))
+    file.write_text(json.dumps({"mode": "quantile", **json.loads(file.read_text())}))
+    assert mode_given(file, small_baseline("nano")) == "quantile"

@@ -293,6 +293,21 @@ def test_a_changed_image_beside_the_parquet_is_decoded_again(root: Path) -> None
     assert fingerprint(LeRobotDataset(root), ["top"], (32, 32), "openpi") != before
 
 
+@pytest.mark.parametrize("place", ["{outside}", "../outside.png", "images/../../outside.png", "../../../outside.png"])
+def test_images_outside_of_the_dataset_are_not_opened(root: Path, place: str) -> None:
+    """A dataset names no pictures of the machine that it is read on."""
+    outside = root.parent / "outside.png"
+    cells(root, lambda episode, frame, data: {"bytes": None, "path": place.format(outside=outside)}, None)
+    shutil.copy(Path(__file__).parents[2] / "docs" / "page.png", outside)
+    with pytest.raises(UserError, match="missing"):
+        LeRobotDataset(root)
+
+
+def test_images_named_from_the_data_file(root: Path) -> None:
+    beside(root, "../../images/{key}/episode_{episode:06d}/frame_{frame:06d}.png")
+    assert_equal_images(LeRobotDataset(root))
+
+
 def test_missing_images_beside_the_parquet(root: Path, tmp_path: Path) -> None:
     beside(root, PLACES["of another machine"])
     for frame in (3, 5):

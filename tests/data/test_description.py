@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -213,6 +214,46 @@ def test_path_templates(old: Path, template: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         (old / f"data/chunk-000/episode_{index:06d}.parquet").rename(target)
     change_info(old, data_path=template)
+    assert same_numbers(old).notes == []
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{root}/other/{{episode_index:06d}}.parquet", "which is no file of the dataset"),
+        ("../other/{{episode_index:06d}}.parquet", "which is no file of the dataset"),
+        ("data/../../other/{{episode_index:06d}}.parquet", "which is no file of the dataset"),
+        (".", "which is no file of the dataset"),
+        ("data/{{nothing}}.parquet", "{nothing} is not known"),
+        ("data/{{episode_index", "cannot be read"),
+        ("data/{{episode_index:099999999d}}.parquet", "with at most 9 digits"),
+        ("data/{{episode_index:{{file_index}}d}}.parquet", "with at most 9 digits"),
+    ],
+)
+def test_path_templates_that_are_refused(old: Path, template: str, text: str) -> None:
+    """Also where there are files: none outside of the dataset is opened."""
+    (old.parent / "other").mkdir()
+    for path in (old / "data/chunk-000").iterdir():
+        shutil.copy(path, old.parent / "other" / path.name.removeprefix("episode_"))
+    change_info(old, data_path=template.format(root=old.parent))
+    refused(old, re.escape(text))
+
+
+def test_videos_outside_of_the_dataset_are_refused(av1: Path) -> None:
+    change_info(av1, video_path="../{video_key}/{episode_index:06d}.mp4")
+    refused(av1, r"the path '\.\./.* is no file of the dataset")
+    key = "../../../../outside"
+    info = change_info(av1, video_path=None)
+    change_info(av1, features={**info["features"], key: info["features"]["observation.images.top"]})
+    refused(av1, "is no file of the dataset")
+
+
+def test_links_out_of_the_dataset_are_followed(old: Path) -> None:
+    """The cache of Hugging Face is made of them."""
+    shutil.move(old / "data", old.parent / "blobs")
+    (old / "data" / "chunk-000").mkdir(parents=True)
+    for path in (old.parent / "blobs" / "chunk-000").iterdir():
+        (old / "data" / "chunk-000" / path.name).symlink_to(path)
     assert same_numbers(old).notes == []
 
 

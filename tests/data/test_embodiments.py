@@ -251,3 +251,10 @@ def test_unknown_names() -> None:
         get_embodiment("generic")
     with pytest.raises(UserError, match=r"none\.toml cannot be read"):
         get_embodiment("none.toml")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../arm", "/etc/arm", "a/../../arm"])
+def test_a_name_becomes_a_folder(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be that of a folder, which it becomes"):
+        Embodiment(name, {})
+    assert Embodiment("lab/arm", {}).name == "lab/arm"

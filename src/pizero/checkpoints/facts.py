@@ -52,12 +52,14 @@ def given(
     """The facts with what the user says in the place of what the checkpoint says.
 
     embodiment: or its name. norm_stats: or its file, or the folder that holds it; one that does not say its mode, as
-    openpi's, is used as openpi uses it with the model of this config. tokenizer: or its file.
+    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model of this config. tokenizer: or
+    its file.
     """
     if isinstance(embodiment, str):
         embodiment = get_embodiment(embodiment)
     if isinstance(norm_stats, str | Path):
         mode = mode_of(config) if isinstance(config, Pi0Config) else None
+        mode = mode if facts.norm_stats is None else facts.norm_stats.mode
         norm_stats = stats_of_file(norm_stats, mode, embodiment or facts.embodiment)
     if isinstance(tokenizer, str | Path):
         tokenizer = PaligemmaTokenizer(tokenizer)
@@ -109,7 +111,10 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
     """
     if missing := needed_options(facts, config):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise UserError(f"the checkpoint does not tell {' nor '.join(missing)}, and it is not guessed; give {options}")
+        raise UserError(
+            f"the checkpoint does not tell {' nor '.join(missing)}, and it is not guessed; give {options} to pizero "
+            "train, evaluate, serve or convert"
+        )
     assert facts.embodiment is not None
     assert facts.norm_stats is not None
     tokenizer = facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer())

@@ -129,7 +129,9 @@ class NormStats:
             )
         found = stored.get("mode", mode)
         if found is None:
-            raise UserError(f"norm stats: {path} does not say its mode; give 'zscore' (π0) or 'quantile' (π0.5)")
+            raise UserError(
+                f'norm stats: {path} does not say its mode; add "mode": "zscore" or "mode": "quantile" to it'
+            )
         if mode is not None and found != mode:
             raise UserError(f"norm stats: {path} was made for mode {found!r}, but {mode!r} was asked for")
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
 
-from pizero.files import cache_folder, new_folder, write_bytes
+from pizero.files import cache_folder, lies_inside, new_folder, write_bytes
 from pizero.types import UserError
 
 TOKENIZER_URL = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
@@ -122,10 +122,9 @@ def _download(system: Any, remote: str, names: list[str], folder: Path) -> None:
     with Progress(*columns) as bars:
         bar = bars.add_task("download", total=sum(system.size(name) or 0 for name in names))
         for name in names:
-            part = Path(name.removeprefix(root))
-            if part.is_absolute() or ".." in part.parts:
+            path = folder / name.removeprefix(root)
+            if not lies_inside(path, folder):
                 raise UserError(f"{name} lies outside of {remote}; it is not downloaded")
-            path = folder / part
             path.parent.mkdir(parents=True, exist_ok=True)
             with system.open(name, "rb") as source, path.open("wb") as sink:
                 while block := source.read(1 << 22):

@@ -144,7 +144,13 @@ def repeated_key(text: bytes) -> str | None:
     return found[0][:100] if found else None
 
 
+def _check_name(name: str, said_by: Path) -> None:
+    if Path(name).name != name or "\0" in name:
+        raise UserError(f"{said_by} names {name!r}, which is not a file of this folder; it is not read")
+
+
 def _paths(folder: Path, name: str) -> list[Path]:
+    _check_name(name, folder)
     if (folder / name).is_file():
         return [folder / name]
     index = folder / f"{name}.index.json"
@@ -155,8 +161,7 @@ def _paths(folder: Path, name: str) -> list[Path]:
         raise UserError(f"{index} has no weight_map, which names the shards; copy the checkpoint again")
     shards = sorted(set(map(str, cast("dict[str, object]", weight_map).values())))
     for shard in shards:
-        if Path(shard).name != shard or "\0" in shard:
-            raise UserError(f"{index} names the shard {shard!r}, which is not a file of this folder; it is not read")
+        _check_name(shard, index)
         if not (folder / shard).is_file():
             raise UserError(f"{folder} has no {shard!r}, which {index.name} names; copy the checkpoint again")
     return [folder / shard for shard in shards]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from pizero.data.conversions import Conversion, Numbers, to_model, to_robot
 from pizero.data.embodiments.dimensions import Dims, check_dims
 from pizero.data.embodiments.values import READERS
 from pizero.data.relative_actions import RelativeActions
+from pizero.files import lies_inside
 from pizero.types import UserError, check_whole
 
 Key: TypeAlias = str | tuple[str, ...]
@@ -54,6 +56,8 @@ class Embodiment:
         texts = (self.name, *keys, self.prompt_key, self.image_prefix, self.default_prompt)
         if not all(isinstance(text, str) for text in (*texts, *self.cameras, *self.cameras.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError("embodiment: the name, the keys and the names of cameras must be texts")
+        if not lies_inside(Path(self.name), Path()):
+            raise UserError(f"embodiment: the name {self.name!r} cannot be that of a folder, which it becomes")
         if not self.state_key or not self.action_key or not all(keys):
             raise UserError(f"embodiment {self.name}: state_key and action_key must name columns")
         if len(set(self.cameras.values())) != len(self.cameras):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pizero.data.datasets.files.json_files import as_number, as_table, as_whole, read_object
 from pizero.data.datasets.meta.features import Feature, read_features
+from pizero.files import lies_inside
 from pizero.types import UserError
 
 INFO_PATH = "meta/info.json"
@@ -76,11 +77,14 @@ def read_info(root: Path, notes: list[str]) -> Info:
 
 
 def fill(root: Path, template: str, names: Mapping[str, int | str]) -> Path:
-    """The path that a template gives. UserError where it cannot be filled in."""
+    """The path that a template gives. UserError where it cannot be filled in, or leads out of the dataset."""
     try:
-        return root / template.format(**names)
+        path = root / template.format(**names)
     except (ValueError, LookupError, AttributeError, OverflowError) as error:
         raise UserError(f"{root / INFO_PATH}: the path {template!r} cannot be filled in ({error})") from None
+    if not lies_inside(path, root):
+        raise UserError(f"{root / INFO_PATH}: the path {template!r} leads to {path}, which is no file of the dataset")
+    return path
 
 
 def _version(root: Path, values: Mapping[str, Any], notes: list[str]) -> str:
@@ -119,10 +123,12 @@ def _template(root: Path, values: Mapping[str, Any], key: str, default: str) -> 
     if not isinstance(said, str):
         raise UserError(f"{where}; expected text such as {default!r}")
     try:
-        used = [name for _, name, _, _ in Formatter().parse(said) if name is not None]
+        fields = [(name, kind or "") for _, name, kind, _ in Formatter().parse(said) if name is not None]
     except ValueError as error:
         raise UserError(f"{where}, which cannot be read ({error}); expected text such as {default!r}") from None
-    unknown = [name for name in used if name not in PLACES]
-    if unknown:
-        raise UserError(f"{where}, but {{{unknown[0]}}} is not known; a path can have {', '.join(PLACES)}")
+    for name, kind in fields:
+        if name not in PLACES:
+            raise UserError(f"{where}, but {{{name}}} is not known; a path can have {', '.join(PLACES)}")
+        if not re.fullmatch(r"0?[1-9]?[ds]?", kind):
+            raise UserError(f"{where}, but numbers are written as by {{{name}:03d}}, with at most 9 digits")
     return said.replace("\\", "/")
