@@ -40,7 +40,7 @@ from pizero.policy.policy import ModelPolicy
 from pizero.serving.client import PolicyClient
 from pizero.serving.config import ServeConfig
 from pizero.serving.hosted import blank_observation
-from pizero.serving.running import run
+from pizero.serving.running import SWITCH_S, run
 from pizero.serving.server import PolicyServer
 
 KINDS = ("pizero", "pizero, no batches", "openpi")
@@ -100,6 +100,7 @@ def serve(kind: str, computes: bool, port: int, threads: int) -> None:
     async def work() -> None:
         await run(PolicyServer({"policy": lambda: policy}, config))
 
+    sys.setswitchinterval(SWITCH_S)
     asyncio.run(work())
 
 

@@ -69,7 +69,7 @@ def with_server(policy: ModelPolicy, work: Callable[[PolicyServer], Awaitable[No
         try:
             await work(server)
         finally:
-            if not server.draining:
+            if not server.service.draining:
                 await server.drain()
 
     asyncio.run(run())
@@ -86,10 +86,10 @@ def test_a_robot_asks_and_goes(policy: ModelPolicy) -> None:
         np.testing.assert_allclose(reply["actions"], policy.infer(asked)["actions"], rtol=1e-5, atol=1e-5)
         assert str(await robot.ask(b"nonsense")).startswith("bad request: ")
         assert str(await robot.ask("text")).startswith("bad request: ")
-        assert [one.address for one in server.live.robots.values()] == ["10.0.0.7"]
+        assert [one.address for one in server.service.live.robots.values()] == ["10.0.0.7"]
         robot.tell("websocket.disconnect", code=1000)
         await asyncio.wait_for(robot.task, 20)
-        assert not server.live.robots
+        assert not server.service.live.robots
 
     with_server(policy, work)
 
@@ -122,7 +122,7 @@ def test_a_listener_that_fails_ends_its_connection_alone(policy: ModelPolicy, ca
         robot.tell("websocket.receive", bytes=pack(observation()))
         with pytest.raises(OSError, match="broken pipe"):
             await asyncio.wait_for(robot.task, 20)
-        assert not server.live.robots
+        assert not server.service.live.robots
         await answers(server)
 
     with_server(policy, work)

@@ -227,7 +227,7 @@ def test_a_page_has_the_robots_of_its_key(serve: Serve, caplog: pytest.LogCaptur
                 own.send(json.dumps({"do": "prompt", "robot": 1, "text": text}))
                 state(own, lambda seen, text=text: seen["robots"][0]["new_prompt"] == text)
                 client.infer(asked)
-                kept = server.server.live.robots[1].observation
+                kept = server.server.service.live.robots[1].observation
                 assert kept is not None
                 assert kept["prompt"] == text
     told = [record.fields for record in caplog.records if record.getMessage() == "instruction changed by a page"]  # type: ignore[attr-defined]
@@ -358,7 +358,7 @@ def test_many_reloads_are_one(serve: Serve, policy: ModelPolicy) -> None:
         return policy
 
     server = serve()
-    server.server.hosted["policy"].load = load
+    server.server.service.hosted["policy"].load = load
     with PolicyClient(server.uri) as client:
         server.call(lambda s: asyncio.wait([asyncio.ensure_future(s.reload()) for _ in range(30)]))
         assert loads == 1

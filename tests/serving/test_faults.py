@@ -28,7 +28,7 @@ Serve = Callable[..., Background]
 
 
 def robots(server: Background) -> int:
-    return len(server.server.live.robots)
+    return len(server.server.service.live.robots)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
@@ -145,7 +145,7 @@ def test_a_flood_gets_busy_and_the_server_goes_on(serve: Serve) -> None:
     assert counts["answered"] + counts["busy"] == 120
     assert counts["answered"] >= 10
     assert counts["busy"] >= 10
-    assert server.server.hosted["policy"].batcher.length == 0
+    assert server.server.service.hosted["policy"].batcher.length == 0
     assert clients[0].infer(observation())["actions"].shape == (6, 5)
     for client in clients:
         client.close()

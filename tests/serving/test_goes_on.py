@@ -49,7 +49,7 @@ def test_a_reload_that_fails_changes_nothing_and_the_next_one_does(
     server = serve({"red": policy, "blue": policy})
     asked = {**observation(), "noise": noise()}
     new = make_policy(7)
-    hosted = server.server.hosted
+    hosted = server.server.service.hosted
     hosted["red"].load, hosted["blue"].load = fail(kind), lambda: new
     with PolicyClient(server.uri + "/red") as red, PolicyClient(server.uri + "/blue") as blue:
         first = red.infer(asked)["actions"]
@@ -69,7 +69,7 @@ def test_a_connection_that_fails_is_told_and_the_next_one_is_served(
     server = serve()
     with PolicyClient(server.uri) as other:
         with monkeypatch.context() as patch:
-            patch.setitem(server.server.hosted["policy"].metadata, "cameras", object())
+            patch.setitem(server.server.service.hosted["policy"].metadata, "cameras", object())
             with pytest.raises(UnreachableError):
                 PolicyClient(server.uri, patience=0)
         assert "connection failed" in caplog.text
@@ -152,7 +152,7 @@ def test_a_server_that_cannot_start_takes_nothing(serve: Serve, policy: ModelPol
 
 def test_a_simulated_robot_that_is_refused_asks_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = serve()
-    batcher = running.server.hosted["policy"].batcher
+    batcher = running.server.service.hosted["policy"].batcher
     once(monkeypatch, batcher, "ask", BusyError)
     with connect(running.uri + "/live") as page:
         page.send("{}")

@@ -84,8 +84,10 @@ def test_an_instruction_for_robots_that_send_none(serve: Any, policy: ModelPolic
     server = serve(default_prompt="lift the red block")
     with PolicyClient(server.uri) as client:
         client.infer(mute)
-        assert server.call(lambda server: [one.prompt for one in server.live.robots.values()]) == ["lift the red block"]
+        assert server.call(lambda server: [one.prompt for one in server.service.live.robots.values()]) == [
+            "lift the red block"
+        ]
         client.infer(observation())
-        assert server.call(lambda server: [one.prompt for one in server.live.robots.values()]) == [
+        assert server.call(lambda server: [one.prompt for one in server.service.live.robots.values()]) == [
             observation()["prompt"]
         ]

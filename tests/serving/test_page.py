@@ -12,8 +12,7 @@ from serving_helpers import observation
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from pizero.serving import feed
-from pizero.serving import server as server_module
+from pizero.serving import admission, feed
 from pizero.serving.client import PolicyClient
 from pizero.serving.running import Background
 
@@ -56,7 +55,7 @@ def test_a_robot_is_seen_and_its_instruction_changed(serve: Serve, browser: Brow
         assert browser.run("document.getElementById('robots-count').textContent") == "1"
         browser.run("document.getElementById('words').value = 'push the disc'")
         browser.run("document.getElementById('prompt').requestSubmit()")
-        robot = next(iter(server.server.live.robots.values()))
+        robot = next(iter(server.server.service.live.robots.values()))
         browser.wait("!document.getElementById('own').hidden")
         client.infer(observation())
         assert robot.observation is not None
@@ -87,7 +86,7 @@ def test_the_simulated_robot_on_a_phone(serve: Serve, browser: Browser) -> None:
     assert browser.run("document.documentElement.scrollWidth") == 390
     click(browser, "start")
     browser.wait("document.getElementById('start').textContent.startsWith('Start')")
-    assert server.server.live.robots == {}
+    assert server.server.service.live.robots == {}
     assert browser.errors == []
 
 
@@ -112,7 +111,7 @@ def test_the_page_asks_for_a_key_and_comes_back_after_the_server(serve: Serve, b
 def test_pages_that_give_no_key_take_no_place_for_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(api_keys=("right",))
     monkeypatch.setattr(feed, "KEY_S", 0.3)
-    monkeypatch.setattr(server_module, "MOST_PAGES", 2)
+    monkeypatch.setattr(admission, "MOST_PAGES", 2)
     with connect(server.uri + "/live") as one, connect(server.uri + "/live"):
         with pytest.raises(InvalidStatus, match="503"), connect(server.uri + "/live"):
             pass
@@ -139,10 +138,10 @@ def test_a_feed_takes_only_what_is_meant(serve: Serve) -> None:
             page.send(hostile)
         page.send(json.dumps({"do": "prompt", "robot": 1, "text": "x" * 900}))
         deadline = time.monotonic() + 10
-        while server.server.live.robots[1].new_prompt is None:
+        while server.server.service.live.robots[1].new_prompt is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert len(server.server.live.robots[1].new_prompt) == 500
+        assert len(server.server.service.live.robots[1].new_prompt) == 500
         state = json.loads(page.recv())
         assert [robot["robot"] for robot in state["robots"]] == [1]
         assert client.infer(observation())["actions"].shape == (6, 5)

@@ -6,14 +6,18 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
+from pizero.cli.main import run
 from pizero.envs.tabletop.env import TabletopEnv
-from pizero.serving import running
+from pizero.serving import running, server
+from pizero.serving.log import ASYNCIO, LOGGER, logging_to_stderr
 from pizero.serving.running import Background
 from pizero.types import UserError
 
@@ -34,15 +38,19 @@ class Ending:
             raise UserError(self._failure)
 
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @pytest.mark.parametrize(
-    ("left_behind", "failure", "status"), [(False, "", None), (True, "", 0), (True, "no recording", 2)]
+    ("left_behind", "failure", "status"),
+    [(False, "", None), (False, "no recording", None), (True, "", 0), (True, "no recording", 2)],
 )
-def test_a_process_does_not_wait_for_what_cannot_be_stopped(
+def test_a_command_does_not_wait_for_what_cannot_be_stopped(
     left_behind: bool,
     failure: str,
     status: int | None,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ended: list[int] = []
 
@@ -50,19 +58,55 @@ def test_a_process_does_not_wait_for_what_cannot_be_stopped(
         ended.append(status)
         raise SystemExit(status)
 
-    monkeypatch.setattr(running.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(server, "PolicyServer", lambda *_: Ending(left_behind, failure))
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     with suppress(SystemExit):
-        asyncio.run(running.run(Ending(left_behind, failure)))  # type: ignore[arg-type]
+        assert run("serve", ["runs/none"]) == (2 if failure else 0)
     assert ended == ([] if status is None else [status])
-    assert [record.fields["reason"] for record in caplog.records] == ([failure] if failure else [])  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="disk"):  # where nothing is left behind it is told as ever
+    assert ("no recording" in capsys.readouterr().err) == bool(failure)
+
+
+def test_what_serves_in_a_process_leaves_it_as_it_was(serve: Serve) -> None:
+    """Signals, the interpreter, loggers, warnings: all are changed by the command alone, or changed back."""
+
+    def state() -> list[object]:
+        loggers = [(logger.level, logger.propagate, list(logger.handlers)) for logger in (LOGGER, ASYNCIO)]
+        return [*map(signal.getsignal, HANDLED), sys.getswitchinterval(), loggers, warnings.showwarning,
+                list(warnings.filters)]  # fmt: skip
+
+    before = state()
+    background = serve()
+    assert state() == before
+    background.call(lambda one: one.reload())
+    background.stop()
+    with logging_to_stderr("text"):
+        asyncio.run(running.run(Ending(False, "")))  # type: ignore[arg-type]
+        assert state()[:-3] == before[:-3]
+    assert state() == before
+    with pytest.raises(UserError, match="disk"), logging_to_stderr("json"):
         asyncio.run(running.run(Ending(False, "disk")))  # type: ignore[arg-type]
+    assert state() == before
+
+
+def test_several_signals_are_asked_for_in_turn() -> None:
+    from pizero.serving.replicas import _Signals
+
+    before = list(map(signal.getsignal, HANDLED))
+    with _Signals() as asked:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+        assert asked.next() == "reload"
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert asked.next() == "end"
+    assert list(map(signal.getsignal, HANDLED)) == before
 
 
 def test_the_simulated_robot_starts_again_after_a_failure(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     background = serve()
-    server, simulation = background.server, background.server.feed.simulation
+    service, simulation = background.server.service, background.server.feed.simulation
 
     def wait_for(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 10
@@ -76,6 +120,6 @@ def test_the_simulated_robot_starts_again_after_a_failure(serve: Serve, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(TabletopEnv, "observe", fail)
         background.call(lambda _: simulation.start("policy"))
-        wait_for(lambda: simulation.robot is None and not server.live.robots)
+        wait_for(lambda: simulation.robot is None and not service.live.robots)
     background.call(lambda _: simulation.start("policy"))
-    wait_for(lambda: any(robot.requests for robot in server.live.robots.values()))
+    wait_for(lambda: any(robot.requests for robot in service.live.robots.values()))

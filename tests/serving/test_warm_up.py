@@ -15,7 +15,7 @@ from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.packed import expert_layer, prefix_layer, vision_layer
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
-from pizero.serving.hosted import _ready
+from pizero.serving.hosted import make_ready
 
 
 def shape_of(value: object) -> object:
@@ -57,7 +57,7 @@ def asked(prompt: str, seed: int = 0, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("max_batch", [1, 6])
 def test_nothing_is_captured_while_robots_wait(max_batch: int, trained: int) -> None:
     policy, noted = as_on_a_gpu(make_policy(max_delay=trained))
-    _ready(lambda: policy, max_batch)
+    make_ready(lambda: policy, max_batch)
     before = set(noted.shapes)
     assert before
     prompts = [
@@ -87,7 +87,7 @@ def test_the_numbers_stay() -> None:
     plain = make_policy()
     policy, _ = as_on_a_gpu(plain)
     policy.real_time = plain.real_time = RealTime(jacobian="identity")
-    _ready(lambda: policy, 4)
+    make_ready(lambda: policy, 4)
     raws = [asked("go", 1), asked("put the red block into the box", 2), asked("left", 3)]
     raws[1]["images"] = {**raws[1]["images"], "ego": None}
     raws[2] |= {"previous_actions": np.ones((3, 5), np.float32), "inference_delay": 1}
@@ -107,6 +107,6 @@ def test_batches_are_not_filled_up_where_shapes_cost_nothing() -> None:
         return original(observation, **options)
 
     policy._sampler.sample_actions = noted  # type: ignore[method-assign]
-    _ready(lambda: policy, 3)
+    make_ready(lambda: policy, 3)
     policy.infer_batch([asked("go")] * 3)
     assert seen == [1, 3, 3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +125,27 @@ def run(arguments: Arguments) -> int:
 
 
 async def _serve_alone(loads: Callable[[], Mapping[str, Load]], config: ServeConfig) -> None:
+    """Where a model call is left behind, that cannot be stopped, the process ends here, with the status that it would
+    have: the interpreter cannot end in good order beside it.
+    """
+    import logging
+
+    from pizero.serving.log import log
+    from pizero.serving.running import SWITCH_S
     from pizero.serving.running import run as serve
     from pizero.serving.server import PolicyServer
+    from pizero.types import UserError
 
-    await serve(PolicyServer(loads(), config))
+    sys.setswitchinterval(SWITCH_S)
+    server, status = PolicyServer(loads(), config), 0
+    try:
+        await serve(server)
+    except UserError as error:
+        if not server.left_behind:
+            raise
+        log("failed", level=logging.ERROR, reason=str(error))
+        status = 2
+    if server.left_behind:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)

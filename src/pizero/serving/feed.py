@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,8 @@ from pizero.serving.connection import Connection
 from pizero.serving.listener import PAGE, PacedConnection
 from pizero.serving.live import Robot
 from pizero.serving.log import log
+from pizero.serving.service import Service
 from pizero.serving.simulated import Simulation
-
-if TYPE_CHECKING:
-    from pizero.serving.server import PolicyServer
 
 PERIOD = 0.3
 """Seconds between two states."""
@@ -39,9 +37,9 @@ MOST_PAGES, KEY_S, ADDRESS_PAGES = 64, 10.0, 8
 class Feed:
     """All pages that are open on one server, and its simulated robot, which they share."""
 
-    def __init__(self, server: PolicyServer) -> None:
-        self._server, self._started = server, time.monotonic()
-        self.simulation = Simulation(server)
+    def __init__(self, service: Service) -> None:
+        self._service, self._started = service, time.monotonic()
+        self.simulation = Simulation(service)
         self.pages: Counter[str] = Counter()
         """How many are open, by owner."""
         self.waiting: Counter[str] = Counter()
@@ -69,10 +67,10 @@ class Feed:
 
     async def _let_in(self, connection: Connection, address: str) -> str | None:
         """Whose page it is, by its first message; None where it brings no key that is known."""
-        keys = self._server.config.api_keys
+        keys = self._service.config.api_keys
         given = str(_command(await connection.recv()).get("key", ""))
-        owner = self._server.gate.owner_of(given) if keys else address
-        if owner is not None and self.pages[owner] < self._server.gate.share(MOST_PAGES):
+        owner = self._service.gate.owner_of(given) if keys else address
+        if owner is not None and self.pages[owner] < self._service.gate.share(MOST_PAGES):
             return owner
         if owner is not None:
             await connection.close(CloseCode.TRY_AGAIN_LATER, f"{self.pages[owner]} pages are open")
@@ -90,7 +88,7 @@ class Feed:
                 try:
                     state, images = self._state(page)
                     if images:
-                        state["watched"]["images"] = await self._server.turns.run("pages", _pictures, images)
+                        state["watched"]["images"] = await self._service.turns.run("pages", _pictures, images)
                     text = json.dumps(state)
                 except Exception as error:
                     log("page not told", level=logging.ERROR, error=error, at_most=1)
@@ -100,7 +98,7 @@ class Feed:
 
     async def _obey(self, page: _Page, message: str | bytes) -> None:
         command = _command(message)
-        robot = self._server.live.robots.get(_number(command.get("robot")))
+        robot = self._service.live.robots.get(_number(command.get("robot")))
         if robot is not None and not self._may_see(page, robot):
             robot = None
         if command.get("do") == "watch":
@@ -117,25 +115,25 @@ class Feed:
             await self.simulation.stop()
 
     def _may_see(self, page: _Page, robot: Robot) -> bool:
-        return robot.simulated or self._server.gate.commands(page.owner, robot.owner)
+        return robot.simulated or self._service.gate.commands(page.owner, robot.owner)
 
     def _state(self, page: _Page) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
         """What a page shows, and the watched robot's images, not encoded yet. In the event loop: there nothing changes
         meanwhile.
         """
-        server = self._server
-        robots = [robot.to_json() for robot in server.live.robots.values() if self._may_see(page, robot)]
+        service = self._service
+        robots = [robot.to_json() for robot in service.live.robots.values() if self._may_see(page, robot)]
         state: dict[str, Any] = {
             "seconds": round(time.monotonic() - self._started, 1),
-            "draining": server.draining,
-            "checkpoints": [hosted.metadata for hosted in server.hosted.values()],
+            "draining": service.draining,
+            "checkpoints": [hosted.metadata for hosted in service.hosted.values()],
             "robots": robots,
             "rate": round(sum(robot["rate"] for robot in robots), 1),
-            "latency": round(server.live.latency_now(), 2),
-            "queue": sum(hosted.batcher.length for hosted in server.hosted.values()),
+            "latency": round(service.live.latency_now(), 2),
+            "queue": sum(hosted.batcher.length for hosted in service.hosted.values()),
             "simulation": self.simulation.to_json(),
         }
-        watched, images = server.live.robots.get(page.watched), dict[str, NDArray[np.uint8]]()
+        watched, images = service.live.robots.get(page.watched), dict[str, NDArray[np.uint8]]()
         if watched is not None and self._may_see(page, watched):
             state["watched"], images = page.look(watched)
         return state, images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +46,7 @@ class Hosted:
     @classmethod
     def start(cls, name: str, load: Load, config: ServeConfig) -> Hosted:
         """Loads and warms up, which may take minutes."""
-        policy, seconds = _ready(load, config.max_batch)
+        policy, seconds = make_ready(load, config.max_batch)
         batcher = Batcher(
             lambda observations: hosted.policy.infer_batch(observations),
             max_batch=config.max_batch, max_wait=config.max_wait_ms / 1000, max_queue=config.max_queue,
@@ -70,7 +69,7 @@ class Hosted:
         UserError, and the old one goes on, where robots that are connected would notice another shape.
         """
         worker = Worker("reload")
-        result = worker.run(_ready, self.load, max_batch)
+        result = worker.run(make_ready, self.load, max_batch)
         worker.close()  # when that is done
         policy, _ = await result
         metadata = {**self.metadata, **describe(self.name, policy)}
@@ -164,13 +163,9 @@ def blank_observation(policy: ModelPolicy) -> RobotDict:
     }
 
 
-def _ready(load: Load, max_batch: int) -> tuple[ModelPolicy, float]:
+def make_ready(load: Load, max_batch: int) -> tuple[ModelPolicy, float]:
     """The policy, warmed up, and the seconds of its largest call."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        policy = load()
-    for warning in caught:
-        log("note", text=str(warning.message))
+    policy = load()
     observation = blank_observation(policy)
     policy.warm_up(observation, max_batch)
     started = time.monotonic()

@@ -38,7 +38,8 @@ def logging_to_stderr(style: Literal["text", "json"]) -> Generator[None]:
     handler.setFormatter(_Json() if style == "json" else _Text())
     limit = _Limit()
     handler.addFilter(limit)
-    for logger in (LOGGER, ASYNCIO):
+    before = [(logger, logger.level, logger.propagate) for logger in (LOGGER, ASYNCIO)]
+    for logger, _, _ in before:
         logger.addHandler(handler)
         logger.propagate = False
     LOGGER.setLevel(logging.INFO)
@@ -48,9 +49,10 @@ def logging_to_stderr(style: Literal["text", "json"]) -> Generator[None]:
     finally:
         warnings.showwarning = shown
         limit.tell_rest()
-        for logger in (LOGGER, ASYNCIO):
+        for logger, level, propagate in before:
             logger.removeHandler(handler)
-            logger.propagate = True
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def _log_warning(message: Warning | str, *_: Any) -> None:

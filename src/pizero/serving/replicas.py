@@ -18,6 +18,7 @@ from pizero.serving.asgi import application
 from pizero.serving.config import ServeConfig
 from pizero.serving.hosted import Load
 from pizero.serving.log import log, logging_to_stderr
+from pizero.serving.running import SWITCH_S
 from pizero.serving.server import RELOAD_PAUSE, PolicyServer, tell_ready
 from pizero.types import UserError
 
@@ -38,7 +39,7 @@ class Replica:
 
         self._log = ExitStack()
         self._log.enter_context(logging_to_stderr(style))
-        sys.setswitchinterval(0.001)  # as in PolicyServer.start
+        sys.setswitchinterval(SWITCH_S)
         name = serve.get_replica_context().replica_id.unique_id
         record = None if config.record is None else config.record / name
         self.server = PolicyServer(loads(), dataclasses.replace(config, replica=name, record=record))
@@ -65,8 +66,7 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
     """
     if config.record is not None:
         config = dataclasses.replace(config, record=config.record.resolve())
-    with _cluster(replicas, "GPU" if gpu else "CPU") as serve:
-        asked = _Signals()
+    with _cluster(replicas, "GPU" if gpu else "CPU") as serve, _Signals() as asked:
         port = _listen(serve, config)
         deployment = serve.deployment(
             name=NAME, num_replicas=replicas, max_ongoing_requests=config.max_connections + SPARE,
@@ -89,13 +89,21 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
 
 
 class _Signals:
-    """What signals ask for, in turn: "reload" or "end"."""
+    """What signals ask for, in turn: "reload" or "end". As a context, after which they do what they did before."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Literal["reload", "end"]] = queue.SimpleQueue()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._asked.put("end"))
-        signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
+            self._before[number] = signal.signal(number, lambda *_: self._asked.put("end"))
+        self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def next(self) -> Literal["reload", "end"]:
         """Those that came at about the same time are one; the end is before all others."""

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
-from pizero.serving.log import log
 from pizero.serving.server import PolicyServer
-from pizero.types import UserError
+
+SWITCH_S = 0.001
+"""For `sys.setswitchinterval` in a process that serves alone: the event loop does not wait 5 ms for the model's thread
+to give way.
+"""
 
 
 async def run(server: PolicyServer) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; SIGHUP loads the checkpoints anew.
+    """Serves until SIGTERM or SIGINT, then drains; SIGHUP loads the checkpoints anew. In the main thread; signals do
+    what they did before when it returns.
 
-    Where a model call is still running then, that cannot be stopped, the process ends here, with status 0, or 2 after a
-    UserError: the interpreter cannot end in good order beside it.
+    Where `server.left_behind` then, the interpreter cannot end in good order: a model call that cannot be stopped runs.
     """
     await server.start()
     ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -32,25 +31,25 @@ async def run(server: PolicyServer) -> None:
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    await ended.wait()
-    try:
+    with _signals({signal.SIGTERM: ended.set, signal.SIGINT: ended.set, signal.SIGHUP: reload}):
+        await ended.wait()
         await server.drain()
-    except UserError as error:
-        if server.left_behind:
-            log("failed", level=logging.ERROR, reason=str(error))
-            _end_process(2)
-        raise
-    if server.left_behind:
-        _end_process(0)
 
 
-def _end_process(status: int) -> None:
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(status)
+@contextmanager
+def _signals(handlers: dict[signal.Signals, Callable[[], None]]) -> Generator[None]:
+    """What is done in the event loop at each signal meanwhile."""
+    loop, before = asyncio.get_running_loop(), {number: signal.getsignal(number) for number in handlers}
+    wakeup = signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
 
 @contextmanager

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pizero.data.embodiments import tabletop
 from pizero.envs.tabletop.env import TabletopEnv
 from pizero.serving.batching import BusyError
+from pizero.serving.hosted import Hosted
+from pizero.serving.live import Robot
 from pizero.serving.log import log
+from pizero.serving.service import Service
 from pizero.types import RobotDict
-
-if TYPE_CHECKING:
-    from pizero.serving.hosted import Hosted
-    from pizero.serving.live import Robot
-    from pizero.serving.server import PolicyServer
 
 FIRST_SEED = 2_000_000
 """Far from the seeds of demonstrations and evaluations."""
@@ -27,16 +25,16 @@ FIRST_SEED = 2_000_000
 class Simulation:
     """At most one simulated robot; it asks like any other, through the same queue."""
 
-    def __init__(self, server: PolicyServer) -> None:
-        self._server = server
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._task: asyncio.Task[None] | None = None
         self.robot: Robot | None = None
         self.episodes = self.successes = self._seed = 0
 
     async def start(self, checkpoint: str) -> None:
         """Starts with a checkpoint that fits, unless one runs."""
-        hosted = self._server.hosted.get(checkpoint)
-        if hosted is None or not fits(hosted) or self._task is not None or self._server.draining:
+        hosted = self._service.hosted.get(checkpoint)
+        if hosted is None or not fits(hosted) or self._task is not None or self._service.draining:
             return
         self.episodes = self.successes = 0
         self._task = asyncio.create_task(self._play(hosted))
@@ -50,14 +48,14 @@ class Simulation:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "checkpoints": [name for name, hosted in self._server.hosted.items() if fits(hosted)],
+            "checkpoints": [name for name, hosted in self._service.hosted.items() if fits(hosted)],
             "robot": None if self.robot is None else self.robot.number,
             "episodes": self.episodes,
             "successes": self.successes,
         }
 
     async def _play(self, hosted: Hosted) -> None:
-        robot = self.robot = self._server.live.join(hosted.name, "built-in simulator", "simulator", simulated=True)
+        robot = self.robot = self._service.live.join(hosted.name, "built-in simulator", "simulator", simulated=True)
         log("simulated robot started", robot=robot.number, checkpoint=hosted.name)
         try:
             env = TabletopEnv(image_size=max(hosted.metadata["image_size"]), render_in_step=False)
@@ -70,13 +68,13 @@ class Simulation:
             log("simulated robot failed", error=error)
         finally:
             self.robot, self._task = None, None
-            self._server.live.leave(robot)
+            self._service.live.leave(robot)
             hosted.batcher.forget(robot)
             log("simulated robot stopped", robot=robot.number, episodes=self.episodes)
 
     async def _episode(self, env: TabletopEnv, hosted: Hosted, robot: Robot) -> None:
         """One episode in real time; half of each chunk is played."""
-        run = self._server.turns.run
+        run = self._service.turns.run
         env.reset(seed=FIRST_SEED + self._seed)
         self._seed += 1
         execution_horizon = max(hosted.metadata["action_horizon"] // 2, 1)
@@ -100,10 +98,10 @@ class Simulation:
 
     async def _chunk(self, hosted: Hosted, robot: Robot, observation: RobotDict) -> np.ndarray[Any, Any]:
         started = time.monotonic()
-        prepared = await self._server.turns.run(robot.owner, hosted.policy.prepare, observation)
+        prepared = await self._service.turns.run(robot.owner, hosted.policy.prepare, observation)
         while True:
             try:
-                return (await self._server.ask(hosted, robot, observation, prepared, started))["actions"]
+                return (await self._service.ask(hosted, robot, observation, prepared, started))["actions"]
             except BusyError:
                 await asyncio.sleep(0.2)
 
