@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "pizero"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"types", "files", "processes"},
+    {"types", "files", "processes", "plugins"},
     {"model", "baseline", "data", "envs"},
     {"engine", "checkpoints"},
     {"policy", "train"},
@@ -24,6 +24,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 WITHIN = {
     ("files", "types"),
     ("processes", "types"),
+    ("plugins", "types"),
     ("workflows", "configs"),
     ("cli", "workflows"),
     ("cli", "configs"),

@@ -16,11 +16,9 @@ class Arguments:
     Example: pizero collect tabletop --output runs/tabletop-data --episodes 500
     """
 
-    env: Annotated[
-        Literal["tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "metaworld-mt50-lerobot", "pusht"],
-        tyro.conf.Positional,
-    ]
-    """Simulator."""
+    env: Annotated[str, tyro.conf.Positional]
+    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht; one that an
+    installed package offers; or module:function (docs/simulators.md)."""
     output: Path
     """Folder of the new dataset; it must not exist."""
     episodes: int = 100

@@ -21,8 +21,9 @@ class Arguments:
     """ladder: each rung on top of the one before. single: rung 0 with one change. demonstrations: 10 to 100 of each
     task. steps: trained rungs with 1 to 100 inference steps. rates: learning rates of each rung. One folder takes all.
     """
-    env: Literal["tabletop", "metaworld", "pusht"] = "metaworld"
-    """Simulator."""
+    env: str = "metaworld"
+    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, pusht, or one that an installed package offers
+    with a preset of the same name (docs/simulators.md)."""
     rungs: tuple[int, ...] = tuple(range(9))
     """0: the diffusion policy as it is, to 7: π0 and 8: π0.5."""
     seeds: tuple[int, ...] = (0,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -18,8 +18,9 @@ class Arguments:
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
-    env: Literal["tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "metaworld-mt50-lerobot", "pusht"]
-    """Simulator."""
+    env: str
+    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht; one that an
+    installed package offers; or module:function (docs/simulators.md)."""
     episodes: int = 50
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ class Arguments:
     num_videos: int = 4
     """Episodes that are recorded."""
     embodiment: str | None = None
-    """Robot, where the checkpoint does not tell it; so the following."""
+    """Robot, if the checkpoint does not record it: a name, a TOML file or module:function. So the following."""
     norm_stats: Path | None = None
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None

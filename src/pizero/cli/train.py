@@ -25,20 +25,19 @@ class Arguments:
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
     (examples/mixture.toml)."""
-    preset: Literal[
-        "small", "tabletop", "metaworld", "metaworld-mt10", "metaworld-mt50", "pusht", "full", "aloha", "droid",
-        "libero", "metaworld-full", "tabletop-full",
-    ]  # fmt: skip
-    """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset. full: for
-    any robot, with the full sizes, as aloha, droid, libero and those with -full have them."""
+    preset: str
+    """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset; tabletop,
+    metaworld, metaworld-mt10, metaworld-mt50, pusht: for these simulators. full: for any robot, with the full sizes, as
+    aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file (examples/my_preset.toml),
+    module:function, or a name that an installed package offers (docs/simulators.md)."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
     model: Literal["pi0", "pi05", "diffusion"] = "pi0"
     """pi05: adaptive RMSNorm and the state in the prompt. diffusion: the baseline, a diffusion policy that sees five
     observations and neither state nor instruction."""
     embodiment: str | None = None
-    """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), or own: the dataset's own columns
-    and cameras."""
+    """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), module:function, or own: the
+    dataset's own columns and cameras."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
@@ -91,7 +90,7 @@ class Arguments:
     open_loop_chunks: int = 0
     """Chunks of held-out episodes that are replayed at every validation, for the error of the actions."""
     evaluate_env: str | None = None
-    """Simulator in which the policy is run during the training."""
+    """Simulator, as for pizero evaluate, in which the policy is run during the training."""
     evaluate_every: int = 5_000
     evaluate_episodes: int = 10
     """Of each task."""

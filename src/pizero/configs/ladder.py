@@ -91,6 +91,7 @@ class LadderConfig:
     """
 
     env: str = "metaworld"
+    """Simulator, and the preset of the same name."""
     size: str = "full"
     """full, or nano for a check of the machinery."""
     steps: int = 1_500
@@ -103,6 +104,8 @@ class LadderConfig:
     def __post_init__(self) -> None:
         if self.size not in ("full", "nano"):
             raise UserError(f"size is {self.size!r}; expected full or nano")
+        if ":" in self.env:
+            raise UserError(f"{self.env}: a comparison needs a simulator and a preset of one name (docs/simulators.md)")
         if len(self.learning_rates) != len(CHANGES):
             raise UserError(f"learning_rates: got {len(self.learning_rates)}, expected one for each of the rungs")
 

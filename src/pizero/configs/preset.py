@@ -32,7 +32,12 @@ class Preset:
     execution_horizon: int
     """Actions played before the next chunk is asked for."""
     from_data: bool = False
-    """Whether cameras, image size, dimensions and horizons come from the dataset (`workflows/sizes.py`)."""
+    """Whether the fields `OF_THE_DATA` of the model come from the dataset (`workflows/sizes.py`)."""
+
+
+OF_THE_DATA = (
+    "cameras", "image_size", "state_dim", "action_dim", "action_horizon", "prompt_length", "vision", "stem_stride"
+)  # fmt: skip
 
 
 def norm_mode(model: ModelName) -> Mode:

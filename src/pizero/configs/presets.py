@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from pizero.baseline.config import small_baseline
 from pizero.configs.finetune import aloha, droid, full, libero, metaworld_full, tabletop_full
 from pizero.configs.preset import OWN, ModelName, Pi0Name, Preset, norm_mode
+from pizero.configs.preset_file import preset_of_file
 from pizero.model.config import CAMERAS, small_config
+from pizero.plugins import Registry
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
@@ -117,10 +120,19 @@ PRESETS: dict[str, Callable[[ModelName], Preset]] = {
 }  # fmt: skip
 
 
+_REGISTRY = Registry("preset", "pizero.presets", PRESETS, "a TOML file or module:function")
+
+
 def get_preset(name: str, model: ModelName = "pi0") -> Preset:
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name](model)
+    """A preset by name (a key of `PRESETS`, or an entry point of the group pizero.presets), as module:function, or by
+    the path of a TOML file (examples/my_preset.toml). UserError says what is wrong.
+    """
+    if name.endswith(".toml"):
+        return preset_of_file(Path(name), lambda like: get_preset(like, model))
+    preset = _REGISTRY.make(name, model)
+    if not isinstance(preset, Preset):
+        raise UserError(f"preset {name!r}: expected a Preset, got a {type(preset).__name__}")
+    return preset
 
 
 def _rung_0(preset: Preset) -> Preset:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pizero.plugins import Registry
 from pizero.types import Env, UserError
 
 
@@ -41,21 +42,31 @@ ENVS: dict[str, Callable[..., Env]] = {
     "metaworld-mt50-lerobot": partial(_metaworld_suite, "LeRobotMT50Env"),
     "pusht": _pusht,
 }
+_REGISTRY = Registry("simulator", "pizero.envs", ENVS)
+_MEMBERS = [*Env.__annotations__, *(name for name in vars(Env) if not name.startswith("_"))]
+
+
+def check_env(name: str) -> None:
+    """UserError where no environment has that name; nothing is made yet."""
+    _REGISTRY.find(name)
 
 
 def make_env(
     name: str, *, image_size: int | None = None, render_in_step: bool = True, tasks: Sequence[str] | None = None
 ) -> Env:
-    """Makes the environment `name` (a key of `ENVS`).
+    """Makes the environment `name`: a key of `ENVS`, an entry point of the group pizero.envs, or module:function.
 
     image_size: pixels per side of every camera image; None takes the environment's own default.
     render_in_step: whether `step` returns images; `observe` always does.
     tasks: the tasks that `reset` draws from; None means all of them.
-    Raises UserError for a name, size or task that does not exist.
+    Raises UserError for a name, size or task that does not exist, and for what is no `Env`.
     """
-    if name not in ENVS:
-        raise UserError(f"unknown environment {name!r}: choose one of {', '.join(ENVS)}")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}, expected a positive number of pixels such as 64")
     size = {} if image_size is None else {"image_size": image_size}
-    return ENVS[name](tasks=tasks, render_in_step=render_in_step, **size)
+    env = _REGISTRY.make(name, tasks=tasks, render_in_step=render_in_step, **size)
+    if missing := [member for member in _MEMBERS if not hasattr(env, member)]:
+        raise UserError(
+            f"simulator {name!r} made a {type(env).__name__} without {', '.join(missing)}; see docs/simulators.md"
+        )
+    return env

@@ -15,6 +15,7 @@ import torch
 
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.native.checkpoint import load_example
+from pizero.envs.env import check_env
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes
@@ -86,6 +87,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: 
 
     options: as for `load_policy`.
     """
+    check_env(config.env)
     path = local_folder(checkpoint)
     policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)

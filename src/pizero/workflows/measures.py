@@ -10,6 +10,7 @@ from pizero.checkpoints.models import Network
 from pizero.data.doctor.open_loop import summarize
 from pizero.data.loader import Loader
 from pizero.data.pipeline import Pipeline
+from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import evaluate
 from pizero.policy.policy import ModelPolicy
 from pizero.train.config import TrainConfig
@@ -34,6 +35,11 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         if self.open_loop_chunks < 0 or min(self.evaluate_every, self.episodes) < 1:
             raise UserError(f"steps, episodes and chunks of measurements must be positive, got {self}")
+
+    def check(self) -> None:
+        """Makes the simulator once: UserError now, and not after thousands of steps, where that fails."""
+        if self.env is not None:
+            make_env(self.env, tasks=self.tasks or None).close()
 
 
 def make_measures(

@@ -10,7 +10,7 @@ import numpy as np
 
 from pizero.baseline.config import BaselineConfig
 from pizero.checkpoints.models import NetworkConfig
-from pizero.configs.preset import OWN, Preset
+from pizero.configs.preset import OF_THE_DATA, OWN, Preset
 from pizero.data.embodiments import Key
 from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -24,9 +24,6 @@ SHORTEST, LONGEST = 10, 50
 """Actions of a chunk: those of a second, within these limits."""
 LONGEST_PROMPT = 512
 """Tokens; a longer instruction is cut, with a warning."""
-_OF_THE_DATA = (
-    "cameras", "image_size", "state_dim", "action_dim", "action_horizon", "prompt_length", "vision", "stem_stride"
-)  # fmt: skip
 
 
 def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
@@ -65,7 +62,7 @@ def as_started(preset: Preset, model: NetworkConfig) -> Preset:
     """The preset with what the model of its run took from the data, which may have grown since."""
     if type(model) is not type(preset.model):
         return preset
-    names = [name for name in _OF_THE_DATA if hasattr(model, name)] if preset.from_data else ["prompt_length"]
+    names = [name for name in OF_THE_DATA if hasattr(model, name)] if preset.from_data else ["prompt_length"]
     changes = {name: getattr(model, name) for name in names}
     horizon = max(model.action_horizon // 2, 1) if preset.from_data else preset.execution_horizon
     return replace(preset, model=replace(preset.model, **changes), execution_horizon=horizon)

@@ -93,6 +93,7 @@ def train_policy(
         console.quiet = not ranks.is_first
         with ExitStack() as stack:
             ranks.by_first(lambda: stack.enter_context(only_training(folder)))
+            ranks.by_first(options.measure.check)
             return _train(dataset_root, folder, preset, ranks, own_device, options)
 
 

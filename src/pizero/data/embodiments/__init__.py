@@ -1,4 +1,5 @@
-"""Robots by name, or described: in Python by `generic`, else by a TOML file (examples/my_arm.toml)."""
+"""Robots by name, or described: in Python by `generic` or a module:function, else by a TOML file
+(examples/my_arm.toml)."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from pizero.data.embodiments.metaworld import metaworld, metaworld_mt
 from pizero.data.embodiments.pusht import pusht
 from pizero.data.embodiments.tabletop import tabletop
 from pizero.files import read_toml
+from pizero.plugins import Registry
 from pizero.types import UserError
 
 __all__ = [
@@ -33,15 +35,19 @@ EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
     "pusht": pusht,
     "tabletop": tabletop,
 }
+_REGISTRY = Registry("embodiment", "pizero.robots", EMBODIMENTS, "a TOML file or module:function")
 
 
 def get_embodiment(name: str) -> Embodiment:
-    """A robot by name, or by the path of a TOML file. UserError lists the names, or says what is wrong in the file."""
-    if name in EMBODIMENTS:
-        return EMBODIMENTS[name]()
+    """A robot by name (a key of `EMBODIMENTS`, or an entry point of the group pizero.robots), as module:function, or by
+    the path of a TOML file. UserError lists the names, or says what is wrong in the file.
+    """
     path = Path(name)
     if path.suffix != ".toml":
-        raise UserError(f"unknown embodiment {name!r}; expected one of {', '.join(EMBODIMENTS)}, or a TOML file")
+        robot = _REGISTRY.make(name)
+        if not isinstance(robot, Embodiment):
+            raise UserError(f"embodiment {name!r}: expected an Embodiment, got a {type(robot).__name__}")
+        return robot
     values = read_toml(path)
     try:
         return _described(values, path.stem)
@@ -62,9 +68,9 @@ def _described(tables: dict[str, Any], name: str) -> Embodiment:
     described = {"name": name, **cast("dict[str, Any]", robot)}
     if "like" in described:
         like = described.pop("like")
-        if not isinstance(like, str) or like not in EMBODIMENTS:
-            raise UserError(f"robot.like must be one of {', '.join(EMBODIMENTS)}, got {str(like)[:60]}")
-        known = EMBODIMENTS[like]().to_json()
+        if not isinstance(like, str) or like.endswith(".toml"):
+            raise UserError(f"robot.like must be the name of a robot, got {str(like)[:60]}")
+        known = get_embodiment(like).to_json()
         for what in ("state_dim", "action_dim"):  # the known robot's widths are not those of a choice
             if f"{what}s" in described:
                 del known[what]
