@@ -82,7 +82,7 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
         optimizer="muon", early_frames=0.5, draws=4, augmentation="none", log_every=50, validate_every=500,
         save_every=500, validation_fraction=0.04, seed=0,
     )  # fmt: skip
-    preset = Preset("metaworld_mt", config, train, norm_mode(model), 512, execution_horizon=5)
+    preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
     return _rung_0(preset) if model == "diffusion" else preset
 
 
