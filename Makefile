@@ -1,4 +1,4 @@
-# make demo   trains a tiny π0 in the built-in simulator and writes a report     (about 5 minutes on 2 cores)
+# make demo   trains a tiny π0 in the built-in simulator and writes a report     (3 to 5 minutes on 2 cores)
 # make test   runs the tests, a file at a time on each core (at most 8)
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3

@@ -5,7 +5,7 @@ python benchmarks/serving/load.py --openpi CHECKOUT   beside openpi's own Websoc
 
 Feeds docs/results/server.md; some minutes on 2 cores. Each server is a process of its own, all robots are
 threads of another, over loopback. A robot asks again as soon as it has its answer. The policy is the quick start's π0,
-untrained (1.2 M parameters, two cameras of 32 pixels, 10 steps); what the server adds is measured with a model that
+untrained (0.86 M parameters, two cameras of 32 pixels, 10 steps); what the server adds is measured with a model that
 computes nothing, at three cameras of 224 pixels.
 """
 

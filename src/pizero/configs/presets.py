@@ -37,8 +37,8 @@ def tabletop(model: ModelName = "pi0") -> Preset:
 
     command   pizero quickstart
     hardware  2 CPU cores
-    time      4 to 5 minutes
-    result    100 % over 200 episodes, π0.5 94.5 % (docs/results/quickstart.md)
+    time      3 to 5 minutes
+    result    98 to 100 % over 200 episodes, π0.5 94.5 % (docs/results/quickstart.md)
     """
     config = small_config(
         "tiny", pi05=model == "pi05", state_dim=7, action_dim=5, action_horizon=4, **_prompt(model, 16, 72)

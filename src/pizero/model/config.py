@@ -187,7 +187,7 @@ class Pi0Config:
 
 
 def small_config(size: str, *, pi05: bool = False, **changes: Any) -> Pi0Config:
-    """Named sizes for training from scratch: "tiny" (1.2 M parameters), "small" (larger images), "nano" (tests)."""
+    """Named sizes for training from scratch: "tiny" (0.86 M parameters), "small" (larger images), "nano" (tests)."""
     if size not in SMALL_SIZES:
         raise UserError(f"unknown size {size!r}; expected one of {', '.join(SMALL_SIZES)}")
     base = Pi0Config.pi05() if pi05 else Pi0Config.pi0()

@@ -24,7 +24,7 @@ CLEAN = 0.0
 def sample_time(
     shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Training times Beta(1.5, 1) * 0.999 + 0.001, in (0.001, 1]: more weight near the noise (π0 paper, appendix B).
+    """Training times Beta(1.5, 1) * 0.999 + 0.001, in [0.001, 1]: more weight near the noise (π0 paper, appendix B).
 
     Beta(1.5, 1) has the distribution function x^1.5, so it is a uniform number to the power 2/3.
     """
