@@ -246,7 +246,7 @@ def test_a_file_with_a_mistake_is_one_line(text: str, message: str, tmp_path: Pa
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        UserError, match=r"unknown embodiment 'generic'; expected one of aloha, droid, .*, tabletop, or a TOML"
+        UserError, match=r"unknown embodiment 'generic'; expected one of aloha, aloha_sim, .*, tabletop, or a TOML"
     ):
         get_embodiment("generic")
     with pytest.raises(UserError, match=r"none\.toml cannot be read"):

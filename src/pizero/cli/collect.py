@@ -17,8 +17,8 @@ class Arguments:
     """
 
     env: Annotated[str, tyro.conf.Positional]
-    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht; one that an
-    installed package offers; or module:function (docs/simulators.md)."""
+    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht, aloha; one
+    that an installed package offers; or module:function (docs/simulators.md)."""
     output: Path
     """Folder of the new dataset; it must not exist."""
     episodes: int = 100
@@ -30,8 +30,8 @@ class Arguments:
     noise: float | None = None
     """Standard deviation of the noise on the executed action, in its units, instead of the simulator's; the recorded
     action stays clean."""
-    image_size: int = 64
-    """Pixels per side of every camera."""
+    image_size: int | None = None
+    """Pixels per side of every camera; without it the simulator's own number."""
     image_format: Literal["h264", "av1", "png"] = "h264"
     """Video, or PNG (exact, larger)."""
     workers: int = 1

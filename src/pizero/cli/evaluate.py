@@ -19,8 +19,8 @@ class Arguments:
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
     env: str
-    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht; one that an
-    installed package offers; or module:function (docs/simulators.md)."""
+    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht, aloha; one
+    that an installed package offers; or module:function (docs/simulators.md)."""
     episodes: int = 50
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()

@@ -27,9 +27,9 @@ class Arguments:
     (examples/mixture.toml)."""
     preset: str
     """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset; tabletop,
-    metaworld, metaworld-mt10, metaworld-mt50, pusht: for these simulators. full: for any robot, with the full sizes, as
-    aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file (examples/my_preset.toml),
-    module:function, or a name that an installed package offers (docs/simulators.md)."""
+    metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim: for these simulators. full: for any robot, with the
+    full sizes, as aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file
+    (examples/my_preset.toml), module:function, or a name that an installed package offers (docs/simulators.md)."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
     model: Literal["pi0", "pi05", "diffusion"] = "pi0"

@@ -61,11 +61,7 @@ def metaworld(model: ModelName = "pi0") -> Preset:
     result    97 % on the mean of six tasks, 50 episodes each (docs/results/metaworld.md)
     """
     config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
-    train = TrainConfig(
-        steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
-        draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
-    )  # fmt: skip
-    preset = Preset("metaworld", config, train, norm_mode(model), 384, execution_horizon=8)
+    preset = Preset("metaworld", config, _small_train(5_000), norm_mode(model), 384, execution_horizon=8)
     return _rung_0(preset) if model == "diffusion" else preset
 
 
@@ -105,18 +101,29 @@ def pusht(model: ModelName = "pi0") -> Preset:
     result    not measured; with 48,000 samples no policy of the ladder solves it (docs/results/ladder.md)
     """
     config = small_config("small", pi05=model == "pi05", image_size=96, **_prompt(model, 16, 48))
-    train = TrainConfig(
-        steps=5_000, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
-        draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
-    )  # fmt: skip
-    preset = Preset("pusht", config, train, norm_mode(model), 384, execution_horizon=8)
+    preset = Preset("pusht", config, _small_train(5_000), norm_mode(model), 384, execution_horizon=8)
     return _rung_0(preset) if model == "diffusion" else preset
+
+
+def aloha_sim(model: ModelName = "pi0") -> Preset:
+    """Small π0 for simulated ALOHA, from scratch: three cameras, chunks of one second.
+
+    command   pizero train DATASET --preset aloha-sim --output RUN
+    hardware  2 CPU cores; needs the `aloha` extra for demonstrations and evaluation
+    result    not measured
+    """
+    config = small_config(
+        "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=50,
+        **_prompt(model, 24, 96),
+    )  # fmt: skip
+    preset = Preset("aloha_sim", config, _small_train(10_000), norm_mode(model), 384, execution_horizon=25)
+    return _rung_0(replace(preset, execution_horizon=8)) if model == "diffusion" else preset
 
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
     "small": small, "tabletop": tabletop, "metaworld": metaworld, "metaworld-mt10": metaworld_mt10,
-    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "full": full, "aloha": aloha, "droid": droid, "libero": libero,
-    "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
+    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "full": full, "aloha": aloha,
+    "droid": droid, "libero": libero, "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
 }  # fmt: skip
 
 
@@ -153,6 +160,14 @@ def _rung_0(preset: Preset) -> Preset:
     )  # fmt: skip
     train = replace(preset.train, optimizer="adamw", learning_rate=1e-3, ema_decay=0.9999, ema_power=0.75)
     return replace(preset, model=model, train=train, norm_mode="quantile")
+
+
+def _small_train(steps: int) -> TrainConfig:
+    """From scratch, on images of a simulator."""
+    return TrainConfig(
+        steps=steps, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
+        draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
+    )  # fmt: skip
 
 
 def _prompt(model: ModelName, without_state: int, with_state: int) -> dict[str, int]:

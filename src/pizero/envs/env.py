@@ -34,6 +34,12 @@ def _pusht(**options: Any) -> Env:
     return PushTEnv(**options)
 
 
+def _aloha(**options: Any) -> Env:
+    from pizero.envs.aloha.env import AlohaEnv
+
+    return AlohaEnv(**options)
+
+
 ENVS: dict[str, Callable[..., Env]] = {
     "tabletop": _tabletop,
     "metaworld": _metaworld,
@@ -41,6 +47,7 @@ ENVS: dict[str, Callable[..., Env]] = {
     "metaworld-mt50": partial(_metaworld_suite, "MT50Env"),
     "metaworld-mt50-lerobot": partial(_metaworld_suite, "LeRobotMT50Env"),
     "pusht": _pusht,
+    "aloha": _aloha,
 }
 _REGISTRY = Registry("simulator", "pizero.envs", ENVS)
 _MEMBERS = [*Env.__annotations__, *(name for name in vars(Env) if not name.startswith("_"))]

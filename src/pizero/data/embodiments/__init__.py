@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pizero.data.conversions import Conversion
-from pizero.data.embodiments.aloha import aloha
+from pizero.data.embodiments.aloha import aloha, aloha_sim
 from pizero.data.embodiments.droid import droid, droid_joint_position
 from pizero.data.embodiments.embodiment import Embodiment, Key
 from pizero.data.embodiments.generic import generic
@@ -21,12 +21,13 @@ from pizero.plugins import Registry
 from pizero.types import UserError
 
 __all__ = [
-    "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "droid", "droid_joint_position", "generic",
-    "get_embodiment", "libero", "metaworld", "metaworld_mt", "pusht", "tabletop",
+    "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "aloha_sim", "droid",
+    "droid_joint_position", "generic", "get_embodiment", "libero", "metaworld", "metaworld_mt", "pusht", "tabletop",
 ]  # fmt: skip
 
 EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
     "aloha": aloha,
+    "aloha_sim": aloha_sim,
     "droid": droid,
     "droid_joint_position": droid_joint_position,
     "libero": libero,

@@ -15,7 +15,7 @@ def aloha() -> Embodiment:
     Standard ALOHA data at 50 Hz, converted to what the released models were trained with: four joints turn the other
     way, and the gripper is the angle of its motor; the state tells it by the distance of the fingers, the action by the
     angle over another range. Facts: openpi src/openpi/policies/aloha_policy.py (adapt_to_pi), training/config.py
-    (LeRobotAlohaDataConfig). Simulated ALOHA: examples/aloha_sim.toml.
+    (LeRobotAlohaDataConfig).
     """
     return Embodiment(
         "aloha",
@@ -30,3 +30,11 @@ def aloha() -> Embodiment:
             Conversion(_GRIPPERS, of="action", model=(-0.6213 - 0.5476, 1.4910 - 0.5476)),
         ),
     )
+
+
+def aloha_sim() -> Embodiment:
+    """The simulator `aloha`: one camera from above and one behind each hand. State and action as above, numbers as
+    they are, absolute. Published datasets of simulated ALOHA have "top" alone: examples/aloha_sim.toml.
+    """
+    cameras = {"base_0_rgb": "top", "left_wrist_0_rgb": "left_hand", "right_wrist_0_rgb": "right_hand"}
+    return Embodiment("aloha_sim", cameras, state_dim=14, action_dim=14, grippers=_GRIPPERS)

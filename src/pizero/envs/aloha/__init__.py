@@ -1,0 +1,1 @@
+"""ALOHA in simulation: the scenes of gym-aloha."""

@@ -1,0 +1,137 @@
+"""Scripted demonstrators of ALOHA's two tasks: stages of both hands, aimed at where the objects are at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.envs.aloha.arm import TIPS, Arm, rotation, rotation_vector
+from pizero.envs.aloha.scene import SIDES, Array, Scene
+
+Pose = tuple[Array, Array]
+"""Position [3] between the finger tips, metres, and rotation [3, 3] of the gripper, whose x points ahead."""
+
+_ABOVE = np.array([0.0, 0.0, 0.08])
+_LOWEST = 0.02  # metres above the table
+_SCATTER = 0.015  # metres beside the way, drawn by the episode; the next stage corrects it
+_MEETING = np.array([0.0, 0.5, 0.25])  # of the hands, in front of both arms
+_INSERTING = np.array([0.0, 0.5, 0.15])  # the middle between peg and socket
+_X = np.array([1.0, 0.0, 0.0])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """steps: how long it takes. pose: where the hand is to be at the end, asked at each step; None stays."""
+
+    steps: int
+    gripper: float
+    pose: Callable[[], Pose] | None = None
+
+
+class AlohaDemonstrator:
+    """Plays the stages of both hands; the last one holds until the episode ends.
+
+    Hands keep a pitch of some degrees: where forearm and wrist are in line, their joints would turn by half a circle.
+    """
+
+    def __init__(self, scene: Scene, rng: np.random.Generator) -> None:
+        """rng: draws how far the hands pass beside the straight way."""
+        self._scene, self._rng = scene, rng
+        plan = self._transfer() if scene.task == "transfer_cube" else self._insertion()
+        self._hands = [_Hand(Arm(scene, side), stages) for side, stages in zip(SIDES, plan, strict=True)]
+
+    def act(self) -> NDArray[np.float32]:
+        """The action [14] for the present state."""
+        return np.concatenate([hand.act() for hand in self._hands]).astype(np.float32)
+
+    def _transfer(self) -> tuple[list[Stage], list[Stage]]:
+        """Stages of the left and the right hand. The left one is rolled, so that its fingers pass the other's."""
+        left, right = _turn("left", pitch=0, roll=90), _turn("right", pitch=25)
+        near = _MEETING + self._beside() - 0.10 * _X
+        return [
+            Stage(100, 1.0, lambda: (near, left)),
+            Stage(60, 1.0),
+            Stage(30, 1.0, lambda: (self._position("cube") - 0.005 * _X, left)),
+            Stage(20, 0.0),
+        ], [
+            *self._grasp("cube", _turn("right", pitch=60)),
+            Stage(40, 0.0, lambda: self._carry("right", "cube", _MEETING, turn=right)),
+        ]  # fmt: skip
+
+    def _insertion(self) -> tuple[list[Stage], list[Stage]]:
+        """Both objects are grasped from above, brought in line, and the peg is pushed in up to the pin."""
+        before, inside = _INSERTING + 0.11 * _X, 0.07 * _X
+        return [
+            *self._grasp("socket", _turn("left", pitch=60)),
+            Stage(50, 0.0, lambda: self._carry("left", "socket", _INSERTING - 0.06 * _X)),
+        ], [
+            *self._grasp("peg", _turn("right", pitch=60)),
+            Stage(50, 0.0, lambda: self._carry("right", "peg", before)),
+            Stage(30, 0.0, lambda: self._carry("right", "peg", before)),
+            Stage(90, 0.0, lambda: self._carry("right", "peg", self._position("socket") + inside)),
+        ]  # fmt: skip
+
+    def _grasp(self, name: str, turn: Array) -> list[Stage]:
+        """From above; the tips of the fingers stay off the table, and close slowly, as the simulated ones do."""
+        beside = self._beside()
+
+        def around() -> Array:
+            return np.maximum(self._position(name), (-np.inf, -np.inf, _LOWEST))
+
+        return [
+            Stage(50, 1.0, lambda: (around() + _ABOVE + beside, turn)),
+            Stage(30, 1.0, lambda: (around(), turn)),
+            Stage(35, 0.0),
+        ]
+
+    def _carry(self, side: str, name: str, position: Array, turn: Array | None = None) -> Pose:
+        """The hand's pose that brings what it holds to a position: upright and along x, unless a turn is given."""
+        body = self._scene.data.body(f"vx300s_{side}/gripper_link")
+        held = body.xmat.reshape(3, 3)
+        at, lies = self._scene.object_pose(name)
+        return position + body.xpos + held @ TIPS - at, lies.T @ held if turn is None else turn
+
+    def _position(self, name: str) -> Array:
+        return self._scene.object_pose(name)[0]
+
+    def _beside(self) -> Array:
+        return np.array([*self._rng.uniform(-_SCATTER, _SCATTER, 2), 0.0])
+
+
+class _Hand:
+    """One arm on its way through the stages."""
+
+    def __init__(self, arm: Arm, stages: list[Stage]) -> None:
+        self._arm, self._stages = arm, stages
+        self._stage = self._step = 0
+        self._start = self._pose = arm.pose()
+        self._gripper_start = self._gripper = 0.1  # as the episode starts
+
+    def act(self) -> Array:
+        """Joint targets and gripper [7] of the next step."""
+        if self._step == self._stages[self._stage].steps and self._stage + 1 < len(self._stages):
+            self._stage, self._step = self._stage + 1, 0
+            self._start, self._gripper_start = self._pose, self._gripper
+        stage = self._stages[self._stage]
+        self._step = min(self._step + 1, stage.steps)
+        done = self._step / stage.steps
+        self._gripper = self._gripper_start + done * (stage.gripper - self._gripper_start)
+        if stage.pose is not None:
+            self._pose = _between(self._start, stage.pose(), done * done * (3 - 2 * done))
+        return np.array([*self._arm.solve(*self._pose), self._gripper])
+
+
+def _between(start: Pose, end: Pose, done: float) -> Pose:
+    """The pose at a fraction of the way, turning about one axis."""
+    turn = rotation(done * rotation_vector(end[1] @ start[1].T)) @ start[1]
+    return start[0] + done * (end[0] - start[0]), turn
+
+
+def _turn(side: str, pitch: float, roll: float = 0.0) -> Array:
+    """Rotation [3, 3] of a gripper that points to the other arm, `pitch` degrees down, rolled about its own axis."""
+    facing = rotation(np.array([0.0, 0.0, math.pi if side == "right" else 0.0]))
+    return facing @ rotation(np.array([0.0, math.radians(pitch), 0.0])) @ rotation(math.radians(roll) * _X)
