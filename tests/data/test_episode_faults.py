@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -474,3 +475,11 @@ def test_frames_at_the_end_are_removed(tmp_path: Path) -> None:
 def test_ranges() -> None:
     assert ranges([4, 0, 1, 2, 9]) == "0-2, 4, 9"
     assert ranges([3, 4], but=3) == "4"
+
+
+def test_a_pipe_in_the_place_of_a_file(root: Path) -> None:
+    """Opening it would wait for ever."""
+    (root / VIDEO).unlink()
+    os.mkfifo(root / VIDEO)
+    with pytest.raises(BadEpisodeError, match=r"no file, but a folder, a device or a pipe"):
+        LeRobotDataset(root)

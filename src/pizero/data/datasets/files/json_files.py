@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +17,11 @@ POINTER_ADVICE = "is a Git LFS pointer: run `git lfs pull` in the dataset's fold
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether Git LFS left a pointer in the file's place; OSError where it cannot be read."""
-    if path.stat().st_size >= 1024:
+    """Whether Git LFS left a pointer in the file's place; OSError where it cannot be read, or is a pipe or a device."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file, but a folder, a device or a pipe")
+    if status.st_size >= 1024:
         return False
     return path.read_bytes().startswith(POINTER)
 
