@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pizero.checkpoints.load import load_policy
 from pizero.configs.presets import Preset, get_preset
 from pizero.envs.env import ENVS, make_env
 from pizero.envs.tabletop.env import TabletopEnv
 from pizero.envs.tabletop.world import MAX_STEP, MAX_TURN
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.policy.chunk_executor import ChunkExecutor
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
 from pizero.types import Env, RobotDict
 from pizero.workflows.collect import CollectConfig, collect_once

@@ -38,10 +38,10 @@ from safetensors.torch import load_file
 
 from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.lerobot import policy as lerobot
+from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.source import Facts
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import load_policy
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lerobot" / "checkpoints"
 EXACT, ACTIONS, HALF = 0.0, 2e-4, 0.05

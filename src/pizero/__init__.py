@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pizero.types import Observation, UserError
 
 if TYPE_CHECKING:
-    from pizero.checkpoints.load import load_model, save_model
+    from pizero.checkpoints.load import load_model, load_policy, save_model
     from pizero.engine.fast_sampler import FastSampler
     from pizero.model.config import Pi0Config
     from pizero.model.pi0 import Pi0
-    from pizero.policy.policy import load_policy
 
 __version__ = "0.1.0"
 __all__ = ["FastSampler", "Observation", "Pi0", "Pi0Config", "UserError", "load_model", "load_policy", "save_model"]
@@ -23,7 +22,7 @@ _HOMES = {
     "Pi0Config": "pizero.model.config",
     "load_model": "pizero.checkpoints.load",
     "save_model": "pizero.checkpoints.load",
-    "load_policy": "pizero.policy.policy",
+    "load_policy": "pizero.checkpoints.load",
 }
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pizero.checkpoints.files import orbax
 from pizero.checkpoints.files.orbax import ArrayToWrite, OrbaxArrays, write_arrays
-from pizero.checkpoints.load import load_network, save_model
+from pizero.checkpoints.load import load_network, load_policy, save_model
 from pizero.checkpoints.native import example
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
 from pizero.checkpoints.native.example import Example, make_example
@@ -34,7 +34,6 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

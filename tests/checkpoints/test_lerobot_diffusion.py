@@ -21,9 +21,8 @@ from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot.diffusion import key_table
-from pizero.checkpoints.load import load_model, load_network, read_source
+from pizero.checkpoints.load import load_model, load_network, load_policy, read_source
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
-from pizero.policy.policy import load_policy
 from pizero.types import Observation, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples with")

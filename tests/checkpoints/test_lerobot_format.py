@@ -20,7 +20,7 @@ from torch import Tensor
 from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.lerobot.policy import WrittenTensors
-from pizero.checkpoints.load import load_model, read_source
+from pizero.checkpoints.load import load_model, load_policy, read_source
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
 from pizero.checkpoints.source import Facts, Source
 from pizero.data.embodiments import Conversion, Embodiment
@@ -30,7 +30,6 @@ from pizero.data.transforms import Normalize
 from pizero.model.config import CAMERAS, Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import cast_weights
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot"

@@ -14,12 +14,11 @@ import torch
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.load import load_model, load_network, read_source, save_model
+from pizero.checkpoints.load import load_model, load_network, load_policy, read_source, save_model
 from pizero.checkpoints.openpi.torch import config_from_arch
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openpi" / "pi0_d32"

@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 from pizero.checkpoints import refusals
 from pizero.checkpoints.files.orbax import ArrayToWrite, write_arrays
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import load_model, read_source, save_model
+from pizero.checkpoints.load import load_model, load_policy, read_source, save_model
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 
 Make = Callable[[Path], object]

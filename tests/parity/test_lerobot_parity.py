@@ -18,7 +18,7 @@ from torch import Tensor
 from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.lerobot.policy import WrittenTensors
-from pizero.checkpoints.load import load_model
+from pizero.checkpoints.load import load_model, load_policy
 from pizero.checkpoints.openpi.torch import key_table
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -28,7 +28,7 @@ from pizero.model.flow_matching import interpolate, velocity_target
 from pizero.model.kv_cache import KVCache
 from pizero.model.layers import embed_time
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import Guidance, Schedule, soft_mask
 from pizero.types import Observation
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pizero.baseline.config import small_baseline
-from pizero.checkpoints.load import load_model
+from pizero.checkpoints.load import load_model, load_policy
 from pizero.checkpoints.native.checkpoint import save_checkpoint
-from pizero.checkpoints.native.example import device_of, make_example
+from pizero.checkpoints.native.example import make_example
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline
@@ -22,8 +22,9 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
+from pizero.policy.sampling import device_of
 from pizero.types import Observation, Policy, RobotDict, UserError
 
 CONFIG = small_config("nano", vocab_size=259, prompt_length=14, cameras=("base_0_rgb", "left_wrist_0_rgb"))

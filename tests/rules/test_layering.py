@@ -15,8 +15,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"types", "files", "processes", "plugins"},
     {"model", "baseline", "data", "envs"},
-    {"engine", "checkpoints"},
-    {"policy", "train"},
+    {"engine"},
+    {"policy"},
+    {"checkpoints"},
+    {"train"},
     {"evaluation", "serving", "report"},
     {"workflows", "configs", "cli"},
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from serving_helpers import noise, observation
 
-from pizero.policy.policy import load_policy
+from pizero.checkpoints.load import load_policy
 from pizero.serving.client import PolicyClient, ServerError, UnreachableError
 
 pytestmark = pytest.mark.ray

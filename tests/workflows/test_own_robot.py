@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
@@ -20,7 +21,6 @@ from pizero.data.embodiments.dimensions import chosen
 from pizero.data.norm_stats import field_stats
 from pizero.data.robot_columns import robot_actions
 from pizero.model.config import small_config
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 from pizero.workflows.norm_stats import norm_stats
 from pizero.workflows.replay import recorded_observation, replay

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pizero.checkpoints.load import load_policy
 from pizero.cli.main import run
 from pizero.configs.presets import ModelName, Preset, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
-from pizero.policy.policy import load_policy
 from pizero.types import UserError
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.sizes import sized

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pizero.baseline.config import BaselineConfig, small_baseline
+from pizero.checkpoints.load import load_policy
 from pizero.cli.main import run
 from pizero.configs.finetune import with_lora
 from pizero.configs.presets import PRESETS, ModelName, Preset, get_preset
@@ -20,7 +21,6 @@ from pizero.data.norm_stats import NormStats, compute_norm_stats
 from pizero.envs.env import make_env
 from pizero.evaluation.rollout import EpisodeSpec
 from pizero.model.config import Pi0Config, small_config
-from pizero.policy.policy import load_policy
 from pizero.report.architecture import Architecture
 from pizero.train.config import LoraConfig, TrainConfig
 from pizero.train.run_folder import list_checkpoints

@@ -1,30 +1,45 @@
-"""Any known checkpoint format in, a model out."""
+"""Any known checkpoint format in, a model or a policy out."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot import policy as lerobot
-from pizero.checkpoints.models import Network
+from pizero.checkpoints.models import Network, usable_device
 from pizero.checkpoints.native import checkpoint as native
 from pizero.checkpoints.native.adapters import merge_adapters
-from pizero.checkpoints.native.checkpoint import save_checkpoint, torch_dtype
+from pizero.checkpoints.native.checkpoint import (
+    Checkpoint,
+    load_example,
+    load_robots,
+    save_checkpoint,
+    torch_dtype,
+    verify_example,
+)
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.refusals import check_no_adapters, refusal
 from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
+from pizero.data.embodiments import Embodiment
+from pizero.data.norm_stats import NormStats
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.products import Kernels, check_kernels
 from pizero.files import new_folder, read_json
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
-from pizero.types import UserError
+from pizero.policy.policy import ModelPolicy
+from pizero.policy.real_time import RealTime
+from pizero.types import ActionModel, UserError
 
 FORMATS: dict[str, Format] = {
     native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
@@ -63,6 +78,58 @@ def load_network(
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     return source.build(device, kind)
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    kernels: Kernels = "auto",
+    keep: Sequence[str] = (),
+    num_steps: int | None = None,
+    seed: int = 0,
+    verify: bool = False,
+    real_time: RealTime | None = None,
+    adapters: str | Path | None = None,
+    arch: Arch | str | Path | None = None,
+    embodiment: Embodiment | str | None = None,
+    norm_stats: NormStats | str | Path | None = None,
+    tokenizer: PaligemmaTokenizer | str | Path | None = None,
+) -> ModelPolicy:
+    """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
+
+    embodiment (or its name), norm_stats (or its file, or the folder that holds it; openpi's norm_stats.json too, whose
+    mode the model tells), tokenizer (or its file): what the checkpoint does not tell; UserError says what is missing.
+    Given all the same, they take the place of the checkpoint's own. The name of one of the robots that a mixture was
+    trained for gives that robot with its statistics; without it the first of them is run.
+    kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights
+    are read where this machine does not have them for this dtype. num_steps, seed, real_time: as for `ModelPolicy`.
+    verify: run the stored example first; UserError if it fails or there is none, as with adapters.
+    adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and tell the robot.
+    """
+    folder, source = open_checkpoint(path, arch, adapters)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=2)
+    known = source.facts
+    if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
+        known = pipeline_facts(robots[embodiment])
+    named = known.embodiment is not None and known.embodiment.name == embodiment
+    facts = given(known, None if named else embodiment, norm_stats, tokenizer, source.config)
+    pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
+    if isinstance(source.config, Pi0Config):
+        check_kernels(kernels, usable_device(device), torch_dtype(dtype))
+    elif kernels != "auto":
+        raise UserError(f"{kernels} kernels are for π0 and π0.5, and {folder} is neither")
+    model = source.build(device, torch_dtype(dtype))
+    if verify:
+        own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
+        example = load_example(folder) if adapters is None else None
+        verify_example(Checkpoint(model, own, example))  # it was stored with the checkpoint's own
+    sampler: ActionModel = model
+    if isinstance(model, Pi0):
+        sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
+    return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)
 
 
 def open_checkpoint(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pizero.checkpoints.facts import given
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.source import Facts
 from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.files.columns import NumberColumns
@@ -26,7 +27,7 @@ from pizero.data.doctor.open_loop import Replay, summarize
 from pizero.data.embodiments import Embodiment
 from pizero.data.loader import split_episodes
 from pizero.model.config import CAMERAS
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.report.check import check_report
 from pizero.types import UserError
 from pizero.workflows.check_text import print_results

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.baseline.policy import DiffusionPolicy
+from pizero.checkpoints.load import load_policy
 from pizero.configs.ladder import LadderConfig, Variant, variant_preset
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import split_episodes
 from pizero.data.norm_stats import NEAR_CONSTANT
 from pizero.data.robot_columns import robot_action_window
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from pizero.checkpoints.load import load_policy
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
@@ -22,7 +23,7 @@ from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_d
 from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import Velocity
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.report.quickstart import quickstart_report
 from pizero.train.metrics import read_metrics
 from pizero.types import UserError

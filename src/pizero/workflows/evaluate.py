@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.native.checkpoint import load_example
 from pizero.envs.env import check_env
 from pizero.evaluation.benchmark import evaluate
 from pizero.evaluation.rollout import Alter, EpisodeSpec
 from pizero.files import write_bytes
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar

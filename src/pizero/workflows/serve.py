@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.native.checkpoint import load_example
-from pizero.policy.policy import ModelPolicy, load_policy
+from pizero.policy.policy import ModelPolicy
 from pizero.types import UserError
 
 _RESERVED = {"live", "healthz", "health", "metrics", "page", "vla-eval"}

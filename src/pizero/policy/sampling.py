@@ -1,0 +1,58 @@
+"""The one way from raw observations through a model and back to actions in robot units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pizero.data.pipeline import Pipeline
+from pizero.types import ActionModel, RobotDict
+
+
+def sample_chunks(
+    model: ActionModel,
+    pipeline: Pipeline,
+    observations: Sequence[RobotDict],
+    noise: NDArray[np.float32],
+    num_steps: int,
+    device: str | torch.device | None = None,
+    timing: dict[str, float] | None = None,
+    **options: Any,
+) -> NDArray[np.float32]:
+    """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
+
+    Values are checked, and the batch is one model call.
+    Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
+    device: where a model is that does not tell it, as for `device_of`. timing: gets the milliseconds of each stage.
+    options: of `sample_actions`.
+    """
+    marks = [time.perf_counter()]
+    device = device_of(model, device)
+    observation = pipeline.observation(pipeline.robot_inputs(observations), device)
+    marks.append(time.perf_counter())
+    noises = torch.from_numpy(noise).to(device)
+    actions = model.sample_actions(observation, num_steps=num_steps, noise=noises, **options)
+    states = np.stack([np.asarray(raw["state"]) for raw in observations])
+    chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
+    marks.append(time.perf_counter())
+    in_units = pipeline.robot_actions(chunk, states)
+    marks.append(time.perf_counter())
+    if timing is not None:
+        for stage, start, end in zip(("inputs_ms", "model_ms", "outputs_ms"), marks, marks[1:], strict=False):
+            timing[stage] = 1000 * (end - start)
+    return in_units
+
+
+def device_of(model: ActionModel, otherwise: str | torch.device | None = None) -> torch.device:
+    """Where a module's parameters are, or what an attribute `device` says; `otherwise`, or the host, for a model with
+    neither.
+    """
+    device = getattr(model, "device", None)
+    if device is None and isinstance(model, torch.nn.Module):
+        device = next((parameter.device for parameter in model.parameters()), None)
+    return torch.device(device or otherwise or "cpu")
