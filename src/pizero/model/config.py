@@ -29,7 +29,7 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 _LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK}
 
 
-def _check_numbers(config: Any) -> None:
+def check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
         if field.type == "int" and (field.name, getattr(config, field.name)) != ("max_delay", 0):
             check_whole(
@@ -48,7 +48,7 @@ class SiglipConfig:
     patch_size: int = 14
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         if self.width % self.num_heads:
             raise UserError(f"vision width {self.width} is not divisible by its {self.num_heads} heads")
 
@@ -65,7 +65,7 @@ class GemmaConfig:
     head_dim: int = 256
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads")
         if self.head_dim % 2:
@@ -104,7 +104,7 @@ class Pi0Config:
     max_delay: int = 0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         if self.max_delay >= self.action_horizon:
             raise UserError(f"max_delay {self.max_delay} leaves nothing of a chunk of {self.action_horizon} actions")
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
@@ -180,10 +180,10 @@ class Pi0Config:
         parts = {"vision": SiglipConfig, "prefix": GemmaConfig, "expert": GemmaConfig}
         for name, kind in parts.items():
             if name in values:
-                values[name] = _from_json(kind, values[name], name)
+                values[name] = config_from_json(kind, values[name], name)
         if "cameras" in values:
             values["cameras"] = as_tuple(values["cameras"])
-        return cast(Pi0Config, _from_json(Pi0Config, values, "config"))
+        return cast(Pi0Config, config_from_json(Pi0Config, values, "config"))
 
 
 def small_config(size: str, *, pi05: bool = False, **changes: Any) -> Pi0Config:
@@ -219,7 +219,7 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _from_json(kind: type[Any], values: object, where: str) -> Any:
+def config_from_json(kind: type[Any], values: object, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be an object with {', '.join(sorted(known))}, got {str(values)[:60]}")

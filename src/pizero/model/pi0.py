@@ -11,12 +11,13 @@ E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pizero.model.config import Pi0Config
+from pizero.model.config import Pi0Config, SiglipConfig
 from pizero.model.flow_matching import (
     ActionPrefix,
     Solver,
@@ -51,7 +52,7 @@ class Pi0(nn.Module):
         self.time_mlp_in = Float32Linear(width if config.adaptive else 2 * width, width)
         self.time_mlp_out = Float32Linear(width, width)
         self.action_out_proj = Float32Linear(width, config.action_dim)
-        self.apply(_initialize)
+        self.apply(initialize)
 
     # ---------------------------------------------------------------- embeddings
 
@@ -227,7 +228,20 @@ def embed_images(
     return [tokens[name] for name in cameras], masks
 
 
-def check_observation(config: Pi0Config, observation: Observation) -> None:
+class ObservationSizes(Protocol):
+    """What an observation is checked against: the config of π0, or of π0-FAST."""
+
+    @property
+    def vision(self) -> SiglipConfig: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def has_state_token(self) -> bool: ...
+    @property
+    def state_dim(self) -> int: ...
+
+
+def check_observation(config: ObservationSizes, observation: Observation) -> None:
     """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
     for name, value in (("prompt_tokens", observation.prompt_tokens), ("prompt_mask", observation.prompt_mask)):
         if value.ndim != 2 or value.shape != observation.prompt_tokens.shape:
@@ -254,7 +268,7 @@ def check_observation(config: Pi0Config, observation: Observation) -> None:
             raise ValueError(f"state: got {shape}, expected {(batch, config.state_dim)}")
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Fresh weights, for training from scratch: variance 1 / fan_in, zero biases, closed gates as in the reference.
 
     Three scales make a small model find out much sooner which word means which place in the image: positions 0.3, words

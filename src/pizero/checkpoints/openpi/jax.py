@@ -21,12 +21,13 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
-from pizero.model.config import GemmaConfig, Pi0Config
+from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 NAME = "openpi-jax"
 _PARAMS = "params"
-_IMG, _LLM = "PaliGemma/img/", "PaliGemma/llm/"
+_IMG, _LLM, _LAYERS = "PaliGemma/img/", "PaliGemma/llm/", "transformer.layers.{}."
 _RANKS = {"prefix": 16, "expert": 32}
 """LoRA ranks of gemma_2b_lora and gemma_300m_lora (openpi src/openpi/models/gemma.py), with alpha equal to the rank.
 
@@ -162,6 +163,25 @@ def table(config: Pi0Config) -> list[Row]:
     """Every array of openpi's π0 or π0.5, and every tensor of ours."""
     time_mlp = "time_mlp" if config.adaptive else "action_time_mlp"
     width, inputs = config.expert.width, config.expert.width * (1 if config.adaptive else 2)
+    return [
+        *_images_and_words(config),
+        *_expert(config.prefix, _LAYERS + "prefix.", "transformer.prefix_norm", "", adaptive=False),
+        *_expert(config.expert, _LAYERS + "expert.", "transformer.expert_norm", "_1", adaptive=config.adaptive),
+        *(_dense("state_proj", "state_proj", config.state_dim, width) if config.has_state_token else []),
+        *_dense("action_in_proj", "action_in_proj", config.action_dim, width),
+        *_dense(time_mlp + "_in", "time_mlp_in", inputs, width),
+        *_dense(time_mlp + "_out", "time_mlp_out", width, width),
+        *_dense("action_out_proj", "action_out_proj", width, config.action_dim),
+    ]  # fmt: skip
+
+
+def fast_table(config: Pi0FastConfig) -> list[Row]:
+    """Every array of openpi's π0-FAST, and every tensor of ours."""
+    return [*_images_and_words(config), *_expert(config.prefix, "layers.{}.", "norm", "", adaptive=False)]
+
+
+def _images_and_words(config: Pi0Config | Pi0FastConfig) -> list[Row]:
+    """The vision tower and the token table."""
     patch, vision = config.vision.patch_size, config.vision.width
     return [
         Row(
@@ -173,25 +193,17 @@ def table(config: Pi0Config) -> list[Row]:
             _IMG + "pos_embedding", ("vision_tower.position_embedding",),
             (1, (config.image_size // patch) ** 2, vision), (0, 1, 2), 2,
         ),
-        *_vision_blocks(config),
+        *_vision_blocks(config.vision),
         *_layer_norm(_IMG + "Transformer/encoder_norm", "vision_tower.final_norm", vision),
         *_dense(_IMG + "head", "vision_tower.projection", vision, config.prefix.width),
         Row(
             _LLM + "embedder/input_embedding", ("token_embedding.weight",),
             (config.vocab_size, config.prefix.width), (0, 1), 1,
         ),
-        *_expert(config.prefix, "prefix", "", adaptive=False),
-        *_expert(config.expert, "expert", "_1", adaptive=config.adaptive),
-        *(_dense("state_proj", "state_proj", config.state_dim, width) if config.has_state_token else []),
-        *_dense("action_in_proj", "action_in_proj", config.action_dim, width),
-        *_dense(time_mlp + "_in", "time_mlp_in", inputs, width),
-        *_dense(time_mlp + "_out", "time_mlp_out", width, width),
-        *_dense("action_out_proj", "action_out_proj", width, config.action_dim),
     ]  # fmt: skip
 
 
-def _vision_blocks(config: Pi0Config) -> list[Row]:
-    sizes = config.vision
+def _vision_blocks(sizes: SiglipConfig) -> list[Row]:
     width, heads, depth = sizes.width, sizes.num_heads, sizes.depth
     theirs, ours = _IMG + "Transformer/encoderblock/", "vision_tower.blocks.{}."
     attention = theirs + "MultiHeadDotProductAttention_0/"
@@ -215,10 +227,10 @@ def _vision_blocks(config: Pi0Config) -> list[Row]:
     ]
 
 
-def _expert(sizes: GemmaConfig, name: str, mark: str, *, adaptive: bool) -> list[Row]:
-    """mark: the end of openpi's names for this expert."""
+def _expert(sizes: GemmaConfig, ours: str, our_norm: str, mark: str, *, adaptive: bool) -> list[Row]:
+    """ours: the start of our names of a layer. mark: the end of openpi's names for this expert."""
     width, heads, kv_heads, head_dim = sizes.width, sizes.num_heads, sizes.num_kv_heads, sizes.head_dim
-    theirs, ours, depth = _LLM + "layers/", f"transformer.layers.{{}}.{name}.", sizes.depth
+    theirs, depth = _LLM + "layers/", sizes.depth
     query, key, value = (f"{ours}{part}.weight" for part in ("query", "key", "value"))
     projections = [
         ("q", (query,), (heads, width, head_dim)),
@@ -235,7 +247,7 @@ def _expert(sizes: GemmaConfig, name: str, mark: str, *, adaptive: bool) -> list
         Row(f"{theirs}mlp{mark}/linear", down, (sizes.mlp_dim, width), (1, 0), 1, depth),
         *_rms_norm(f"{theirs}pre_attention_norm{mark}", ours + "attention_norm", width, depth, adaptive),
         *_rms_norm(f"{theirs}pre_ffw_norm{mark}", ours + "mlp_norm", width, depth, adaptive),
-        *_rms_norm(f"{_LLM}final_norm{mark}", f"transformer.{name}_norm", width, 0, adaptive),
+        *_rms_norm(f"{_LLM}final_norm{mark}", our_norm, width, 0, adaptive),
     ]
 
 
