@@ -44,10 +44,10 @@ def as_from_a_terminal() -> None:
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str, code: str = MAIN) -> Iterator[subprocess.Popen[str]]:
     """A command in a group of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     try:
@@ -144,6 +144,26 @@ def test_train_with_workers(tmp_path: Path, name: str) -> None:
     assert status == (143 if name == "SIGTERM" else -signal.SIGKILL)
     assert "Traceback" not in shown
     assert run("train", [*arguments[:-1], "1000", "--resume", "--steps", "1600", "--plan"]) == 0
+
+
+ENDLESS = """
+import numpy as np
+from pizero.evaluation.benchmark import evaluate
+from pizero.processes import ended_by_signals
+class Still:
+    def infer_batch(self, observations):
+        return [{"actions": np.zeros((25, 5), np.float32)} for _ in observations]
+with ended_by_signals():
+    evaluate(Still(), "tabletop", episodes=100_000, execution_horizon=20, processes=2)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_simulators_in_processes_of_their_own(name: str) -> None:
+    with started(code=ENDLESS) as process:
+        until(lambda: busy_workers(process.pid) == 2, process)
+        process.send_signal(getattr(signal, name))
+        assert gone(process.pid)
 
 
 def _work_for_ever(folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_summary_counts_errors_apart() -> None:
     assert summary["interval"] == list(wilson_interval(2, 3))
     assert (summary["episodes"], summary["errors"], summary["successes"]) == (3, 1, 2)
     assert (summary["mean_steps"], summary["mean_steps_success"]) == (20, 15)
-    assert summary["error_texts"] == ["OSError: gone"]
+    assert summary["error_texts"] == ["OSError: gone (b, seed 0)"]
     assert list(summary["per_task"]) == ["a", "b"]
     assert summary["per_task"]["b"]["success_rate"] == 1.0
     assert summary["per_task"]["b"]["errors"] == 1
@@ -110,7 +110,7 @@ def test_evaluate_says_what_is_wrong_and_closes_what_it_opened(monkeypatch: pyte
     ):
         with pytest.raises(UserError, match=text):
             evaluate(StillPolicy(), "tabletop", **options)
-    with pytest.raises(UserError, match="unknown environment"):
+    with pytest.raises(UserError, match="unknown simulator"):
         evaluate(StillPolicy(), "moon")
 
     closed: list[int] = []
@@ -127,5 +127,5 @@ def test_evaluate_says_what_is_wrong_and_closes_what_it_opened(monkeypatch: pyte
     monkeypatch.setattr(benchmark, "make_env", lambda *_, **__: BrokenEnv())
     summary = evaluate(StillPolicy(), "tabletop", episodes=3, num_envs=2)
     assert summary["errors"] == 3
-    assert summary["per_task"]["only"]["error_texts"] == ["OSError: no display"]
+    assert summary["per_task"]["only"]["error_texts"] == ["OSError: no display (only, seed 0, and 2 more)"]
     assert len(closed) == 2

@@ -33,6 +33,8 @@ class Arguments:
     """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy."""
     num_envs: int = 16
     """Environments side by side, served by one model call; does not change the results."""
+    envs: int = 0
+    """Above 0: so many environments instead, each in a process of its own, for simulators that need the time."""
     num_videos: int = 4
     """Episodes that are recorded."""
     embodiment: str | None = None
@@ -53,6 +55,7 @@ def run(arguments: Arguments) -> int:
 
     values = vars(arguments).copy()
     checkpoint, output = values.pop("checkpoint"), values.pop("output")
+    values["processes"] = values.pop("envs")
     options = {name: values.pop(name) for name in ("embodiment", "norm_stats", "tokenizer", "arch")}
     folder = output or Path(checkpoint if Path(checkpoint).exists() else ".") / "evaluation"
     results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder, **options)

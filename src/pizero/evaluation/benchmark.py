@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pizero.envs.env import make_env
-from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpisode, rollout
+from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpisode, history_of, rollout, rollout_in
+from pizero.evaluation.simulators import process_simulators
 from pizero.evaluation.video import write_mp4
 from pizero.types import Env, Policy, UserError
 
@@ -47,6 +48,7 @@ def evaluate(
     seed: int = 0,
     execution_horizon: int = 8,
     num_envs: int = 16,
+    processes: int = 0,
     image_size: int | None = None,
     alter: Alter | None = None,
     videos: Path | None = None,
@@ -57,27 +59,31 @@ def evaluate(
     """`episodes` episodes of each task (None: all), with the seeds seed, seed + 1, ...; returns what `summarize` does.
 
     An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
-    errors > 0 as a failed run. `videos`: folder for the first `num_videos` episodes as <task>_<seed>.mp4. on_start:
-    told the number of episodes in all.
+    errors > 0 as a failed run. num_envs: simulators in this process. processes: above 0, so many in processes of their
+    own instead, which gives the same as so many here. videos: folder for the first `num_videos` episodes as
+    <task>_<seed>.mp4. on_start: told the number of episodes in all.
     """
-    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    envs = [make_env(env_name, image_size=image_size, render_in_step=False, tasks=tasks)]
+    for name, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("processes", processes, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    options: dict[str, Any] = {"image_size": image_size, "render_in_step": False, "tasks": tasks}
+    envs = [make_env(env_name, **options)]
     try:
         names = tuple(tasks) if tasks is not None else envs[0].task_names
         # Seed by seed and not task by task, so that the videos show different tasks.
         specs = [EpisodeSpec(task, seed + number) for number in range(episodes) for task in names]
         if on_start is not None:
             on_start(len(specs))
-        envs += [
-            make_env(env_name, image_size=image_size, render_in_step=False, tasks=tasks)
-            for _ in range(min(num_envs, len(specs)) - 1)
-        ]
-        results = rollout(
-            policy, envs, specs, execution_horizon,
-            alter=alter, on_episode=on_episode, record_first=0 if videos is None else num_videos,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else num_videos
+        }  # fmt: skip
+        if processes:
+            count = min(processes, len(specs))
+            with process_simulators(count, env_name, history_of(policy), options) as simulators:
+                results = rollout_in(simulators, policy, specs, execution_horizon, **how)
+        else:
+            envs += [make_env(env_name, **options) for _ in range(min(num_envs, len(specs)) - 1)]
+            results = rollout(policy, envs, specs, execution_horizon, **how)
         if videos is not None:
             _write_videos(videos, results, envs[0])
     finally:
@@ -97,8 +103,20 @@ def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "errors": len(results) - len(completed),
         "mean_steps": _mean([result.steps for result in completed]),
         "mean_steps_success": _mean([result.steps for result in completed if result.success]),
-        "error_texts": sorted({result.error for result in results if result.error is not None}),
+        "error_texts": _error_texts(results),
     }
+
+
+def _error_texts(results: Sequence[EpisodeResult]) -> list[str]:
+    """Each different error once, with the first episode that it ended."""
+    ended: dict[str, list[EpisodeResult]] = {}
+    for result in results:
+        if result.error is not None:
+            ended.setdefault(result.error, []).append(result)
+    return [
+        f"{text} ({first.task}, seed {first.seed}{f', and {len(others)} more' if others else ''})"
+        for text, (first, *others) in sorted(ended.items())
+    ]
 
 
 def _mean(values: Sequence[int]) -> float | None:

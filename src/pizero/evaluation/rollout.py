@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.evaluation.simulators import Episode, EpisodeResult, EpisodeSpec, LocalSimulator, Played, Simulator
 from pizero.policy.chunk_executor import ChunkExecutor
-from pizero.types import Env, Policy, RobotDict, UserError
-
-
-@dataclass(frozen=True)
-class EpisodeSpec:
-    """One episode to run: a task of the environment and the seed that fixes its initial state."""
-
-    task: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class EpisodeResult:
-    """error: text of the exception that the environment raised; such an episode is neither success nor failure.
-
-    steps: control steps played. frames: [h, w, 3] uint8 each, of recorded episodes only.
-    """
-
-    task: str
-    seed: int
-    instruction: str
-    success: bool
-    steps: int
-    error: str | None = None
-    frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
-
+from pizero.types import Env, Policy, RobotDict
 
 Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
 """Changes the observation of one control step before the policy sees it: another instruction, blank images."""
@@ -62,31 +37,68 @@ def rollout(
     policy that has a `noise_shape`. An exception of an environment ends its episode and is kept in the result; a
     UserError and any exception of the policy is raised. `record_first`: how many episodes get frames.
     """
-    history: int = getattr(policy, "num_history", 1)
-    waiting = iter(
-        _Run(spec, index, index < record_first, history=history, alter=alter) for index, spec in enumerate(episodes)
-    )
+    simulators = [LocalSimulator(env, history_of(policy)) for env in envs]
+    return rollout_in(
+        simulators, policy, episodes, execution_horizon,
+        alter=alter, on_episode=on_episode, record_first=record_first,
+    )  # fmt: skip
+
+
+def rollout_in(
+    simulators: Sequence[Simulator],
+    policy: Policy,
+    episodes: Sequence[EpisodeSpec],
+    execution_horizon: int,
+    *,
+    alter: Alter | None = None,
+    on_episode: OnEpisode | None = None,
+    record_first: int = 0,
+) -> list[EpisodeResult]:
+    """`rollout` in simulators that may run at the same time: all play their chunks, then all are asked, and so on.
+
+    As many simulators give the same batches, and so the same episodes, wherever they run.
+    """
+    noise_shape: tuple[int, int] | None = getattr(policy, "noise_shape", None)
+    executor = ChunkExecutor(execution_horizon)
+    waiting = iter(enumerate(episodes))
+    running: dict[int, _Run] = {}
     results: dict[int, EpisodeResult] = {}
 
-    def finish(run: _Run) -> None:
-        results[run.index] = run.result()
-        if on_episode is not None:
-            on_episode(results[run.index])
+    def begin(slot: int) -> bool:
+        """Starts the next episode there, if one is left."""
+        running.pop(slot, None)
+        index, spec = next(waiting, (0, None))
+        if spec is None:
+            return False
+        running[slot] = _Run(spec, index, history_of(policy), alter)
+        simulators[slot].reset(spec, index < record_first)
+        return True
 
-    executors = {slot: ChunkExecutor(execution_horizon) for slot in range(len(envs))}
-    running: dict[int, _Run] = {}
-    noise_shape: tuple[int, int] | None = getattr(policy, "noise_shape", None)
-    while True:
-        asked: dict[int, RobotDict] = {}
-        for slot, env in enumerate(envs):
-            run = _next_run(env, slot, running, waiting, finish)
-            if run is not None:
-                asked[slot] = run.question(noise_shape)
-        if not asked:
-            return [results[index] for index in range(len(episodes))]
-        for slot, answer in zip(asked, policy.infer_batch(list(asked.values())), strict=True):
-            executors[slot].load(answer["actions"])
-            running[slot].play(envs[slot], executors[slot])
+    at_work = [slot for slot in range(len(simulators)) if begin(slot)]
+    while at_work:
+        played: dict[int, Played] = {slot: simulators[slot].played() for slot in at_work}
+        at_work = []
+        for slot, news in played.items():
+            if news.result is None:
+                running[slot].see(news.seen)
+                continue
+            results[running[slot].index] = news.result
+            if on_episode is not None:
+                on_episode(news.result)
+            if begin(slot):
+                at_work.append(slot)
+        if not at_work and running:
+            at_work = sorted(running)
+            questions = [running[slot].question(noise_shape) for slot in at_work]
+            for slot, answer in zip(at_work, policy.infer_batch(questions), strict=True):
+                executor.load(answer["actions"])
+                simulators[slot].play([executor.next_action() for _ in range(execution_horizon)])
+    return [results[index] for index in range(len(episodes))]
+
+
+def history_of(policy: Policy) -> int:
+    """Observations that the policy sees at once."""
+    return cast(int, getattr(policy, "num_history", 1))
 
 
 def run_demonstrator(
@@ -117,110 +129,37 @@ def _run_actor(
 ) -> list[EpisodeResult]:
     results: list[EpisodeResult] = []
     for index, spec in enumerate(episodes):
-        run = _Run(spec, index, index < record_first)
-        run.reset(env)
-        act = run.guard(lambda spec=spec: make_actor(spec))
-        while act is not None and not run.done:
-            action = run.guard(act)
+        episode = Episode(env, spec, index < record_first)
+        act = episode.guard(lambda spec=spec: make_actor(spec))
+        while act is not None and not episode.done:
+            action = episode.guard(act)
             if action is not None:
-                run.step(env, action)
-        results.append(run.result())
+                episode.step(action)
+        results.append(episode.result())
         if on_episode is not None:
             on_episode(results[-1])
     return results
 
 
-def _next_run(
-    env: Env, slot: int, running: dict[int, _Run], waiting: Iterator[_Run], finish: Callable[[_Run], None]
-) -> _Run | None:
-    """The slot's episode, which has seen its present, after a finished one was replaced; None when none is left."""
-    while True:
-        run = running.get(slot)
-        if run is not None and not run.done:
-            run.look(env)
-            if not run.done:
-                return run
-        if run is not None:
-            finish(running.pop(slot))
-        following = next(waiting, None)
-        if following is None:
-            return None
-        running[slot] = following
-        following.reset(env)
-
-
 class _Run:
-    """One episode under way."""
+    """What the policy has seen of an episode under way."""
 
-    def __init__(
-        self, spec: EpisodeSpec, index: int, record: bool, *, history: int = 1, alter: Alter | None = None
-    ) -> None:
-        self.spec, self.index = spec, index
-        self.done = False
-        self._record, self._frames = record, list[NDArray[np.uint8]]()
-        self._alter, self._history, self._seen = alter, history, deque[RobotDict](maxlen=history)
-        self._instruction, self._success, self._error = "", False, None
-        self._steps = self._chunks = 0
+    def __init__(self, spec: EpisodeSpec, index: int, history: int, alter: Alter | None) -> None:
+        self.index = index
+        self._spec, self._alter, self._history, self._chunks = spec, alter, history, 0
+        self._seen = deque[RobotDict](maxlen=history)
 
-    def guard(self, call: Callable[[], Any]) -> Any:
-        """The call's result; None after an exception, which ends the episode."""
-        try:
-            return call()
-        except UserError:  # such as an unknown task: every episode would fail alike
-            raise
-        except Exception as error:
-            self._error, self.done = f"{type(error).__name__}: {error}", True
-            return None
-
-    def reset(self, env: Env) -> None:
-        def start() -> None:
-            observation, _ = env.reset(seed=self.spec.seed, options={"task": self.spec.task})
-            self._instruction = observation["prompt"]
-            self._render(env)
-
-        self.guard(start)
-
-    def step(self, env: Env, action: NDArray[np.float32]) -> None:
-        def advance() -> None:
-            _, _, terminated, truncated, info = env.step(action)
-            self._steps += 1
-            self._success = bool(info["success"])
-            self.done = self._success or terminated or truncated or self._steps >= env.max_steps
-            self._render(env)
-
-        self.guard(advance)
-
-    def play(self, env: Env, executor: ChunkExecutor) -> None:
-        """The loaded chunk, up to the next one or the episode's end."""
-        while not executor.needs_chunk and not self.done:
-            self.step(env, executor.next_action())
-            if 0 < executor.remaining < self._history and not self.done:
-                self.look(env)
-
-    def look(self, env: Env) -> None:
-        """Keeps what the policy shall see of the present control step."""
-        observation = self.guard(env.observe)
-        if observation is not None:
-            self._seen.append(self._alter(observation, self.spec) if self._alter else observation)
+    def see(self, observations: Sequence[RobotDict]) -> None:
+        self._seen += [self._alter(seen, self._spec) if self._alter else seen for seen in observations]
 
     def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
         """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
         observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
-        rng = np.random.default_rng([self.spec.seed, self._chunks])
+        rng = np.random.default_rng([self._spec.seed, self._chunks])
         self._chunks += 1
         if noise_shape is None:
             return observation
         return {**observation, "noise": rng.standard_normal(noise_shape, np.float32)}
-
-    def result(self) -> EpisodeResult:
-        return EpisodeResult(
-            self.spec.task, self.spec.seed, self._instruction, self._success and self._error is None, self._steps,
-            self._error, self._frames,
-        )  # fmt: skip
-
-    def _render(self, env: Env) -> None:
-        if self._record:
-            self._frames.append(env.render())
 
 
 def _joined(observations: Sequence[RobotDict]) -> RobotDict:

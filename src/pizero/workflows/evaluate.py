@@ -32,8 +32,9 @@ EVALUATION_SEED = 1_000_000
 @dataclass(frozen=True)
 class EvaluateConfig:
     """episodes: of each task. execution_horizon: actions played before the next chunk is asked for; None takes half of
-    the policy's action horizon. num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes
-    all cores.
+    the policy's action horizon. processes: above 0, so many simulators in processes of their own in the place of
+    num_envs in this one. num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes all
+    cores.
     """
 
     env: str
@@ -43,6 +44,7 @@ class EvaluateConfig:
     execution_horizon: int | None = None
     num_steps: int | None = None
     num_envs: int = 16
+    processes: int = 0
     image_size: int | None = None
     num_videos: int = 0
     threads: int = 0
@@ -72,9 +74,10 @@ def evaluate_policy(
 
         results = evaluate(
             policy, config.env, tasks=config.tasks or None, episodes=config.episodes, seed=config.seed,
-            execution_horizon=config.execution_horizon, num_envs=config.num_envs, image_size=config.image_size,
-            alter=alter, videos=None if folder is None or not config.num_videos else folder / "videos",
-            num_videos=config.num_videos, on_start=lambda total: bars.update(bar, total=total), on_episode=count,
+            execution_horizon=config.execution_horizon, num_envs=config.num_envs, processes=config.processes,
+            image_size=config.image_size, alter=alter, num_videos=config.num_videos,
+            videos=None if folder is None or not config.num_videos else folder / "videos",
+            on_start=lambda total: bars.update(bar, total=total), on_episode=count,
         )  # fmt: skip
     results["seconds"] = round(time.perf_counter() - started, 1)
     results["settings"] = dataclasses.asdict(config)
