@@ -46,6 +46,7 @@ def test_a_robot_is_seen_and_its_instruction_changed(serve: Serve, browser: Brow
     browser.open(page(server))
     browser.wait(LIVE)
     assert browser.run("document.getElementById('nobody').offsetHeight") > 0
+    assert 60 <= browser.run("historyPlot.scales.x.max - historyPlot.scales.x.min") <= 120  # seconds, before any request
     with PolicyClient(server.uri) as client:
         client.infer({**observation(), "prompt": "lift the <b>disc</b>"})
         browser.wait("document.querySelectorAll('#chunk canvas').length === 5")
@@ -97,11 +98,14 @@ def test_the_page_asks_for_a_key_and_comes_back_after_the_server(serve: Serve, b
     browser.open(page(server))
     browser.wait("!document.getElementById('door').hidden")
     assert browser.run("document.getElementById('about').textContent") == ""
+    for name in ("start", "tiles", "nobody", "history"):  # nothing that the page does not know
+        assert browser.run(f"document.getElementById('{name}').offsetHeight") == 0
     for key in ("wrong", "right"):
         browser.run(f"document.getElementById('key').value = '{key}'")
         browser.run("document.getElementById('door').requestSubmit()")
         time.sleep(0.7)
     browser.wait(LIVE)
+    assert browser.run("document.getElementById('tiles').offsetHeight") > 0
     server.stop()
     browser.wait("document.getElementById('status').textContent === 'no connection'")
     serve(api_keys=("right",), port=port)

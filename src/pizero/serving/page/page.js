@@ -19,6 +19,7 @@ function connect() {
   socket.onopen = () => { send({ key: sessionStorage.getItem("key") || "" }); send({ do: "watch", robot: watched }); };
   socket.onmessage = (event) => {
     const state = JSON.parse(event.data);
+    document.body.classList.toggle("locked", Boolean(state.key)); // nothing is known yet
     if (state.key) { at("door").hidden = false; badge("locked", "bad"); at("key").focus(); return; }
     pause = 500;
     received = performance.now();
@@ -53,9 +54,9 @@ function show(state) {
 }
 
 function span(seconds) {
-  if (seconds < 90) return `${Math.floor(seconds)} s`;
-  if (seconds < 5400) return `${Math.floor(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 90) return `${Math.floor(seconds)}\u00a0s`;
+  if (seconds < 5400) return `${Math.floor(seconds / 60)}\u00a0min`;
+  return `${(seconds / 3600).toFixed(1)}\u00a0h`;
 }
 
 function showSimulation(simulation) {
@@ -114,7 +115,7 @@ function showWatched(state) {
   const own = robot.new_prompt === null, words = at("words");
   if (document.activeElement !== words && words.dataset.edited !== "yes") words.value = own ? robot.prompt : robot.new_prompt;
   at("own").hidden = own;
-  const simulation = robot.simulated ? ` ${state.simulation.successes} of ${state.simulation.episodes} episodes solved.` : "";
+  const simulation = robot.simulated && state.simulation.episodes ? ` ${state.simulation.successes} of ${state.simulation.episodes} episodes solved.` : "";
   text("told", (own ? "The robot's own words." : `From this page, in place of “${robot.prompt}”.`) + simulation);
   const seen = state.watched;
   if (!seen || seen.robot !== watched || !seen.chunk) return;
@@ -203,6 +204,7 @@ function padded(low, high) {
 function remember(state) {
   const now = Math.floor(Date.now() / 1000);
   if (history.time[history.time.length - 1] === now) return;
+  if (!history.time.length) { history.time.push(now - 60); history.latency.push(null); } // of one point uPlot makes years
   history.time.push(now);
   history.latency.push(state.latency || null);
   if (history.time.length > HISTORY) { history.time.shift(); history.latency.shift(); }
