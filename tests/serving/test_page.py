@@ -46,7 +46,9 @@ def test_a_robot_is_seen_and_its_instruction_changed(serve: Serve, browser: Brow
     browser.open(page(server))
     browser.wait(LIVE)
     assert browser.run("document.getElementById('nobody').offsetHeight") > 0
-    assert 60 <= browser.run("historyPlot.scales.x.max - historyPlot.scales.x.min") <= 120  # seconds, before any request
+    assert (
+        60 <= browser.run("historyPlot.scales.x.max - historyPlot.scales.x.min") <= 120
+    )  # seconds, before any request
     with PolicyClient(server.uri) as client:
         client.infer({**observation(), "prompt": "lift the <b>disc</b>"})
         browser.wait("document.querySelectorAll('#chunk canvas').length === 5")

@@ -11,12 +11,14 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from pizero.cli.main import run
 from pizero.envs.tabletop.env import TabletopEnv
 from pizero.serving import running, server
+from pizero.serving.config import ServeConfig
 from pizero.serving.log import ASYNCIO, LOGGER, logging_to_stderr
 from pizero.serving.running import Background
 from pizero.types import UserError
@@ -66,6 +68,26 @@ def test_a_command_does_not_wait_for_what_cannot_be_stopped(
         assert run("serve", ["runs/none"]) == (2 if failure else 0)
     assert ended == ([] if status is None else [status])
     assert ("no recording" in capsys.readouterr().err) == bool(failure)
+
+
+def test_options_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\nboss admin\n")
+    given: list[ServeConfig] = []
+    monkeypatch.setattr(server, "PolicyServer", lambda _, config: given.append(config) or Ending(False, ""))
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
+    options = {
+        "host": "0.0.0.0", "port": 1, "certificate": Path("c"), "private_key": Path("k"), "max_batch": 2,
+        "max_wait_ms": 4.0, "max_queue": 5, "default_prompt": "lift", "max_message_mb": 6, "max_connections": 7,
+        "max_rate": 8.0, "idle_s": 9.0, "drain_s": 10.0, "record": Path("r"), "record_fps": 11.0,
+    }  # fmt: skip
+    arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    keys = ["--api-keys", str(tmp_path / "keys"), "--origins", "a", "b"]
+    assert run("serve", ["runs/none", *arguments, *keys]) == 0
+    assert run("serve", ["runs/none"]) == 0
+    expected = ServeConfig(**options, origins=("a", "b"), api_keys=("one", "boss admin"))  # type: ignore[arg-type]
+    assert given == [expected, ServeConfig()]
+    untold = {"ping_s", "replica"}  # all others have another value than usual
+    assert {name for name, value in vars(ServeConfig()).items() if value == vars(expected)[name]} == untold
 
 
 def test_what_serves_in_a_process_leaves_it_as_it_was(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""Settings of a policy server."""
+"""Settings of a policy server: their names, defaults and meanings, for `pizero serve` too."""
 
 from __future__ import annotations
 
@@ -13,38 +13,71 @@ ADMIN = " admin"
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """Where and to whom a server listens, how it joins requests, and what it refuses.
-
-    default_prompt: instruction of robots that send none. max_wait_ms: how long the first request of a batch waits for
-    others. max_queue: waiting requests of one checkpoint. max_rate: requests per second of one connection. idle_s:
-    silence after which a connection is closed. ping_s: seconds between pings, and for the answer to one; a robot that
-    vanished is noticed after at most two. drain_s: seconds that running requests get when the server ends. origins:
-    hosts, besides localhost and addresses, under which browsers may show the page. api_keys: "KEY", or "KEY admin" for
-    one whose pages see and command the robots of all keys. record: folder for what came and
-    went; record_fps: control steps a second of the recording, None measures it. replica: which of several servers
-    behind one address this is; told to robots.
-    """
+class Access:
+    """Where and to whom the server listens."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; by default only this machine can connect."""
     port: int = 8000
-    default_prompt: str | None = None
-    max_batch: int = 16
-    max_wait_ms: float = 3.0
-    max_queue: int = 64
-    api_keys: tuple[str, ...] = ()
+    """Port to listen on."""
     certificate: Path | None = None
+    """PEM file for TLS, with --private-key."""
     private_key: Path | None = None
-    max_message_mb: int = 32
-    max_connections: int = 256
-    max_rate: float = 500.0
-    idle_s: float = 3600.0
-    ping_s: float = 20.0
-    drain_s: float = 20.0
+    """PEM file."""
     origins: tuple[str, ...] = ()
+    """Names, besides localhost and addresses, under which browsers may open the page."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How requests of several robots are joined."""
+
+    max_batch: int = 16
+    """Requests of one model call."""
+    max_wait_ms: float = 3.0
+    """How long the first request of a batch waits for those of other robots."""
+    max_queue: int = 64
+    """Requests that may wait for one checkpoint; beyond, the answer is "busy"."""
+    default_prompt: str | None = None
+    """Instruction of robots that send none."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one connection and all of them may take."""
+
+    max_message_mb: int = 32
+    """Size of one request."""
+    max_connections: int = 256
+    """Robots at once."""
+    max_rate: float = 500.0
+    """Requests a second of one connection."""
+    idle_s: float = 3600.0
+    """Seconds without a request after which a connection is closed."""
+    drain_s: float = 20.0
+    """Seconds that running requests get when the server ends."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is kept of the requests and their answers."""
+
     record: Path | None = None
+    """Folder for what comes and goes, as a LeRobot dataset for each checkpoint, complete when the server ends."""
     record_fps: float | None = None
+    """Requests a second of the recording; measured unless given."""
+
+
+@dataclass(frozen=True)
+class ServeConfig(Access, Batches, Bounds, Recording):
+    """All settings of a server. UserError where one makes no sense."""
+
+    api_keys: tuple[str, ...] = ()
+    """Each "KEY", or "KEY admin" for one whose pages see and command the robots of all keys."""
+    ping_s: float = 20.0
+    """Seconds between pings, and for the answer to one; a robot that vanished is noticed after at most two."""
     replica: str | None = None
+    """Which of several servers behind one address this is; told to robots."""
 
     def __post_init__(self) -> None:
         for name in (
