@@ -227,7 +227,7 @@ def test_a_page_has_the_robots_of_its_key(serve: Serve, caplog: pytest.LogCaptur
                 own.send(json.dumps({"do": "prompt", "robot": 1, "text": text}))
                 state(own, lambda seen, text=text: seen["robots"][0]["new_prompt"] == text)
                 client.infer(asked)
-                kept = server.server.service.live.robots[1].observation
+                kept = server.server.service.live.robots[1].last.observation
                 assert kept is not None
                 assert kept["prompt"] == text
     told = [record.fields for record in caplog.records if record.getMessage() == "instruction changed by a page"]  # type: ignore[attr-defined]

@@ -61,12 +61,12 @@ def test_a_robot_is_seen_and_its_instruction_changed(serve: Serve, browser: Brow
         robot = next(iter(server.server.service.live.robots.values()))
         browser.wait("!document.getElementById('own').hidden")
         client.infer(observation())
-        assert robot.observation is not None
-        assert robot.observation["prompt"] == "push the disc"
+        assert robot.last.observation is not None
+        assert robot.last.observation["prompt"] == "push the disc"
         click(browser, "own")
         browser.wait("document.getElementById('own').hidden")
         client.infer(observation(3))
-        assert robot.observation["prompt"] == observation(3)["prompt"]
+        assert robot.last.observation["prompt"] == observation(3)["prompt"]
     browser.wait("!document.getElementById('nobody').hidden")
     sources = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
     assert sources

@@ -144,4 +144,4 @@ def test_the_simulated_robot_starts_again_after_a_failure(serve: Serve, monkeypa
         background.call(lambda _: simulation.start("policy"))
         wait_for(lambda: simulation.robot is None and not service.live.robots)
     background.call(lambda _: simulation.start("policy"))
-    wait_for(lambda: any(robot.requests for robot in service.live.robots.values()))
+    wait_for(lambda: any(robot.figures.requests for robot in service.live.robots.values()))

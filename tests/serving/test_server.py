@@ -102,7 +102,7 @@ def test_a_connection_knows_the_chunk_that_it_goes_on_with(serve: Serve, policy:
         first = client.infer({**observation(), "noise": noise(), "played": 3})["actions"]  # it has none yet
         other.infer(observation(5))
         continued = client.infer({**later, "played": 2})["actions"]
-        played = server.server.service.live.robots[1].played
+        played = server.server.service.live.robots[1].last.played
         over = client.infer({**observation(2), "noise": noise(2), "played": 6})["actions"]
         with pytest.raises(ServerError, match=r"played: got -1, expected a whole number"):
             client.infer({**later, "played": -1})

@@ -73,7 +73,7 @@ def test_it_plays_chunk_after_chunk(serve: Serve, policy: ModelPolicy) -> None:
             robot.send("episode_start", {"task": {"name": "lift"}})
             played.append([robot.action(harness_observation(step)) for step in range(8)])
             robot.send("episode_end", {"metrics": {"success": True}})
-        requests = server.call(lambda server: [one.requests for one in server.service.live.robots.values()])
+        requests = server.call(lambda server: [one.figures.requests for one in server.service.live.robots.values()])
     assert all(action.shape == (5,) for action in played[0])
     assert requests == [4]  # chunks of 6 for 8 steps, anew for each episode
 
@@ -84,7 +84,7 @@ def test_its_observation_is_the_robots(serve: Serve, policy: ModelPolicy) -> Non
         images = dict(zip(names, harness_observation()["images"].values(), strict=True))
         with harness(server) as robot:
             robot.action(harness_observation(images=images))
-            seen = server.call(lambda server: next(iter(server.service.live.robots.values())).observation)
+            seen = server.call(lambda server: next(iter(server.service.live.robots.values())).last.observation)
         expected = observation()
         for camera in ("top", "ego"):
             np.testing.assert_array_equal(seen["images"][camera], expected["images"][camera])
@@ -164,7 +164,9 @@ def test_a_connection_keeps_no_large_pictures(serve: Serve) -> None:
     with harness(server) as robot, PolicyClient(server.uri) as client:
         robot.action(harness_observation(**history))
         client.infer(robot_sends)
-        kept = server.call(lambda server: [one.observation["images"] for one in server.service.live.robots.values()])
+        kept = server.call(
+            lambda server: [one.last.observation["images"] for one in server.service.live.robots.values()]
+        )
         for images in kept:
             for name, image in images.items():
                 assert image.shape == (375, 375, 3)

@@ -148,21 +148,22 @@ class _Page:
 
     def look(self, robot: Robot) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
         """The watched robot's figures, and its images; chunk, timing and images only where they are new."""
-        now = (robot.number, robot.requests, robot.pictures)
+        last = robot.last
+        now = (robot.number, robot.figures.requests, last.pictures)
         seen: dict[str, Any] = {"robot": robot.number}
         if now == self._sent:
             return seen, {}
         self._sent = now
-        observation, chunk = robot.observation, robot.chunk
+        observation, chunk = last.observation, last.chunk
         if observation is None or chunk is None:
             return seen, {}
         images = {name: image for name, image in observation["images"].items() if image is not None}
-        if robot.picture is not None:
-            images = {"scene": robot.picture, **images}
+        if last.picture is not None:
+            images = {"scene": last.picture, **images}
         return seen | {
             "chunk": np.round(chunk, 4).T.tolist(),  # per dimension
-            "before": np.round(robot.played, 4).T.tolist() if robot.played is not None else None,
-            "timing": {name: round(value, 2) for name, value in robot.timing.items()},
+            "before": np.round(last.played, 4).T.tolist() if last.played is not None else None,
+            "timing": {name: round(value, 2) for name, value in robot.figures.timing.items()},
             "images": {},
         }, images
 

@@ -20,12 +20,48 @@ REMEMBERED, RECENT = 240, 5.0
 """Requests that a robot's figures are made of, at most, and seconds that its rate looks back."""
 
 
+@dataclass
+class Figures:
+    """Of one robot's requests: how many, how fast; timing: of the last one, by stage, in ms."""
+
+    requests: int = 0
+    errors: int = 0
+    timing: dict[str, float] = field(default_factory=dict)
+    answered: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    """When, and after how many seconds."""
+
+    def add(self, seconds: float) -> None:
+        """A request that was answered after `seconds`."""
+        self.requests += 1
+        self.answered.append((time.monotonic(), seconds))
+
+    def rate(self, connected: float) -> float:
+        """Requests per second, lately. connected: since when."""
+        now = time.monotonic()
+        return sum(now - when < RECENT for when, _ in self.answered) / min(RECENT, max(now - connected, 0.5))
+
+    def latency(self, share: float) -> float:
+        """Milliseconds that this share of the remembered requests did not exceed."""
+        seconds = sorted(seconds for _, seconds in self.answered)
+        return 1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] if seconds else 0.0
+
+
+@dataclass
+class Last:
+    """What a robot sent and got last, as the page shows it. played: what it played of the chunk before, if it tells.
+    picture: of the simulated robot's scene, number `pictures`.
+    """
+
+    observation: RobotDict | None = None
+    chunk: NDArray[np.float32] | None = None
+    played: NDArray[np.float32] | None = None
+    picture: NDArray[np.uint8] | None = None
+    pictures: int = 0
+
+
 @dataclass(eq=False)
 class Robot:
-    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs.
-
-    picture: of the simulated robot's scene, number `pictures`. played: what it played of the chunk before, if it tells.
-    """
+    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs."""
 
     number: int
     checkpoint: str
@@ -33,51 +69,34 @@ class Robot:
     owner: str
     simulated: bool = False
     connected: float = field(default_factory=time.monotonic)
-    requests: int = 0
-    errors: int = 0
     prompt: str = ""
     new_prompt: str | None = None
     busy: bool = False
-    observation: RobotDict | None = None
-    chunk: NDArray[np.float32] | None = None
-    picture: NDArray[np.uint8] | None = None
-    pictures: int = 0
-    played: NDArray[np.float32] | None = None
-    timing: dict[str, float] = field(default_factory=dict)
-    answered: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    figures: Figures = field(default_factory=Figures)
+    last: Last = field(default_factory=Last)
 
     def remember(self, observation: RobotDict, chunk: NDArray[np.float32], seconds: float) -> None:
         """A request that was answered after `seconds`."""
-        self.requests += 1
+        last = self.last
         if not self.simulated:  # what an executor did not hand back, it has played
             left = observation.get("previous_actions", ())
-            self.played = self.chunk[: -len(left)] if self.chunk is not None and len(left) else None
-        self.observation, self.chunk = small(observation), chunk
-        self.answered.append((time.monotonic(), seconds))
-
-    @property
-    def rate(self) -> float:
-        """Requests per second, lately."""
-        now = time.monotonic()
-        return sum(now - when < RECENT for when, _ in self.answered) / min(RECENT, max(now - self.connected, 0.5))
-
-    def latency(self, share: float) -> float:
-        """Milliseconds that this share of the remembered requests did not exceed."""
-        seconds = sorted(seconds for _, seconds in self.answered)
-        return 1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] if seconds else 0.0
+            last.played = last.chunk[: -len(left)] if last.chunk is not None and len(left) else None
+        last.observation, last.chunk = small(observation), chunk
+        self.figures.add(seconds)
 
     def to_json(self) -> dict[str, Any]:
+        figures = self.figures
         return {
             "robot": self.number,
             "checkpoint": self.checkpoint,
             "address": self.address,
             "simulated": self.simulated,
             "seconds": round(time.monotonic() - self.connected, 1),
-            "requests": self.requests,
-            "errors": self.errors,
-            "rate": round(self.rate, 1),
-            "p50": round(self.latency(0.5), 2),
-            "p95": round(self.latency(0.95), 2),
+            "requests": figures.requests,
+            "errors": figures.errors,
+            "rate": round(figures.rate(self.connected), 1),
+            "p50": round(figures.latency(0.5), 2),
+            "p95": round(figures.latency(0.95), 2),
             "prompt": self.prompt,
             "new_prompt": self.new_prompt,
         }
@@ -116,5 +135,7 @@ class Live:
     def latency_now(self) -> float:
         """Milliseconds, the median of the last second's requests of all robots; 0 without any."""
         now = time.monotonic()
-        lately = [seconds for robot in self.robots.values() for when, seconds in robot.answered if now - when < 1.0]
+        lately = [
+            seconds for robot in self.robots.values() for when, seconds in robot.figures.answered if now - when < 1.0
+        ]
         return 1000 * statistics.median(lately) if lately else 0.0

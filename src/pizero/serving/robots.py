@@ -60,7 +60,7 @@ class Robots:
             if hosted.recorder is not None:
                 hosted.recorder.end_episode(robot.number)
             service.metrics.robots.labels(hosted.name).dec()
-            log("disconnected", robot=robot.number, requests=robot.requests, errors=robot.errors,
+            log("disconnected", robot=robot.number, requests=robot.figures.requests, errors=robot.figures.errors,
                 code=connection.close_code)  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class _Session:
         except Exception as error:
             log("failed", level=logging.ERROR, error=error, at_most=5, robot=self.robot.number)
             kind, text = "failed", f"the policy gave no answer; see robot {self.robot.number} in the log"
-        self.robot.errors += 1
+        self.robot.figures.errors += 1
         self.service.metrics.errors.labels(self.hosted.name, kind).inc()
         text = f"{kind}: {text[:500]}"
         return text if self.harness is None else self.harness.error(text)
@@ -135,5 +135,5 @@ class _Session:
     async def _answer(self, message: Message) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
         started, robot, turns = time.monotonic(), self.robot, self.service.turns
-        observation, prepared = await self.hosted.read(message, robot.new_prompt, robot.chunk, turns, robot.owner)
+        observation, prepared = await self.hosted.read(message, robot.new_prompt, robot.last.chunk, turns, robot.owner)
         return await self.service.ask(self.hosted, robot, observation, prepared, started)

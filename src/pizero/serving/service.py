@@ -51,8 +51,10 @@ class Service:
             self.metrics.stages.labels(hosted.name, stage).observe(value)
         self.metrics.batches.labels(hosted.name).observe(answer.batch)
         self.metrics.requests.labels(hosted.name).inc()
-        robot.timing = {f"{stage}_ms": 1000 * value for stage, value in seconds.items()} | {"batch": answer.batch}
+        robot.figures.timing = {f"{stage}_ms": 1000 * value for stage, value in seconds.items()} | {
+            "batch": answer.batch
+        }
         robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
         if hosted.recorder is not None:
             await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
-        return {**answer.reply, "server_timing": robot.timing}
+        return {**answer.reply, "server_timing": robot.figures.timing}

@@ -87,12 +87,12 @@ class Simulation:
             chunk = await self._chunk(hosted, robot, observation)
             for action in chunk[:execution_horizon]:
                 _, _, success, truncated, _ = env.step(action)
-                robot.picture = await run(robot.owner, env.render)
-                robot.pictures += 1
+                robot.last.picture = await run(robot.owner, env.render)
+                robot.last.pictures += 1
                 await asyncio.sleep(1 / env.fps)
                 if done := success or truncated:
                     break
-            robot.played = chunk[:execution_horizon]
+            robot.last.played = chunk[:execution_horizon]
         if not own_words:  # success is of the scene's own task
             self.episodes, self.successes = self.episodes + 1, self.successes + success
 
