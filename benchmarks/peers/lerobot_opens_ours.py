@@ -37,9 +37,9 @@ from lerobot_sizes import use_sizes
 from safetensors.torch import load_file
 
 from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.load import load_policy
-from pizero.checkpoints.source import Facts
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
 

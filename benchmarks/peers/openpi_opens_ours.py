@@ -41,9 +41,9 @@ from openpi.models.pi0_config import Pi0Config as TheirConfig
 from openpi.models_pytorch.pi0_pytorch import PI0Pytorch
 
 from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.format import Facts, StoredCheckpoint
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
-from pizero.checkpoints.source import Facts, Source
 from pizero.data.transforms import Normalize
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation
@@ -94,7 +94,7 @@ def their_config(name: str) -> TheirConfig:
     )  # fmt: skip
 
 
-def load(source: Source) -> Pi0:
+def load(source: StoredCheckpoint) -> Pi0:
     with torch.device("meta"):
         model = Pi0(source.config)
     fill(model, source.tensors())

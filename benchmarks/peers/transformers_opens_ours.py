@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PI0ForConditionalGeneration
 
-from pizero.checkpoints.source import Facts
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "transformers" / "pi0"

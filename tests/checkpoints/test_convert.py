@@ -18,7 +18,7 @@ from pizero import load_model, load_policy
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.facts import FACTS
+from pizero.checkpoints.facts import FACTS, GivenFacts
 from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.embodiments import generic
@@ -70,7 +70,7 @@ def test_a_dtype_is_chosen_and_the_difference_said(nano: Path, tmp_path: Path) -
 
 
 def test_what_is_unknown_stays_unknown(nano: Path, stats: Path, tmp_path: Path) -> None:
-    result = convert(nano, tmp_path / "part", "native", norm_stats=stats)
+    result = convert(nano, tmp_path / "part", "native", given=GivenFacts(norm_stats=stats))
     assert (result.known, result.unknown) == (("norm_stats",), ("embodiment", "tokenizer"))
     assert json.loads((tmp_path / "part" / FACTS).read_text())["embodiment"] is None
     with pytest.raises(UserError, match=r"does not tell embodiment nor tokenizer.*--embodiment, --tokenizer"):
@@ -83,7 +83,7 @@ def test_what_is_unknown_stays_unknown(nano: Path, stats: Path, tmp_path: Path) 
 
 def test_a_robot_that_is_known_gets_an_example(nano: Path, stats: Path, tmp_path: Path) -> None:
     tokenizer = PaligemmaTokenizer.bytes()
-    result = convert(nano, tmp_path / "all", "native", embodiment=ROBOT, norm_stats=stats, tokenizer=tokenizer)
+    result = convert(nano, tmp_path / "all", "native", given=GivenFacts(ROBOT, stats, tokenizer))
     assert result.unknown == ()
     assert load_policy(tmp_path / "all", verify=True).pipeline.embodiment == ROBOT
 

@@ -21,7 +21,7 @@ from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot.diffusion import key_table
-from pizero.checkpoints.load import load_model, load_network, load_policy, read_source
+from pizero.checkpoints.load import load_model, load_network, load_policy, read_checkpoint
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
 from pizero.types import Observation, UserError
 
@@ -259,7 +259,7 @@ def test_it_is_no_pi0_and_takes_no_sizes() -> None:
     with pytest.raises(UserError, match="knows its own sizes; leave arch out"):
         load_network(GOLDEN / "group_norm", arch={"action_dim": 3})
     with pytest.raises(UserError, match="are read only"):
-        lerobot_diffusion.write(Path(), policy_of("group_norm"), read_source(GOLDEN / "group_norm").facts)
+        lerobot_diffusion.write(Path(), policy_of("group_norm"), read_checkpoint(GOLDEN / "group_norm").facts)
 
 
 # ---------------------------------------------------------------- processors
@@ -293,7 +293,7 @@ def test_other_normalisations(tmp_path: Path) -> None:
     folder = copy_of("group_norm", tmp_path)
     for name in ("preprocessor", "postprocessor"):
         change_processor(folder, name, modes(STATE="MEAN_STD", ACTION="MEAN_STD", VISUAL="IDENTITY"))
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     stats, config = source.facts.norm_stats, source.config
     stored = load_file(folder / "policy_postprocessor_step_0_unnormalizer_processor.safetensors")
     assert stats is not None
@@ -304,7 +304,7 @@ def test_other_normalisations(tmp_path: Path) -> None:
     assert config.lerobot.image_mean == ((0.0, 0.0, 0.0),) * 2
     assert config.lerobot.image_std == ((1.0, 1.0, 1.0),) * 2
     change_processor(folder, "preprocessor", modes(VISUAL="MIN_MAX"))
-    config = read_source(folder).config
+    config = read_checkpoint(folder).config
     assert isinstance(config, BaselineConfig)
     assert config.lerobot is not None
     low, high = (stored[f"observation.images.wrist.{name}"].double().flatten() for name in ("min", "max"))
@@ -320,7 +320,7 @@ def test_statistics_that_stay_unknown(tmp_path: Path, state: str, action: str) -
     folder = copy_of("group_norm", tmp_path)
     for name in ("preprocessor", "postprocessor"):
         change_processor(folder, name, modes(STATE=state, ACTION=action))
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     assert source.facts.norm_stats is None
     assert any(f"statistics of state ({state}) and action ({action}) are unknown" in note for note in source.notes)
 
@@ -328,7 +328,7 @@ def test_statistics_that_stay_unknown(tmp_path: Path, state: str, action: str) -
 def test_renamed_observations(tmp_path: Path) -> None:
     folder = copy_of("group_norm", tmp_path)
     change_processor(folder, "preprocessor", lambda steps: steps[0]["config"].update(rename_map={"a": "b"}))
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     assert source.facts.embodiment is None
     assert any("renames observations" in note for note in source.notes)
 
@@ -398,7 +398,7 @@ def test_cameras_without_the_usual_prefix(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("observation.images.", "observation."))
     for path in tmp_path.glob("policy_*.safetensors"):
         save_file({n.replace("observation.images.", "observation."): v for n, v in load_file(path).items()}, path)
-    source, usual = read_source(tmp_path), read_source(GOLDEN / "group_norm")
+    source, usual = read_checkpoint(tmp_path), read_checkpoint(GOLDEN / "group_norm")
     assert source.config == usual.config
     assert source.facts.embodiment is not None
     assert source.facts.embodiment.image_prefix == "observation."
@@ -406,9 +406,9 @@ def test_cameras_without_the_usual_prefix(tmp_path: Path) -> None:
 
 
 def test_notes(tmp_path: Path) -> None:
-    assert read_source(GOLDEN / "group_norm").notes == ()
+    assert read_checkpoint(GOLDEN / "group_norm").notes == ()
     folder = copy_of("group_norm", tmp_path, lambda c: c.update(num_inference_steps=15))
-    assert read_source(folder).notes == (
+    assert read_checkpoint(folder).notes == (
         f"{folder / 'config.json'} samples with DDIM in 15 steps; here it is DDIM, in 20 steps unless num_steps says "
         "otherwise",
     )

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pizero.checkpoints.files.keymap import fill
+from pizero.checkpoints.format import Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.lerobot.policy import WrittenTensors
-from pizero.checkpoints.load import load_model, load_policy, read_source
+from pizero.checkpoints.load import load_model, load_policy, read_checkpoint
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
-from pizero.checkpoints.source import Facts, Source
 from pizero.data.embodiments import Conversion, Embodiment
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
@@ -48,11 +48,11 @@ def arch_of(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN / "checkpoints" / f"{name}_tiny" / "tiny_arch.json").read_text())
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str) -> StoredCheckpoint:
     return lerobot.read(GOLDEN / "checkpoints" / f"{name}_tiny", arch_of(name))
 
 
-def model_of(source: Source) -> Pi0:
+def model_of(source: StoredCheckpoint) -> Pi0:
     with torch.device("meta"):
         model = Pi0(source.config)
     fill(model, source.tensors())
@@ -181,7 +181,7 @@ def test_sizes_must_be_told() -> None:
 
 def test_recognised_before_openpi() -> None:
     """Its bare key style has the names of openpi's port; config.json tells them apart."""
-    assert read_source(GOLDEN / "checkpoints" / "pi0_tiny", arch_of("pi0")).format == "lerobot"
+    assert read_checkpoint(GOLDEN / "checkpoints" / "pi0_tiny", arch_of("pi0")).format == "lerobot"
     assert not lerobot.detect(GOLDEN.parent / "openpi" / "pi0_d32" / "torch")
 
 

@@ -14,7 +14,8 @@ import torch
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.load import load_model, load_network, load_policy, read_source, save_model
+from pizero.checkpoints.facts import GivenFacts
+from pizero.checkpoints.load import load_model, load_network, load_policy, read_checkpoint, save_model
 from pizero.checkpoints.openpi.torch import config_from_arch
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
@@ -99,16 +100,13 @@ def test_openpis_norm_stats_by_path(name: str, where: str, tmp_path: Path) -> No
     options: dict[str, Any] = {"arch": arch, "embodiment": "libero", "tokenizer": PaligemmaTokenizer.bytes()}
     policy = load_policy(OPENPI / name / "torch", norm_stats=tmp_path / where, **options)
     assert (policy.pipeline.norm_stats.mode, policy.pipeline.norm_stats.convention) == (expected, "openpi")
-    options["tokenizer"] = None
-    result = convert(
-        OPENPI / name / "torch", tmp_path / "native", "native", norm_stats=str(tmp_path / where), **options
-    )
+    given = GivenFacts("libero", str(tmp_path / where))
+    result = convert(OPENPI / name / "torch", tmp_path / "native", "native", arch=arch, given=given)
     assert result.unknown == ("tokenizer",)
-    facts = read_source(tmp_path / "native").facts
+    facts = read_checkpoint(tmp_path / "native").facts
     assert facts.norm_stats is not None
     assert facts.norm_stats.mode == expected
     (tmp_path / "norm_stats.json").write_text(json.dumps({**stats, "mode": "quantile"}))
-    options["tokenizer"] = PaligemmaTokenizer.bytes()
     policy = load_policy(OPENPI / name / "torch", norm_stats=tmp_path / where, **options)
     assert policy.pipeline.norm_stats.mode == "quantile"
 

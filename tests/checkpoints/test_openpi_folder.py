@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from pizero.checkpoints.format import Facts, Format
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.openpi.folder import read_facts, writable_config, write_assets, write_config
-from pizero.checkpoints.source import Facts, Format
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import FieldStats, Mode, NormStats
 from pizero.data.transforms import Normalize

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.files.orbax import ArrayToWrite, OrbaxArrays, write_arrays
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.native.adapters import PlainState
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi.folder import config_from_arch
 from pizero.checkpoints.openpi.jax import Row, table
-from pizero.checkpoints.source import Facts
 from pizero.model.config import GemmaConfig, Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.train.config import LoraConfig

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from pizero.checkpoints import refusals
 from pizero.checkpoints.files.orbax import ArrayToWrite, write_arrays
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import load_model, load_policy, read_source, save_model
+from pizero.checkpoints.load import load_model, load_policy, read_checkpoint, save_model
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -142,7 +142,7 @@ def test_what_it_is_and_what_to_do(kind: str, tmp_path: Path) -> None:
     line = refused(folder)
     assert str(folder) in line
     with pytest.raises(UserError, match=expected):
-        read_source(folder)
+        read_checkpoint(folder)
 
 
 def test_a_torch_archive_that_was_renamed(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from pizero.baseline.config import small_baseline
-from pizero.checkpoints.facts import given, make_pipeline, stats_of_file
+from pizero.checkpoints.facts import GivenFacts, make_pipeline, stats_of_file
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import save_model
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native.checkpoint import save_checkpoint, write
 from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.openpi.folder import save_stats
-from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats
@@ -196,7 +196,7 @@ def test_nothing_at_a_path(tmp_path: Path) -> None:
 
 def mode_given(where: Path, config: NetworkConfig, facts: Facts | None = None) -> Mode:
     """Of statistics that a user gives for a checkpoint."""
-    found = given(facts or Facts(), norm_stats=where, config=config).norm_stats
+    found = GivenFacts(norm_stats=where).over(facts or Facts(), config).norm_stats
     assert found is not None
     return found.mode
 

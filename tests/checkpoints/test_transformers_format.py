@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.load import load_model, read_source
+from pizero.checkpoints.format import Facts
+from pizero.checkpoints.load import load_model, read_checkpoint
 from pizero.checkpoints.models import empty_model
-from pizero.checkpoints.source import Facts
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
@@ -40,7 +40,7 @@ def observation(arrays: dict[str, torch.Tensor], cameras: tuple[str, ...]) -> Ob
 
 def test_actions_are_those_of_transformers() -> None:
     """float32; most of the difference is the flow-time embedding, float32 there and float64 here."""
-    source = read_source(GOLDEN / "pi0")
+    source = read_checkpoint(GOLDEN / "pi0")
     assert source.format == "transformers"
     model, arrays = source.build(), golden()
     sampled = model.sample_actions(observation(arrays, model.config.cameras), num_steps=10, noise=arrays["in.noise"])
@@ -96,13 +96,13 @@ def test_names_and_shapes_at_full_size() -> None:
 
 def test_what_is_written_is_read_again_and_has_their_names(tmp_path: Path) -> None:
     """Transformers itself opens it: `make test-transformers-peer`."""
-    model = read_source(GOLDEN / "pi0").build()
+    model = read_checkpoint(GOLDEN / "pi0").build()
     transformers_pi0.write(tmp_path, model, Facts())
     theirs, ours = load_file(GOLDEN / "pi0" / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     unused = "paligemma_with_expert.gemma_expert.model.embed_tokens.weight"
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items() if name != unused)
-    assert read_source(tmp_path).config == model.config
+    assert read_checkpoint(tmp_path).config == model.config
 
 
 def test_converted_there_and_back(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_refusals(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "pi0", folder)
     edit_config(folder, max_period=5.0)
     with pytest.raises(UserError, match=r"max_period is 5\.0; only 4\.0"):
-        read_source(folder)
+        read_checkpoint(folder)
     edit_config(folder, max_period=4.0, max_action_dim=9)
     with pytest.raises(UserError, match="of another shape"):
         load_model(folder)
@@ -132,4 +132,4 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 missing \(state_proj.bias\)"):
         load_model(folder)
     with pytest.raises(UserError, match="differ from arch"):
-        read_source(GOLDEN / "pi0", Pi0Config.pi0())
+        read_checkpoint(GOLDEN / "pi0", Pi0Config.pi0())

@@ -253,7 +253,7 @@ def test_a_device_that_is_not_here_is_refused_before_weights_are_read(
     model: Pi0, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, text: str
 ) -> None:
     save_checkpoint(tmp_path / "run", model, make_pipeline())
-    monkeypatch.setattr("pizero.checkpoints.source.fill", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("pizero.checkpoints.format.fill", lambda *_: pytest.fail("weights were read"))
     for load in (load_policy, load_model):
         with pytest.raises(UserError, match=text) as error:
             load(tmp_path / "run", device=device)
@@ -264,7 +264,7 @@ def test_kernels_that_are_not_here_are_refused_before_weights_are_read(
     model: Pi0, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tmp_path / "run", model, make_pipeline())
-    monkeypatch.setattr("pizero.checkpoints.source.fill", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("pizero.checkpoints.format.fill", lambda *_: pytest.fail("weights were read"))
     monkeypatch.setattr("pizero.engine.products.has_onednn", lambda dtype: dtype == torch.float32)
     monkeypatch.setattr("pizero.engine.products.largest_code", lambda: None)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from train_helpers import losses, nano_baseline, nano_model, nano_preset
 
 from pizero.baseline.lerobot_style import LerobotStyle
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
-from pizero.checkpoints.source import Facts
 from pizero.checkpoints.transformers.paligemma import start_from_paligemma
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset

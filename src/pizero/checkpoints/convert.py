@@ -13,16 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pizero.checkpoints.facts import given, make_pipeline, needed_options, unknown
+from pizero.checkpoints.facts import GivenFacts, make_pipeline, needed_options, unknown
+from pizero.checkpoints.format import Arch, Facts, Format, StoredCheckpoint
 from pizero.checkpoints.load import FORMATS, find_format, open_checkpoint
 from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.checkpoints.native import checkpoint as native
 from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
-from pizero.checkpoints.source import Arch, Facts, Format, Source
-from pizero.data.embodiments import Embodiment
-from pizero.data.norm_stats import NormStats
-from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.files import new_folder
 from pizero.model.config import Pi0Config
 from pizero.model.precision import cast_weights
@@ -60,24 +57,22 @@ def convert(
     *,
     dtype: str | None = None,
     arch: Arch | str | Path | None = None,
-    embodiment: Embodiment | str | None = None,
-    norm_stats: NormStats | str | Path | None = None,
-    tokenizer: PaligemmaTokenizer | str | Path | None = None,
-    merge_lora: Path | None = None,
+    given: GivenFacts | None = None,
+    merge_lora: str | Path | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
     """Writes the checkpoint `source` (as for `load_model`) as a new folder `target` of the format `to`.
 
-    dtype: of the large matrices; None keeps every tensor's own. embodiment, norm_stats, tokenizer: what the source does
-    not tell, or tells otherwise. merge_lora: a folder of adapters that were trained from the source; they are merged.
-    on_step hears what is being done. One model is in memory at a time.
+    dtype: of the large matrices; None keeps every tensor's own. given: what the source does not tell, or tells
+    otherwise. merge_lora: adapters that were trained from the source, as for `load_policy`; they are merged. on_step
+    hears what is being done. One model is in memory at a time.
 
     The result is written under a temporary name, read again strictly, and asked for the same action chunk; only then
     it is renamed. UserError when anything on this way fails; nothing is left behind then.
     """
     writer = find_format(to)
     (folder, opened), target = open_checkpoint(source, arch, merge_lora), Path(target).absolute()
-    facts = given(opened.facts, embodiment, norm_stats, tokenizer, opened.config)
+    facts = (given or GivenFacts()).over(opened.facts, opened.config)
     if folder.absolute() in (target, *target.parents):
         raise UserError(f"{target} lies in the source {folder}; choose a folder elsewhere")
     with new_folder(target) as partial:
@@ -153,7 +148,7 @@ def _difference(expected: Tensor, actual: Tensor, tolerance: float) -> tuple[flo
     return difference, largest
 
 
-def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[Source, tuple[str, ...]]:
+def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[StoredCheckpoint, tuple[str, ...]]:
     """As a user would read it: detected, and without `arch` where its files tell the sizes."""
     detected = next((name for name, format in FORMATS.items() if format.detect(folder)), None)
     if detected is None or FORMATS[detected] is not writer:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.files.remote import paligemma_tokenizer
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.openpi.folder import mode_of
-from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.norm_stats import Mode, NormStats
 from pizero.data.pipeline import Pipeline, PromptFormat
@@ -42,29 +42,31 @@ def needed_options(facts: Facts, config: NetworkConfig) -> tuple[str, ...]:
     return tuple(name for name in unknown(facts) if name not in default)
 
 
-def given(
-    facts: Facts,
-    embodiment: Embodiment | str | None = None,
-    norm_stats: NormStats | str | Path | None = None,
-    tokenizer: PaligemmaTokenizer | str | Path | None = None,
-    config: NetworkConfig | None = None,
-) -> Facts:
-    """The facts with what the user says in the place of what the checkpoint says.
+@dataclass(frozen=True)
+class GivenFacts:
+    """What a user says in the place of what a checkpoint says; None where it is the checkpoint's.
 
     embodiment: or its name. norm_stats: or its file, or the folder that holds it; one that does not say its mode, as
-    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model of this config. tokenizer: or
-    its file.
+    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model. tokenizer: or its file.
     """
-    if isinstance(embodiment, str):
-        embodiment = get_embodiment(embodiment)
-    if isinstance(norm_stats, str | Path):
-        mode = mode_of(config) if isinstance(config, Pi0Config) else None
-        mode = mode if facts.norm_stats is None else facts.norm_stats.mode
-        norm_stats = stats_of_file(norm_stats, mode, embodiment or facts.embodiment)
-    if isinstance(tokenizer, str | Path):
-        tokenizer = PaligemmaTokenizer(tokenizer)
-    values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer}
-    return replace(facts, **{name: value for name, value in values.items() if value is not None})
+
+    embodiment: Embodiment | str | None = None
+    norm_stats: NormStats | str | Path | None = None
+    tokenizer: PaligemmaTokenizer | str | Path | None = None
+
+    def over(self, facts: Facts, config: NetworkConfig) -> Facts:
+        """The checkpoint's facts, and in their place those that are given. config: the model's."""
+        embodiment, norm_stats, tokenizer = self.embodiment, self.norm_stats, self.tokenizer
+        if isinstance(embodiment, str):
+            embodiment = get_embodiment(embodiment)
+        if isinstance(norm_stats, str | Path):
+            mode = mode_of(config) if isinstance(config, Pi0Config) else None
+            mode = mode if facts.norm_stats is None else facts.norm_stats.mode
+            norm_stats = stats_of_file(norm_stats, mode, embodiment or facts.embodiment)
+        if isinstance(tokenizer, str | Path):
+            tokenizer = PaligemmaTokenizer(tokenizer)
+        values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer}
+        return replace(facts, **{name: value for name, value in values.items() if value is not None})
 
 
 def stats_of_file(

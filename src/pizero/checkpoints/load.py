@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from pizero.checkpoints.facts import given, make_pipeline, pipeline_facts, unknown
+from pizero.checkpoints.facts import GivenFacts, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.format import Arch, Facts, Format, StoredCheckpoint
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.models import Network, usable_device
@@ -27,7 +29,6 @@ from pizero.checkpoints.native.checkpoint import (
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.refusals import check_no_adapters, refusal
-from pizero.checkpoints.source import Arch, Facts, Format, Source
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.data.embodiments import Embodiment
 from pizero.data.norm_stats import NormStats
@@ -74,7 +75,7 @@ def load_network(
 ) -> Network:
     """The same for a checkpoint of any model; arch is for a π0 alone. dtype None: as stored."""
     kind = None if dtype is None else torch_dtype(dtype)
-    source = read_source(local_folder(path), arch)
+    source = read_checkpoint(local_folder(path), arch)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
     return source.build(device, kind)
@@ -111,11 +112,7 @@ def load_policy(
     folder, source = open_checkpoint(path, arch, adapters)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    known = source.facts
-    if isinstance(embodiment, str) and embodiment in (robots := load_robots(folder)):
-        known = pipeline_facts(robots[embodiment])
-    named = known.embodiment is not None and known.embodiment.name == embodiment
-    facts = given(known, None if named else embodiment, norm_stats, tokenizer, source.config)
+    facts = _policy_facts(folder, source, GivenFacts(embodiment, norm_stats, tokenizer))
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     if isinstance(source.config, Pi0Config):
         check_kernels(kernels, usable_device(device), torch_dtype(dtype))
@@ -132,16 +129,26 @@ def load_policy(
     return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)
 
 
+def _policy_facts(folder: Path, source: StoredCheckpoint, given: GivenFacts) -> Facts:
+    """The checkpoint's, or those of the robot that is given by its name in a mixture, with what else is given."""
+    known, name = source.facts, given.embodiment
+    if isinstance(name, str) and name in (robots := load_robots(folder)):
+        known = pipeline_facts(robots[name])
+    if known.embodiment is not None and known.embodiment.name == name:
+        given = replace(given, embodiment=None)
+    return given.over(known, source.config)
+
+
 def open_checkpoint(
     path: str | Path, arch: Arch | str | Path | None = None, adapters: str | Path | None = None
-) -> tuple[Path, Source]:
-    """The folder of a checkpoint, and what `read_source` gives of it. adapters: LoRA's, trained from it; merged."""
+) -> tuple[Path, StoredCheckpoint]:
+    """The folder of a checkpoint, and what `read_checkpoint` gives of it. adapters: LoRA's, trained from it; merged."""
     folder = local_folder(path)
-    source = read_source(folder, arch)
+    source = read_checkpoint(folder, arch)
     return folder, source if adapters is None else merge_adapters(source, local_folder(adapters))
 
 
-def read_source(folder: Path, arch: Arch | str | Path | None = None) -> Source:
+def read_checkpoint(folder: Path, arch: Arch | str | Path | None = None) -> StoredCheckpoint:
     """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`."""
     sizes = None if arch is None else read_arch(arch)
     for format in FORMATS.values():

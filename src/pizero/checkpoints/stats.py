@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pizero.checkpoints.facts import stats_of_file
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import FORMATS, read_source
+from pizero.checkpoints.load import FORMATS, read_checkpoint
 from pizero.checkpoints.openpi.folder import ASSETS, STATS
 from pizero.data.datasets.meta.info import INFO_PATH, STATS_PATH
 from pizero.data.embodiments import Embodiment
@@ -42,7 +42,7 @@ def _local_path(where: str) -> Path:
 
 
 def _of_checkpoint(folder: Path, embodiment: Embodiment) -> NormStats:
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     facts = source.facts
     if facts.norm_stats is None:
         told = "; ".join(note for note in source.notes if "norm stats" in note or STATS in note)

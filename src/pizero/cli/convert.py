@@ -34,7 +34,8 @@ class Arguments:
     tokenizer: Path | None = None
     """SentencePiece model."""
     merge_lora: Path | None = None
-    """The `adapters` folder of a checkpoint of a LoRA training that started from the source: they are merged."""
+    """Folder of a LoRA training that started from the source, of one of its checkpoints, or the `adapters` in that:
+    they are merged."""
 
 
 def run(arguments: Arguments) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from pizero.checkpoints.facts import make_pipeline
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import load_model, read_source
+from pizero.checkpoints.load import load_model, read_checkpoint
 from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
@@ -30,7 +30,7 @@ def bench_int8(checkpoint: str, dataset: Path, observations: int, dtype: str, wo
     observations: so many frames, evenly over the dataset, each with noise of its own.
     """
     folder = local_folder(checkpoint)
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     pipeline = make_pipeline(source.config, source.facts)
     if not isinstance(source.config, Pi0Config):
         raise UserError(f"int8 is for π0 and π0.5, and {folder} is neither")

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.checkpoints.facts import given
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
-from pizero.checkpoints.source import Facts
 from pizero.data.datasets.faults import Fault, find_faults, ranges
 from pizero.data.datasets.files.columns import NumberColumns
 from pizero.data.datasets.images.pictures import Pictures
@@ -24,7 +22,7 @@ from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.doctor.open_loop import Replay, summarize
-from pizero.data.embodiments import Embodiment
+from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.loader import split_episodes
 from pizero.model.config import CAMERAS
 from pizero.policy.policy import ModelPolicy
@@ -146,7 +144,7 @@ def _policy(config: CheckConfig) -> ModelPolicy | None:
 def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodiment | None:
     if policy is not None:
         return policy.pipeline.embodiment
-    return None if config.embodiment is None else given(Facts(), config.embodiment).embodiment
+    return get_embodiment(config.embodiment) if isinstance(config.embodiment, str) else config.embodiment
 
 
 def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:

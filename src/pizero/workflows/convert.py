@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.convert import Conversion, convert
+from pizero.checkpoints.facts import GivenFacts
 from pizero.workflows.progress import console, steps_shown, tell
 
 
-def convert_and_print(source: str, target: Path, to: str, **options: Any) -> Conversion:
+def convert_and_print(
+    source: str, target: Path, to: str, *,
+    embodiment: str | None, norm_stats: Path | None, tokenizer: Path | None, **options: Any,
+) -> Conversion:  # fmt: skip
     """`checkpoints.convert` with its steps and its result in the terminal."""
+    given = GivenFacts(embodiment, norm_stats, tokenizer)
     started = time.perf_counter()
     with steps_shown("opening") as show:
-        result = convert(source, target, to, **options, on_step=lambda text: show(f"{text} ..."))
+        result = convert(source, target, to, given=given, **options, on_step=lambda text: show(f"{text} ..."))
     seconds = time.perf_counter() - started
     console.print(
         f"{result.source} -> {result.target}: {result.parameters:,} parameters, {' and '.join(result.dtypes)}, "

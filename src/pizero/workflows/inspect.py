@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import read_source
+from pizero.checkpoints.load import read_checkpoint
 from pizero.configs.presets import PRESETS, get_preset
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
@@ -23,7 +23,7 @@ def model_config(name: str, arch: Path | None = None) -> Pi0Config:
     """Sizes and switches of "pi0", "pi05", a preset, or the checkpoint at a path. arch: as for `load_model`."""
     if name in FULL_SIZE:
         return FULL_SIZE[name]()
-    config = get_preset(name).model if name in PRESETS else read_source(local_folder(name), arch).config
+    config = get_preset(name).model if name in PRESETS else read_checkpoint(local_folder(name), arch).config
     if not isinstance(config, Pi0Config):
         raise UserError(f"{name} holds a diffusion policy; inspect shows π0 and π0.5")
     return config

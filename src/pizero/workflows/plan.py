@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import read_source
+from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import known_device
 from pizero.checkpoints.transformers import paligemma
 from pizero.configs.finetune import with_lora
@@ -139,7 +139,7 @@ def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
     if not isinstance(model, Pi0Config):
         raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
     if start is not None and Path(start).is_dir() and not paligemma.detect(folder := local_folder(start)):
-        known = read_source(folder).config
+        known = read_checkpoint(folder).config
         if isinstance(known, Pi0Config):
             model = replace(known, action_horizon=model.action_horizon)
     return replace(model, cameras=tuple(name for name in model.cameras if name in present) or model.cameras)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import read_source
+from pizero.checkpoints.format import Facts, StoredCheckpoint
+from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
 from pizero.checkpoints.openpi import jax as openpi_jax
-from pizero.checkpoints.source import Facts, Source
 from pizero.checkpoints.transformers import paligemma
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config
@@ -30,7 +30,7 @@ class Start:
     """Trained weights in a folder. source: None for a PaliGemma. adapters: LoRA's, to be trained further."""
 
     folder: Path
-    source: Source | None
+    source: StoredCheckpoint | None
     adapters: Adapters
 
 
@@ -68,9 +68,9 @@ def initial_model(preset: Preset, start: Start | None, resume: bool) -> tuple[Ne
     return model, Facts(), None
 
 
-def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[Source, Adapters]:
+def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint, Adapters]:
     """A checkpoint; one of openpi with LoRA adapters is taken apart where adapters are trained."""
-    source = read_source(folder)
+    source = read_checkpoint(folder)
     if lora is None or source.format != openpi_jax.NAME:
         return source, None
     unmerged, adapters = openpi_jax.read_unmerged(folder)

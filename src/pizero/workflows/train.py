@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pizero.checkpoints.load import read_source
+from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, empty_model, usable_device
 from pizero.checkpoints.native.example import Example, make_example
 from pizero.configs.presets import Preset
@@ -125,7 +125,7 @@ def _train(
     if step is not None and not options.resume:
         raise UserError(f"{folder} holds checkpoints up to step {step}; give --resume or another folder")
     if step is not None and is_finished(folder, step, preset.train):
-        return _result(folder, found[-1], empty_model(read_source(found[-1]).config))
+        return _result(folder, found[-1], empty_model(read_checkpoint(found[-1]).config))
     start = None if options.start is None else open_start(options.start, preset)
     sources = open_sources(
         dataset_root, preset.embodiment, episodes=options.episodes, norm_stats=options.stats,
@@ -171,7 +171,7 @@ def _fitted(
     on keeps its own.
     """
     if found:
-        return as_started(preset, read_source(found[-1]).config), None
+        return as_started(preset, read_checkpoint(found[-1]).config), None
     preset = sized(preset, sources)
     if options.start is not None:
         tokenizer = None if options.tokenizer is None else PaligemmaTokenizer(options.tokenizer)

@@ -12,8 +12,8 @@ import numpy as np
 
 from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
 from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.native.checkpoint import load_robots
-from pizero.checkpoints.source import Facts
 from pizero.checkpoints.stats import read_norm_stats
 from pizero.configs.presets import OWN, Preset
 from pizero.data.datasets.faults import ranges

@@ -18,6 +18,7 @@ from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.files.json_file import Settings, peek, read_object
 from pizero.checkpoints.files.keymap import Entry, matched
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot.diffusion_processors import (
     ACTION,
     STATE,
@@ -27,7 +28,6 @@ from pizero.checkpoints.lerobot.diffusion_processors import (
     read_normaliser,
 )  # fmt: skip
 from pizero.checkpoints.models import Network, empty_model
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.embodiments import Embodiment
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
@@ -59,7 +59,7 @@ def detect(folder: Path) -> bool:
     return peek(folder / "config.json").get("type") == "diffusion"
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """The policy in `folder`, strictly; its config tells all sizes but the encoder's, which the tensors tell."""
     if arch is not None:
         raise UserError(f"{folder} holds a diffusion policy, which knows its own sizes; leave arch out")
@@ -85,7 +85,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     facts = Facts(embodiment, stats, PaligemmaTokenizer.bytes())  # no prompt is read
     if before.renamed:
         notes.append(f"{folder}: the preprocessor renames observations; say yourself which camera is which")
-    return Source(NAME, config, tensors, facts, (*weights.notes, *notes, *_sampling_notes(settings, config)))
+    return StoredCheckpoint(NAME, config, tensors, facts, (*weights.notes, *notes, *_sampling_notes(settings, config)))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:

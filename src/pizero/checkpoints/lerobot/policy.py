@@ -19,6 +19,7 @@ from torch import Tensor
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.checkpoints.lerobot.processors import (
     Processors,
@@ -34,7 +35,6 @@ from pizero.checkpoints.lerobot.processors import (
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi.torch import config_from_arch, key_table
 from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import values_of
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
@@ -60,7 +60,7 @@ def detect(folder: Path) -> bool:
     )
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What the folder holds, strictly. The token embedding is embed_tokens; without it LeRobot copies lm_head there."""
     values = read_config(folder / CONFIG)
     weights = SafetensorsWeights(folder)
@@ -92,7 +92,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     head = prefix + _LM_HEAD
     if table != head and head in weights and not equal(weights[head], weights[table]):
         notes.append(f"{head} differs from {table}, which the forward pass reads and which is taken")
-    return Source(NAME, config, tensors, facts, tuple(notes))
+    return StoredCheckpoint(NAME, config, tensors, facts, tuple(notes))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pizero.checkpoints.files.json_file import read_object
 from pizero.checkpoints.files.safetensors_file import write_safetensors
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.lerobot.keys import (
     ABSOLUTE,
     NORMALIZE,
@@ -32,7 +33,6 @@ from pizero.checkpoints.lerobot.keys import (
     read_steps,
 )
 from pizero.checkpoints.lerobot.stats import ACTION, MODES, STATE, UnknownError, read_norm_stats, width_of
-from pizero.checkpoints.source import Facts
 from pizero.data.embodiments import Embodiment, Key
 from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pizero.checkpoints.facts import pipeline_facts
 from pizero.checkpoints.files.keymap import listed
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights, write_safetensors
-from pizero.checkpoints.source import Source
+from pizero.checkpoints.format import StoredCheckpoint
 from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of
 from pizero.model.config import Pi0Config
@@ -87,7 +87,7 @@ def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
 
 
-def merge_adapters(base: Source, folder: Path) -> Source:
+def merge_adapters(base: StoredCheckpoint, folder: Path) -> StoredCheckpoint:
     """The checkpoint `base` with the adapters in `folder`, whose robot it knows then; in float32.
 
     folder: of adapters, or of a checkpoint that was saved with them. UserError when they are of another model, or of

@@ -23,11 +23,11 @@ import torch
 
 from pizero.checkpoints.facts import load_facts, make_pipeline, pipeline_facts, save_facts, unknown
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import MODELS, Network, NetworkConfig, model_name
 from pizero.checkpoints.native.adapters import PlainState
 from pizero.checkpoints.native.example import Example, reproduce
 from pizero.checkpoints.openpi.folder import config_from_arch
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of
 from pizero.types import UserError
@@ -55,7 +55,7 @@ def detect(folder: Path) -> bool:
         return False
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """Sizes and facts; `arch` must agree with them."""
     source = _weights(folder, arch)
     if not (folder / PIPELINE).is_file():
@@ -176,14 +176,14 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _weights(folder: Path, arch: Arch | None = None) -> Source:
+def _weights(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     config = read_config(folder)
     if arch is not None and (config_from_arch(arch) if isinstance(arch, Mapping) else arch) != config:
         raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the checkpoint is not complete")
     weights = SafetensorsWeights(folder, WEIGHTS)
-    return Source(NAME, config, lambda: iter(weights.items()), notes=weights.notes)
+    return StoredCheckpoint(NAME, config, lambda: iter(weights.items()), notes=weights.notes)
 
 
 def _write(

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from pizero.checkpoints.format import Arch, Facts
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.source import Arch, Facts
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pizero.checkpoints.files.keymap import listed
 from pizero.checkpoints.files.orbax import METADATA, ArrayToWrite, OrbaxArrays, stored_names, write_arrays
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
 from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0_fast import Pi0FastConfig
@@ -41,12 +41,12 @@ def detect(folder: Path) -> bool:
     return any(name.startswith("PaliGemma/") for name in stored_names(_params(folder)))
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What `params` holds, strictly; without `arch` and config.json the sizes must be the released ones."""
     return _read(folder, arch)[0]
 
 
-def read_unmerged(folder: Path, arch: Arch | None = None) -> tuple[Source, dict[str, Tensor]]:
+def read_unmerged(folder: Path, arch: Arch | None = None) -> tuple[StoredCheckpoint, dict[str, Tensor]]:
     """The checkpoint without its LoRA adapters, and these by our names, for a training that goes on with them.
 
     Shapes as of train/lora.py: lora_a [groups, rank, in], lora_b [groups, out / groups, rank], the output projection's
@@ -56,7 +56,7 @@ def read_unmerged(folder: Path, arch: Arch | None = None) -> tuple[Source, dict[
     return source, {name: factor for row in rows for name, factor in _factors(row, arrays)}
 
 
-def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[Source, list[Row], OrbaxArrays]:
+def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[StoredCheckpoint, list[Row], OrbaxArrays]:
     """The source, and the rows that have adapters, with the arrays to read them from."""
     params = _params(folder)
     arrays = OrbaxArrays(params)
@@ -87,7 +87,7 @@ def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[Source, 
             yield from _row_tensors(row, arrays, merge and row.theirs in adapters)
 
     adapted = [row for row in rows if row.theirs in adapters]
-    return Source(NAME, config, tensors, facts, (*notes, *more)), adapted, arrays
+    return StoredCheckpoint(NAME, config, tensors, facts, (*notes, *more)), adapted, arrays
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, expand, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.openpi.folder import VARIANTS, config_from_arch
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.model.config import SO400M, GemmaConfig, Pi0Config
 from pizero.types import UserError
 
@@ -42,7 +42,7 @@ def detect(folder: Path) -> bool:
     return "action_in_proj.weight" in names and any(name.startswith(_EXPERT) for name in names)
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What `folder/model.safetensors` holds, strictly."""
     weights = SafetensorsWeights(folder)
     adaptive = _EXPERT + "norm.dense.weight" in weights
@@ -61,7 +61,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
         hint = "" if arch is not None else "; for sizes that the folder does not tell, give the sizes with arch"
         raise UserError(f"{error}{hint}") from None
     facts, notes = openpi_folder.read_facts(folder, config)
-    return Source(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
+    return StoredCheckpoint(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:

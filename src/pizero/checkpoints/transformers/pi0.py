@@ -15,10 +15,10 @@ from typing import Any
 from pizero.checkpoints.files.json_file import Settings, peek, read_object
 from pizero.checkpoints.files.keymap import Entry, matched, renamed
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
+from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi.folder import config_from_arch
 from pizero.checkpoints.openpi.torch import key_table
-from pizero.checkpoints.source import Arch, Facts, Source
 from pizero.files import write_bytes
 from pizero.model.config import CAMERAS, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.types import UserError
@@ -57,7 +57,7 @@ def detect(folder: Path) -> bool:
     return peek(folder / CONFIG).get("model_type") == "pi0" and _style(weight_names(folder)) is not None
 
 
-def read(folder: Path, arch: Arch | None = None) -> Source:
+def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What the folder holds, strictly. Names may be those that Transformers saves, that it reads, or its modules'."""
     config = _read_config(read_object(folder / CONFIG))
     if arch is not None:
@@ -73,7 +73,7 @@ def read(folder: Path, arch: Arch | None = None) -> Source:
     embedded, head, *unused = (row.theirs for row in named)
     table, other = (_EMBEDDED, head) if embedded in weights else (_LM_HEAD, embedded)
     rows = renamed(key_table(config, table), _STYLES[style])
-    return Source(NAME, config, matched(weights, rows, ignored=(other, *unused)), Facts(), weights.notes)
+    return StoredCheckpoint(NAME, config, matched(weights, rows, ignored=(other, *unused)), Facts(), weights.notes)
 
 
 def write(folder: Path, model: Network, facts: Facts) -> None:

@@ -34,7 +34,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredCheckpoint:
     """A checkpoint that was recognised and whose names fit its config; its tensors are read when they are asked for.
 
     tensors: our names and the tensors, as stored; the largest first where reading one needs memory of its own.
@@ -69,7 +69,7 @@ class Format(Protocol):
         """
         ...
 
-    def read(self, folder: Path, arch: Arch | None) -> Source:
+    def read(self, folder: Path, arch: Arch | None) -> StoredCheckpoint:
         """UserError with the list when names or shapes do not fit."""
         ...
 
