@@ -96,4 +96,4 @@ def pytest_testnodedown(node: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for marker, count in config.stash[_LEFT_OUT].items():
-        terminalreporter.write_line(f"{count} tests left out: {NEEDS[marker][1]}")
+        terminalreporter.write_line(f"{count} tests skipped: {NEEDS[marker][1]}")

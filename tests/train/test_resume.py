@@ -35,7 +35,7 @@ def test_a_finished_run_says_so_and_reads_nothing(
     capsys.readouterr()
     monkeypatch.setattr("pizero.workflows.train.make_loaders", None)
     result = train_policy(dataset, run, nano_preset(steps=4, save_every=2), resume=True)
-    assert "is finished: step 4 of 4; with --resume and more --steps it goes on from there" in told(capsys)
+    assert "is finished: step 4 of 4; with --resume and more --steps it continues from there" in told(capsys)
     assert result.checkpoint == list_checkpoints(run)[-1]
     assert result.loss == first[4]
     assert losses(run) == first
@@ -79,7 +79,7 @@ def test_what_changes_losses_is_told_old_and_new(dataset: Path, tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=message):
             train_policy(dataset, run, nano_preset(**changes), resume=True)
-    with pytest.raises(UserError, match="is at step 4 of 8, and 3 steps are asked for; give --steps 8 to go on"):
+    with pytest.raises(UserError, match="is at step 4 of 8, and 3 steps are requested; give --steps 8 to continue"):
         train_policy(dataset, run, nano_preset(steps=3), resume=True)
     assert (run / "run.json").read_bytes() == before
 

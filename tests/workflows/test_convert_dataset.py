@@ -67,7 +67,7 @@ def test_a_broken_source_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     with pytest.raises(UserError, match=r"is a LeRobot v3\.0 dataset already"):
         convert_dataset(GOLDEN / "v30_png", tmp_path / "d")
-    with pytest.raises(UserError, match="leave both out"):
+    with pytest.raises(UserError, match="remove --fps and --prompt"):
         convert_dataset(GOLDEN / "v21_png", tmp_path / "d", fps=10)
 
 
@@ -182,7 +182,7 @@ def test_mistakes_with_hdf5(arrays: dict[str, Any], tmp_path: Path, capsys: pyte
         file["something"] = np.zeros(3)
     given = ["--fps", "50", "--prompt", "x"]
     for arguments, text in (
-        ([str(path)], "give both"),
+        ([str(path)], "give --fps and --prompt"),
         ([str(path), *given], "12 frames of state, but 7 actions"),
         ([str(tmp_path / "bad.hdf5"), *given], "cannot be read as HDF5"),
         ([str(tmp_path / "other.hdf5"), *given], "has no action"),

@@ -35,7 +35,7 @@ class Inference:
     rounds: int = 5
     device: str = "cpu"
     ablation: bool = False
-    """Also leaves out each of the facts that make the fast path fast, one at a time."""
+    """Also measures without each of the optimisations of the fast path, one at a time."""
     sweep: bool = False
     """Instead: the fast path's time by cameras, prompt, horizon, steps and batch."""
     json: Path | None = None

@@ -12,7 +12,7 @@ class Arguments:
     """Trains every rung from the diffusion policy to π0.5 on the same demonstrations, evaluates all of them on the same
     episodes, and writes a table, compare.json and report.html.
 
-    An interrupted comparison goes on where it stopped; more seeds or rungs can be added to a finished one.
+    An interrupted comparison continues where it stopped; more seeds or rungs can be added to a finished one.
     """
 
     output: Path = Path("runs/compare")

@@ -25,10 +25,10 @@ class Arguments:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the large matrices; without it every tensor keeps its own."""
     arch: Path | None = None
-    """JSON with the model's sizes, as `pizero inspect --json` writes it, for a source that does not tell them
+    """JSON with the model's sizes, as `pizero inspect --json` writes it, for a source that does not record them
     (docs/checkpoints.md)."""
     embodiment: str | None = None
-    """Robot, by name or as a TOML file, where the source does not tell it; so the following."""
+    """Robot, by name or as a TOML file, if the source does not record it (same for the options below)."""
     norm_stats: Path | None = None
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None

@@ -22,13 +22,13 @@ class Arguments:
     target: Annotated[Path, tyro.conf.Positional]
     """New folder."""
     fps: float | None = None
-    """Of HDF5, which does not tell it."""
+    """Frames a second; required for HDF5, which does not store it."""
     prompt: str | None = None
-    """What the robot does there, for HDF5."""
+    """Instruction of every episode; required for HDF5."""
     image_format: Literal["h264", "av1", "png"] = "h264"
     """How images of HDF5 are stored."""
     skip_bad_episodes: bool = False
-    """Leaves episodes of LeRobot datasets out whose files are missing, damaged or contradictory, with one warning."""
+    """Skips episodes of LeRobot datasets whose files are missing, damaged or contradictory, with one warning."""
 
 
 def run(arguments: Arguments) -> int:

@@ -28,7 +28,7 @@ class Arguments:
     seed: int = 1_000_000
     """The first episode's; keep it away from the demonstrations' seeds."""
     execution_horizon: int | None = None
-    """Actions played before the next chunk is asked for; half of the model's action horizon if left out."""
+    """Actions played before the next chunk is requested; by default half of the model's action horizon."""
     num_steps: int | None = None
     """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy."""
     num_envs: int = 16

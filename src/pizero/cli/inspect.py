@@ -27,7 +27,7 @@ class Arguments:
     json: Path | None = None
     """File for the same as JSON, which --arch takes."""
     arch: Path | None = None
-    """JSON with the model's sizes, for a checkpoint that does not tell them."""
+    """JSON with the model's sizes, for a checkpoint that does not record them."""
     mask: Path | None = None
     """PNG file for a picture of the attention mask."""
 

@@ -12,7 +12,7 @@ class Arguments:
     """Collects demonstrations of six Meta-World tasks, trains one language-conditioned policy from scratch on the CPU,
     evaluates it over 50 episodes of each task, and writes a report. Needs the `sim` extra and OpenGL (EGL or OSMesa).
 
-    An interrupted run goes on where it stopped.
+    An interrupted run continues where it stopped.
     """
 
     output: Path = Path("runs/metaworld")

@@ -12,7 +12,7 @@ class Arguments:
     """Collects scripted demonstrations in the built-in simulator, trains a tiny π0 on the CPU, evaluates it over 200
     episodes beside the demonstrator, random actions, swapped instructions and blank images, and writes a report.
 
-    An interrupted run goes on where it stopped.
+    An interrupted run continues where it stopped.
     """
 
     output: Path = Path("runs/quickstart")

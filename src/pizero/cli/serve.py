@@ -41,7 +41,7 @@ class Policy:
     num_steps: int | None = None
     """Steps of sampling; without it the model's own number."""
     jacobian: Literal["paper", "identity"] = "paper"
-    """How a model that was not trained for it continues a chunk; identity takes no longer than a chunk by itself."""
+    """How a model that was not trained for it continues a chunk; identity takes no longer than an ordinary chunk."""
     embodiment: str | None = None
     """Robot, where the checkpoint does not record it; the same for the options below."""
     norm_stats: Path | None = None

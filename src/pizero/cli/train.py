@@ -44,7 +44,7 @@ class Arguments:
     """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, or a
     PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0. Its tokenizer stays."""
     tokenizer: Path | None = None
-    """SentencePiece model (PaliGemma's, say); without it a small one is trained on the dataset's prompts."""
+    """SentencePiece model (for example PaliGemma's); without it a small one is trained on the dataset's prompts."""
     norm_stats: str | None = None
     """Statistics to use instead of the dataset's own: a file (of pizero norm-stats, openpi's norm_stats.json, LeRobot's
     meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
@@ -57,7 +57,7 @@ class Arguments:
     workers: int | None = None
     """Processes that prepare batches ahead; without it none on the CPU and up to 4 otherwise."""
     steps: int | None = None
-    """Optimizer steps, instead of the preset's; so the following."""
+    """Optimizer steps, instead of the preset's (same for the options below)."""
     batch_size: int | None = None
     learning_rate: float | None = None
     """Peak, reached after the warm-up."""
@@ -80,7 +80,7 @@ class Arguments:
     ignore_padding: bool = False
     """Leave action dimensions that the robot does not have out of the loss; in openpi they count."""
     non_finite: Literal["stop", "skip"] | None = None
-    """At a loss or gradient that is not finite: stop, or leave the step out and count it."""
+    """At a loss or gradient that is not finite: stop, or skip the step and count it."""
     lora: bool = False
     """Train adapters of openpi's ranks on both experts, vision tower and heads (see --freeze), no average."""
     freeze: tuple[Literal["vision", "prefix", "expert", "embedding", "heads"], ...] | None = None
@@ -111,7 +111,7 @@ class Arguments:
     compile: bool = False
     """Blocks through torch.compile: 1.2 times as fast on an H100. Needs a C++ compiler; not with several ranks."""
     plan: bool = False
-    """Loads and trains nothing: says what memory this training takes, what to change if it does not fit, how long."""
+    """Loads and trains nothing: prints the memory this training takes, what to change if it does not fit, how long."""
     plan_ranks: tuple[int, int] = (1, 1)
     """Of --plan: machines, and ranks on each, that torchrun will start."""
     plan_memory: float | None = None

@@ -94,8 +94,8 @@ Call: TypeAlias = Callable[[], object]
 def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fact] = ()) -> dict[str, Any]:
     """Times the paths in turns, then stages and floor of the last of them that is fast.
 
-    without: facts each left out in turn, for the ablation. A path whose weights do not fit beside the others' in memory
-    is timed before them, on its own: "apart" in the result says so.
+    without: facts disabled in turn, for the ablation. A path whose weights do not fit beside the others' in memory
+    is timed before them, on its own: "apart" in the result records it.
     """
     with _threads(settings.threads):
         config = model_config(settings.model, settings.horizon)

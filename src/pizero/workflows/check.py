@@ -131,7 +131,7 @@ def _fault_findings(faults: list[Fault], whole: int) -> Iterator[Finding]:
         yield Finding(
             "error", kind, f"{'episodes' if len(episodes) > 1 else 'episode'} {ranges(episodes)}",
             f"{len(episodes)} of {total} episodes; the first: {found[0].text}",
-            "training refuses them: mend them (see below), or leave them out with --skip-bad-episodes",
+            "training refuses them: mend them (see below), or skip them with --skip-bad-episodes",
         )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:
     return [Finding(
         "note", "more cameras", f"cameras {', '.join(embodiment.cameras[camera] for camera in other)}",
         f"the released models have the {len(CAMERAS)} cameras {', '.join(CAMERAS)}, and no {', '.join(other)}",
-        "train with --preset small, which has as many cameras as the robot, or leave them out of the robot file",
+        "train with --preset small, which has as many cameras as the robot, or remove them from the robot file",
     )]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def convert_and_print(
     console.print(f"comes along: {', '.join(result.known) or 'nothing'}")
     if result.unknown:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in result.unknown)
-        console.print(f"not told by the source; to run it as a policy give {names}")
+        console.print(f"not recorded by the source; to run it as a policy give {names}")
     for note in result.notes:
         tell("note", note)
     console.print(f"wrote {target}")

@@ -52,17 +52,17 @@ def convert_dataset(
 
     LeRobot v2.0 and v2.1 (a folder, or an id on the hub): video files are copied as they are, one per episode, numbers
     and statistics are written again. HDF5 (a file of robomimic, a file or folder of ACT): images are encoded as
-    `image_format`; fps and prompt are asked for, since the files do not tell them.
+    `image_format`; fps and prompt are required, because the files do not store them.
 
-    Episodes with faults are a BadEpisodeError, or with `skip_bad_episodes` are left out. Episodes are numbered anew.
+    Episodes with faults are a BadEpisodeError, or with `skip_bad_episodes` are skipped. Episodes are numbered anew.
     """
     path = local_folder(source, "dataset")
     if path.suffix in (".hdf5", ".h5") or (path.is_dir() and any(path.glob("*.hdf5"))):
         if skip_bad_episodes:
-            raise UserError(f"{path} is HDF5, of which no episodes are left out; take --skip-bad-episodes away")
+            raise UserError(f"{path} is HDF5, of which no episodes can be skipped; remove --skip-bad-episodes")
         return _from_hdf5(path, target, fps, prompt, image_format, on_progress)
     if fps is not None or prompt is not None:
-        raise UserError(f"{path} is no HDF5: a LeRobot dataset tells its fps and prompts itself; leave both out")
+        raise UserError(f"{path} is no HDF5: a LeRobot dataset stores its fps and prompts; remove --fps and --prompt")
     layout = read_layout(path)
     if layout.version == VERSION:
         raise UserError(f"{path} is a LeRobot {VERSION} dataset already")
@@ -75,9 +75,7 @@ def convert_dataset(
             good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
             if not skip_bad_episodes or not good:
                 raise
-            tell(
-                "left out", f"{'episodes' if len(error.episodes) > 1 else 'episode'} {ranges(error.episodes)}: {error}"
-            )
+            tell("skipped", f"{'episodes' if len(error.episodes) > 1 else 'episode'} {ranges(error.episodes)}: {error}")
             dataset = LeRobotDataset(path, episodes=good, cameras=())
 
 
@@ -120,7 +118,7 @@ def _from_lerobot(
 
 
 def _index_columns(dataset: LeRobotDataset) -> dict[str, NDArray[Any]]:
-    """[F] each; episodes are numbered from 0 without holes, also where some were left out."""
+    """[F] each; episodes are numbered from 0 without holes, also where some were skipped."""
     return {
         "timestamp": dataset.timestamp, "frame_index": dataset.frame_index, "task_index": dataset.task_index,
         "episode_index": np.repeat(np.arange(dataset.num_episodes), dataset.episode_lengths),
@@ -226,7 +224,7 @@ def _from_hdf5(
     on_progress: Callable[[int, int], None],
 ) -> Converted:
     if not fps or not prompt:
-        raise UserError(f"{path}: HDF5 files do not tell how many frames a second nor what the robot does; give both")
+        raise UserError(f"{path}: HDF5 files store neither the frame rate nor the instruction; give --fps and --prompt")
     with open_hdf5(path) as recording:
         state, action, cameras = recording.sizes()
         with LeRobotWriter(

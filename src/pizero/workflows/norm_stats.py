@@ -37,7 +37,7 @@ def norm_stats(
 ) -> tuple[NormStats, Path, int, float]:
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are.
 
-    skip_bad_episodes: those that training leaves out as well; videos are looked at for this alone. format: of the
+    skip_bad_episodes: those that training skips as well; videos are looked at for this alone. format: of the
     file, see `pizero norm-stats`; only pizero's has a default place.
     """
     robot = None if embodiment is None else get_embodiment(embodiment)

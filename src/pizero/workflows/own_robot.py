@@ -1,4 +1,4 @@
-"""The robot that recorded a dataset, as the dataset itself tells it: no robot file."""
+"""The robot that recorded a dataset, as the dataset itself describes it: no robot file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def own_robot(
     if dataset.cameras and not places:
         raise UserError(
             f"{dataset.root}: none of its cameras ({', '.join(dataset.cameras)}) has an obvious place among the "
-            f"model's ({', '.join(cameras or ())}); say so under [cameras] in a robot file (--embodiment)"
+            f"model's ({', '.join(cameras or ())}); assign them under [cameras] in a robot file (--embodiment)"
         )
     prompts = [text.strip() for text in dataset.tasks]
     return Embodiment(

@@ -113,7 +113,7 @@ def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
     table.add_row("in all", _gib(plan.step.total), style="bold")
     console.print(table)
     if plan.memory is None:
-        console.print(f"{place.device} is not here; --plan-memory GIB says whether it fits there, and what to change")
+        console.print(f"{place.device} is not here; --plan-memory GIB shows whether it fits there, and what to change")
     elif plan.fits:
         console.print(f"fits into the {_gib(plan.memory)} GiB that a rank may take")
     else:
@@ -134,7 +134,7 @@ def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
 
 
 def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
-    """With the cameras that the robot has, `present`: the others are left out of a batch."""
+    """With the cameras that the robot has, `present`: a batch lacks the others."""
     model = preset.model
     if not isinstance(model, Pi0Config):
         raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")

@@ -48,7 +48,7 @@ console = _Console(stderr=True, width=_width(), markup=False, emoji=False)
 
 
 def tell(kind: str, text: str) -> None:
-    """A line that begins with its kind ("warning", "note", "left out") in colour."""
+    """A line that begins with its kind ("warning", "note", "skipped") in colour."""
     console.print(Text.assemble((kind, "yellow"), f" {text}"))
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run, kept in its folder as run.json: what a resume may change, and what is said of it."""
+"""The settings of a run, kept in its folder as run.json: what a resume may change, and what is printed of it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FREE = (
     "train.log_every", "train.validate_every", "train.save_every", "train.keep", "train.threads",
     "train.selection.patience", "train.selection.keep_best",
 )  # fmt: skip
-"""May change when a run goes on: no loss depends on them. More steps may be asked for too."""
+"""May change when a run is resumed: no loss depends on them. More steps may be requested too."""
 
 
 def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
-    """Whether the run, whose newest checkpoint is of `step`, has nothing left to do; says so. UserError when the steps
-    asked for lie behind it, but the run's own do not.
+    """Prints and returns whether the run, whose newest checkpoint is of `step`, is finished. UserError when the
+    steps asked for lie behind it, but the run's own do not.
     """
     if step < config.steps:
         return False
@@ -32,17 +32,17 @@ def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
     own = int(read_json(path)["train"]["steps"]) if path.is_file() else step
     if step < own:
         raise UserError(
-            f"{folder} is at step {step:,} of {own:,}, and {config.steps:,} steps are asked for; give --steps {own} to "
-            "go on, or another folder"
+            f"{folder} is at step {step:,} of {own:,}, and {config.steps:,} steps are requested; give --steps {own} to "
+            "continue, or another folder"
         )
-    goes_on = "with --resume and more --steps it goes on from there"
-    console.print(f"{folder} is finished: step {step:,} of {own:,}; {goes_on}")
+    more = "with --resume and more --steps it continues from there"
+    console.print(f"{folder} is finished: step {step:,} of {own:,}; {more}")
     return True
 
 
 def check_settings(folder: Path, preset: Preset, step: int | None) -> None:
-    """step: of the checkpoint that a resumed run goes on from; what changed since is said, or a UserError with old and
-    new values where losses depend on it.
+    """step: of the checkpoint that a resumed run continues from. What changed since is printed, or a UserError with old
+    and new values where losses depend on it.
     """
     path = folder / "run.json"
     if (warning := short_of_peak(preset.train)) is not None:
@@ -57,8 +57,8 @@ def check_settings(folder: Path, preset: Preset, step: int | None) -> None:
         refused = {name: values for name, values in changed.items() if name not in free}
         if refused:
             raise UserError(
-                f"{folder} was started with other settings: {_text(refused)}; give the old values to go on, or start "
-                "anew in another folder"
+                f"{folder} was started with other settings: {_text(refused)}; give the old values to continue, or "
+                "start anew in another folder"
             )
         if free:
             console.print(f"changed: {_text(free)}")

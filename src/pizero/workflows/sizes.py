@@ -81,9 +81,9 @@ def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Ite
     for source in robots.values() if preset.embodiment == OWN else ():
         robot, dataset = source.embodiment, source.dataset
         cameras = ", ".join(f"{own} as {model}" for model, own in robot.cameras.items())
-        left_out = [name for name in dataset.cameras if name not in robot.cameras.values()]
+        unused = [name for name in dataset.cameras if name not in robot.cameras.values()]
         state, action = robot_widths(source.dataset, source.embodiment)
-        more = f" (left out: {', '.join(left_out)})" if left_out else ""
+        more = f" (not used: {', '.join(unused)})" if unused else ""
         yield (
             f"{robot.name}: cameras {cameras}{more}; state {_key_text(robot.state_key)} ({state}); "
             f"actions {_key_text(robot.action_key)} ({action}), as they are"

@@ -62,7 +62,7 @@ def initial_model(preset: Preset, start: Start | None, resume: bool) -> tuple[Ne
     if start is None:
         return model, None, None
     if not isinstance(model, Pi0):
-        raise UserError(f"{start.folder} holds PaliGemma, which is a start for π0 and π0.5 alone")
+        raise UserError(f"{start.folder} holds PaliGemma, from which only π0 and π0.5 can start")
     for note in paligemma.start_from_paligemma(start.folder, model):
         console.print(note)
     return model, Facts(), None
@@ -84,7 +84,7 @@ def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint
 
 
 def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
-    """What no weight depends on is the preset's choice: the action horizon, and whether the prompt tells the state."""
+    """What no weight depends on is the preset's choice: the action horizon, and whether the prompt holds the state."""
     if not isinstance(config, Pi0Config) or not isinstance(wanted, Pi0Config):
         return config
     state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
@@ -92,5 +92,5 @@ def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig) -> NetworkCo
     for name in ("action_horizon", "state_input"):
         new, old = getattr(changed, name), getattr(config, name)
         if new != old:
-            console.print(f"{name}: {new}, as the preset says, in the place of the checkpoint's {old}")
+            console.print(f"{name}: {new}, from the preset, in place of the checkpoint's {old}")
     return changed

@@ -79,7 +79,7 @@ def train_policy(
     frames: where decoded frames are kept. workers: processes that read ahead; None takes none on the CPU, else up to 4.
     start: a checkpoint of any format whose weights are fine-tuned, or a PaliGemma for the prefix of a π0.
     stats: norm statistics in the place of the dataset's own, as for `read_norm_stats`.
-    skip_bad_episodes: those with missing, damaged or contradictory files are left out with one warning.
+    skip_bad_episodes: those with missing, damaged or contradictory files are skipped with one warning.
     measure: what is measured during the training beside the loss. track: names of `train.metrics.TRACKERS`.
     sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing. compiled: blocks
     through torch.compile, π0 and π0.5 in one process alone.
@@ -187,7 +187,7 @@ def _resumed(trainer: Trainer) -> str:
     if trainer.selection.ended:
         return (
             f"{trainer.folder} is finished: it ended at step {trainer.step:,}, after "
-            f"{trainer.selection.worse_since} measurements without an improvement. A larger --patience goes on."
+            f"{trainer.selection.worse_since} measurements without an improvement. A larger --patience continues it."
         )
     return f"resuming from step {trainer.step:,} of {trainer.config.steps:,}"
 

@@ -57,7 +57,7 @@ def open_sources(
 ) -> list[Source]:
     """The dataset at `path` (folder or hub id), or those of a mixture, a .toml file.
 
-    embodiment: name, TOML file or `OWN`, for a dataset that does not say its own. episodes, norm_stats: of a single
+    embodiment: name, TOML file or `OWN`, for a dataset that does not record its own. episodes, norm_stats: of a single
     dataset. cameras: the model's, for an `own_robot`.
     """
     if path.suffix != ".toml":
@@ -176,7 +176,7 @@ def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
 
 
 def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
-    """Those that a training was started with, for going on."""
+    """Those that a training was started with, to continue it."""
     first = Pipeline.load(checkpoint)
     pipelines = {first.embodiment.name: first, **load_robots(checkpoint)}
     missing = [source.embodiment.name for source in sources if source.embodiment.name not in pipelines]
@@ -256,7 +256,7 @@ def _frames(
             good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
             if not skip_bad_episodes or not good:
                 raise
-            tell("left out", f"episodes {ranges(error.episodes)}: {error}")
+            tell("skipped", f"episodes {ranges(error.episodes)}: {error}")
             columns = pipeline.embodiment.columns
             dataset = LeRobotDataset(dataset.root, episodes=good, cameras=(), columns=columns)
     count = dataset.num_frames * len(cameras)
