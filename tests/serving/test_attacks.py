@@ -8,8 +8,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -62,11 +62,12 @@ def robot(server: Background, key: str) -> PolicyClient:
     return PolicyClient(server.uri, api_key=key, patience=0)
 
 
-def page(server: Background, key: str) -> ClientConnection:
+@contextmanager
+def page(server: Background, key: str) -> Iterator[ClientConnection]:
     """A page that gave its key."""
-    connection = connect(server.uri + "/live")
-    connection.send(json.dumps({"key": key}))
-    return connection
+    with connect(server.uri + "/live") as connection:
+        connection.send(json.dumps({"key": key}))
+        yield connection
 
 
 def state(connection: ClientConnection, of: Callable[[dict], bool] = lambda _: True) -> dict:

@@ -22,7 +22,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from pizero.serving import client as module
 from pizero.serving.client import BusyError, PolicyClient, ServerError, UnreachableError
-from pizero.serving.protocol import pack, unpack
+from pizero.serving.protocol import ProtocolError, pack, unpack
 
 METADATA = pack({"action_horizon": 2})
 
@@ -141,6 +141,21 @@ def test_a_request_larger_than_the_server_takes_is_told() -> None:
         with pytest.raises(ServerError, match="larger than the server takes"):
             client.infer({"state": np.zeros(1000)})
         assert client.infer({"state": 1})["actions"] == 2
+
+
+def test_an_answer_that_is_none_costs_no_connection() -> None:
+    def odd(connection: ServerConnection) -> None:
+        connection.send(METADATA)
+        for message in connection:
+            value = unpack(message)["state"]
+            connection.send(b"\xc1" if value < 0 else pack({"actions": value}))
+
+    with serving(odd) as uri, PolicyClient(uri) as client:
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match="a type that is not taken"):
+                client.infer({"state": -1})
+            assert client.infer({"state": 1})["actions"] == 1
+        assert client.connections == 1
 
 
 def test_the_two_files_alone(tmp_path: Path) -> None:

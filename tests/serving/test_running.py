@@ -20,6 +20,7 @@ from pizero.envs.tabletop.env import TabletopEnv
 from pizero.serving import running, server
 from pizero.serving.config import ServeConfig
 from pizero.serving.log import ASYNCIO, LOGGER, logging_to_stderr
+from pizero.serving.replicas import Signals
 from pizero.serving.running import Background
 from pizero.types import UserError
 
@@ -113,10 +114,8 @@ def test_what_serves_in_a_process_leaves_it_as_it_was(serve: Serve) -> None:
 
 
 def test_several_signals_are_asked_for_in_turn() -> None:
-    from pizero.serving.replicas import _Signals
-
     before = list(map(signal.getsignal, HANDLED))
-    with _Signals() as asked:
+    with Signals() as asked:
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)
         assert asked.next() == "reload"

@@ -43,7 +43,7 @@ class Policy:
     jacobian: Literal["paper", "identity"] = "paper"
     """How a model that was not trained for it continues a chunk; identity takes no longer than an ordinary chunk."""
     embodiment: str | None = None
-    """Robot, where the checkpoint does not record it; the same for the options below."""
+    """Robot, if the checkpoint does not record it: a name, a TOML file or module:function. So the following."""
     norm_stats: Path | None = None
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None

@@ -66,7 +66,7 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
     """
     if config.record is not None:
         config = dataclasses.replace(config, record=config.record.resolve())
-    with _cluster(replicas, "GPU" if gpu else "CPU") as serve, _Signals() as asked:
+    with _cluster(replicas, "GPU" if gpu else "CPU") as serve, Signals() as asked:
         port = _listen(serve, config)
         deployment = serve.deployment(
             name=NAME, num_replicas=replicas, max_ongoing_requests=config.max_connections + SPARE,
@@ -88,14 +88,14 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
         raise UserError("; ".join(failed))
 
 
-class _Signals:
+class Signals:
     """What signals ask for, in turn: "reload" or "end". As a context, after which they do what they did before."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Literal["reload", "end"]] = queue.SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, lambda *_: self._asked.put("end"))
         self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
