@@ -1,10 +1,10 @@
-"""The whole job in one call: demonstrations -> dataset -> training -> evaluated policy -> report."""
+"""The whole job in one call: demonstrations -> dataset -> training -> evaluated policy -> report, in two simulators."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pizero.checkpoints.load import load_policy
-from pizero.configs.presets import Preset
+from pizero.configs.presets import Pi0Name, Preset, metaworld, tabletop
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.envs.env import make_env
+from pizero.envs.metaworld.tasks import DEFAULT_TASKS
 from pizero.evaluation.benchmark import summarize
 from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_demonstrator, run_random
 from pizero.evaluation.video import write_mp4
@@ -41,6 +42,34 @@ class DemoConfig:
     collect: CollectConfig
     evaluate: EvaluateConfig
     baseline_episodes: int
+
+
+def quickstart(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
+    """The built-in simulator: 5,000 demonstrations, 200 episodes of evaluation, 40 of each of five kinds of task."""
+    return _demo(
+        "pizero quickstart", tabletop(model), folder,
+        CollectConfig("tabletop", episodes=5_000, image_format="png", workers=2),
+        EvaluateConfig("tabletop", episodes=40, num_videos=10), baseline_episodes=20,
+    )  # fmt: skip
+
+
+def metaworld_demo(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
+    """Six Meta-World tasks: 50 demonstrations and 50 episodes of evaluation for each."""
+    return _demo(
+        "make demo-metaworld", metaworld(model), folder,
+        CollectConfig("metaworld", episodes=300, tasks=DEFAULT_TASKS, workers=2),
+        EvaluateConfig("metaworld", episodes=50, tasks=DEFAULT_TASKS, num_envs=4, num_videos=6), baseline_episodes=10,
+    )  # fmt: skip
+
+
+def _demo(
+    command: str, preset: Preset, folder: Path, collect: CollectConfig, evaluate: EvaluateConfig, baseline_episodes: int
+) -> dict[str, Any]:
+    """`run_demo` with the image size and the execution horizon of the preset."""
+    size = preset.model.image_size
+    collect = replace(collect, image_size=size)
+    evaluate = replace(evaluate, image_size=size, execution_horizon=preset.execution_horizon)
+    return run_demo(DemoConfig(command, collect, evaluate, baseline_episodes), preset, folder)
 
 
 def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]:
