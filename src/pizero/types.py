@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runti
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 RobotDict: TypeAlias = dict[str, Any]
 """One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}.
@@ -119,6 +119,15 @@ class Observation:
             elif mask.device.type == "cpu" and bool(mask.any()):
                 raise ValueError(f"images[{name!r}] is missing, but its mask says that some samples have it")
 
+    def check_prompt(self) -> None:
+        """Raises ValueError unless the tokens are integers and the mask is bool, both [B, L]."""
+        tokens, mask = self.prompt_tokens, self.prompt_mask
+        for name, value in (("prompt_tokens", tokens), ("prompt_mask", mask)):
+            if value.ndim != 2 or value.shape != tokens.shape:
+                raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (B, L), tokens and mask alike")
+        if str(mask.dtype) != "torch.bool" or tokens.is_floating_point():
+            raise ValueError(f"prompt: got tokens {tokens.dtype} and mask {mask.dtype}, expected integer and bool")
+
     def to(self, device: Any) -> Observation:
         """A copy on `device`; the image masks stay on the host."""
         return Observation(
@@ -139,47 +148,6 @@ class Observation:
             else:
                 values[field.name] = None if value is None else value[index]
         return Observation(**values)
-
-
-class ActionModelConfig(Protocol):
-    """What a model's config says of its action chunk [action_horizon, action_dim] and of how it is used."""
-
-    @property
-    def action_horizon(self) -> int: ...
-    @property
-    def action_dim(self) -> int: ...
-    @property
-    def num_history(self) -> int:
-        """Observations per sample T; 1 is the present one alone."""
-        ...
-
-    @property
-    def past_actions(self) -> int:
-        """Actions at the chunk's start that lie before the newest observation; they are never played."""
-        ...
-
-    @property
-    def default_num_steps(self) -> int:
-        """Steps of `sample_actions` where nobody says how many."""
-        ...
-
-
-@runtime_checkable
-class ActionModel(Protocol):
-    """A network that maps an observation to an action chunk: π0, π0.5, the diffusion baseline."""
-
-    @property
-    def config(self) -> ActionModelConfig: ...
-
-    def loss(
-        self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
-        draws: int = 1, generator: Generator | None = None,
-    ) -> Tensor: ...  # fmt: skip
-
-    def sample_actions(
-        self, observation: Observation, *, num_steps: int = 10, noise: Tensor | None = None,
-        generator: Generator | None = None,
-    ) -> Tensor: ...  # fmt: skip
 
 
 @runtime_checkable

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pizero.model.attention import attend, attend_folded, attend_fused, block_mask, token_positions
-from pizero.model.kv_cache import KVCache
 
 BITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9)
 
@@ -29,8 +28,6 @@ def test_positions_count_valid_tokens(tokens: list[tuple[bool, bool]]) -> None:
     valid = [flag for flag, _ in tokens]
     positions = token_positions(torch.tensor([valid]))[0]
     assert positions[torch.tensor(valid)].tolist() == list(range(sum(valid)))
-    cache = KVCache((), (), torch.tensor([valid]))
-    assert cache.next_position.tolist() == [[sum(valid)]]
 
 
 def inputs(kv_heads: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from pizero.checkpoints.load import load_model
 from pizero.checkpoints.openpi.torch import config_from_arch
 from pizero.model.flow_matching import interpolate
-from pizero.model.kv_cache import KVCache
 from pizero.model.pi0 import Pi0
+from pizero.model.two_expert import KVCache
 from pizero.types import Observation
 
 FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden" / "openpi")

@@ -25,9 +25,9 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.model.attention import token_positions
 from pizero.model.flow_matching import interpolate, velocity_target
-from pizero.model.kv_cache import KVCache
 from pizero.model.layers import embed_time
 from pizero.model.pi0 import Pi0
+from pizero.model.two_expert import KVCache
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import Guidance, Schedule, soft_mask
 from pizero.types import Observation

@@ -32,7 +32,7 @@ WITHIN = {
     ("cli", "configs"),
 }
 """Imports between parts of one layer."""
-BASELINE_MAY_USE = {"pizero.model.flow_matching", "pizero.model.layers"}
+BASELINE_MAY_USE = {"pizero.model.action_model", "pizero.model.flow_matching", "pizero.model.layers"}
 
 FILE_LINES, FUNCTION_LINES, CONFIG_FIELDS = 400, 60, 25
 PI0_LINES, CLOSURE_FILES, CLOSURE_LINES = 300, 10, 1_600

@@ -18,14 +18,15 @@ from pizero.baseline.encoder import ImageEncoder
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.schedule import NoiseSchedule, step_at_flow_time, step_from_drawn_time
 from pizero.baseline.unet import StepEncoder, UNet1d
-from pizero.model.flow_matching import Solver, fill_draws, integrate, interpolate, velocity_target
-from pizero.types import Observation
+from pizero.model.action_model import ChunkFromNoise
+from pizero.model.flow_matching import Sampling, fill_draws, integrate, interpolate, mean_error, velocity_target
+from pizero.types import Observation, UserError
 
 STACKED = "stacked"
 
 
-class DiffusionPolicy(nn.Module):
-    """Implements `ActionModel`. Its observations have a history: images [B, T, h, w, 3] and state [B, T, state_dim],
+class DiffusionPolicy(nn.Module, ChunkFromNoise[BaselineConfig]):
+    """An `ActionModel`. Its observations have a history: images [B, T, h, w, 3] and state [B, T, state_dim],
     oldest first; with T = 1 images [B, h, w, 3] and state [B, state_dim] will do. Image masks stay [B].
     """
 
@@ -106,15 +107,19 @@ class DiffusionPolicy(nn.Module):
         noise: Tensor | None = None,
         time: Tensor | None = None,
         draws: int = 1,
+        delay: Tensor | None = None,
         generator: Generator | None = None,
+        action_mask: Tensor | None = None,
     ) -> Tensor:
         """Squared error of the noise (diffusion) or velocity (flow), averaged over D: actions [B, H, D] -> [B, H].
 
         With `draws=N` the observation is encoded once, and the result is the average over N draws of (noise, time).
         Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do. A time is a draw of
         `flow_matching.sample_time` for both objectives: the flow time itself, or `step_from_drawn_time` of it, which
-        then takes every diffusion step equally often.
+        then takes every diffusion step equally often. action_mask: as of `Pi0.loss`. delay: ValueError.
         """
+        if delay is not None:
+            raise ValueError("delay: a diffusion policy is not trained with delays")
         self._check_actions(actions, observation.batch_size)
         noise, time = fill_draws(actions, noise, time, draws, generator)
         repeated = actions.expand_as(noise)
@@ -127,49 +132,33 @@ class DiffusionPolicy(nn.Module):
             x_t, target = interpolate(repeated, noise, time), velocity_target(repeated, noise)
         encoded = self.encode(observation).repeat(draws, 1)  # [N * B, C], the draws on the outer axis
         predicted = self.unet(x_t.flatten(0, 1), step.flatten(), encoded).view_as(target)
-        return (predicted.float() - target).square().mean(dim=-1).mean(dim=0)
+        return mean_error((predicted.float() - target).square(), action_mask).mean(dim=0)
+
+    def expect_delays(self, max_delay: int) -> None:
+        """UserError above 0."""
+        if max_delay:
+            raise UserError(f"max_delay is for π0 and π0.5, not for a diffusion policy; got {max_delay}")
 
     # ---------------------------------------------------------------- inference
 
-    @torch.no_grad()
-    def sample_actions(
-        self,
-        observation: Observation,
-        *,
-        num_steps: int | None = None,
-        noise: Tensor | None = None,
-        generator: Generator | None = None,
-        solver: Solver = "euler",
-    ) -> Tensor:
-        """Noise becomes an action chunk [B, H, D] (float32, normalised); the observation is encoded once.
+    def _sample(self, observation: Observation, noise: Tensor, sampling: Sampling) -> Tensor:
+        """The rest of `sample_actions`: 20 steps of DDIM or 10 of flow if nobody says how many; for DDIM a divisor of
+        the training steps. ValueError for a solver with DDIM, and for what continues a chunk.
 
         With `config.lerobot` the first `config.past_actions` of the chunk lie before the newest observation.
-        num_steps: None takes the config's, 20 of DDIM or 10 of flow; for DDIM a divisor of the training steps. noise:
-        [B, H, D], or drawn with `generator`. solver: of the flow; DDIM is its own, and takes the default alone.
         """
-        config, device = self.config, observation.prompt_tokens.device
-        shape = (observation.batch_size, config.action_horizon, config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device)
-        self._check_actions(noise, shape[0], "noise")
-        num_steps = config.default_num_steps if num_steps is None else num_steps
+        if sampling.settled is not None or sampling.guide is not None:
+            raise ValueError("settled and guide: a diffusion policy cannot continue a chunk")
         encoded = self.encode(observation)
         if self.schedule is not None:
-            if solver != "euler":
-                raise ValueError(f"solver: got {solver!r}, but the diffusion objective is sampled by DDIM")
-            return self.schedule.sample(lambda x, step: self.unet(x, step, encoded), noise, num_steps)
+            if sampling.solver != "euler":
+                raise ValueError(f"solver: got {sampling.solver!r}, but the diffusion objective is sampled by DDIM")
+            return self.schedule.sample(lambda x, step: self.unet(x, step, encoded), noise, sampling.num_steps)
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
-            return self.unet(x, step_at_flow_time(time, config.diffusion_steps), encoded).float()
+            return self.unet(x, step_at_flow_time(time, self.config.diffusion_steps), encoded).float()
 
-        return integrate(velocity, noise, num_steps, solver)
-
-    def _check_actions(self, actions: Tensor, batch: int, name: str = "actions") -> None:
-        expected = (batch, self.config.action_horizon, self.config.action_dim)
-        if tuple(actions.shape) != expected:
-            raise ValueError(
-                f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)"
-            )
+        return integrate(velocity, noise, sampling.num_steps, sampling.solver)
 
 
 def prepare_image(style: LerobotStyle, image: Tensor, camera: int) -> Tensor:
@@ -207,12 +196,7 @@ def check_observation(config: BaselineConfig, observation: Observation) -> None:
             got = None if state is None else tuple(state.shape)
             raise ValueError(f"state: got {got}, expected {expected} (batch, history, state_dim)")
     if config.instruction:
-        tokens, mask = observation.prompt_tokens, observation.prompt_mask
-        if tokens.ndim != 2 or mask.shape != tokens.shape or mask.dtype != torch.bool or tokens.is_floating_point():
-            raise ValueError(
-                f"prompt: got tokens {tokens.dtype} {tuple(tokens.shape)} and mask {mask.dtype} {tuple(mask.shape)}, "
-                "expected integer and bool, both (B, L)"
-            )
+        observation.check_prompt()
 
 
 def _has_shape(value: Tensor, expected: tuple[int, ...]) -> bool:

@@ -36,11 +36,12 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels, check_kernels
 from pizero.files import new_folder, read_json
+from pizero.model.action_model import ActionSampler
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
-from pizero.types import ActionModel, UserError
+from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {
     native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
@@ -123,7 +124,7 @@ def load_policy(
         own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
         example = load_example(folder) if adapters is None else None
         verify_example(Checkpoint(model, own, example))  # it was stored with the checkpoint's own
-    sampler: ActionModel = model
+    sampler: ActionSampler = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
     return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pizero.engine.attention import attention_of
@@ -38,8 +38,10 @@ from pizero.engine.time_tables import (
     of_any_time,
     with_token,
 )  # fmt: skip
+from pizero.model.action_model import ChunkFromNoise
 from pizero.model.attention import block_mask, token_positions
-from pizero.model.flow_matching import ActionPrefix, Solver, Velocity, follow
+from pizero.model.config import Pi0Config
+from pizero.model.flow_matching import Sampling, Solver, follow
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import rotary_table
 from pizero.model.pi0 import Pi0, check_observation
@@ -72,7 +74,7 @@ class Cache(NamedTuple):
     state: list[list[KeyValue]]
 
 
-class FastSampler:
+class FastSampler(ChunkFromNoise[Pi0Config]):
     """Stands in for a π0 or π0.5 in inference: the same config, the same call.
 
     It keeps weights of its own, and is made anew after the model's changed. consume: the model gives up its large
@@ -112,33 +114,13 @@ class FastSampler:
         self._in, self._out = ready(self._enter), ready(self._leave)
         self._graphs = CudaGraphs(self.device) if graphs and self.device.type == "cuda" else None
 
-    @torch.no_grad()
-    def sample_actions(
-        self,
-        observation: Observation,
-        *,
-        num_steps: int = 10,
-        noise: Tensor | None = None,
-        generator: Generator | None = None,
-        solver: Solver = "euler",
-        settled: ActionPrefix | None = None,
-        guide: Callable[[Velocity], Velocity] | None = None,
-    ) -> Tensor:
-        """As `Pi0.sample_actions`: [B, H, D] float32, normalised."""
-        noise = self.model.initial_noise(observation, noise, generator)
-        inputs, tables = self.inputs(observation), self.tables(num_steps, solver)
-        if self._graphs is None or settled is not None or guide is not None:
-            return self._sample(inputs, noise, tables, num_steps, solver, settled, guide)
-
-        def sample(inputs: Inputs, noise: Tensor) -> Tensor:
-            return self._sample(inputs, noise, tables, num_steps, solver)
-
-        return self._graphs(sample, (num_steps, solver), inputs, noise)
-
-    def loss(self, observation: Observation, actions: Tensor, **settings: Any) -> Tensor:
-        """The model's; UserError where it gave up its weights."""
-        self._check_kept("has no loss")
-        return self.model.loss(observation, actions, **settings)
+    def _sample(self, observation: Observation, noise: Tensor, sampling: Sampling) -> Tensor:
+        inputs, tables = self.inputs(observation), self.tables(sampling.num_steps, sampling.solver)
+        if self._graphs is None or sampling.settled is not None or sampling.guide is not None:
+            return self._run(inputs, noise, tables, sampling)
+        return self._graphs(
+            lambda inputs, noise: self._run(inputs, noise, tables, sampling), sampling, inputs, noise
+        )  # fmt: skip
 
     def inputs(self, observation: Observation) -> Inputs:
         """What of an observation is computed. Reads masks on the host; nothing after it does."""
@@ -173,7 +155,11 @@ class FastSampler:
 
     def repack(self, name: str, kernels: Kernels) -> Callable[[], None]:
         """Packs one layer for other kernels; returns what undoes it. UserError where the model gave up its weights."""
-        self._check_kept("cannot be packed again")
+        if self._consumed:
+            raise UserError(
+                "a sampler that took its model's weights (consume=True, as load_policy does) cannot be packed again; "
+                "load the checkpoint with load_model"
+            )
         blocks, index = self._place(name)
         before = blocks[index]
         blocks[index] = self._packed(name, lambda _: kernels)
@@ -182,13 +168,6 @@ class FastSampler:
             blocks[index] = before
 
         return undo
-
-    def _check_kept(self, what: str) -> None:
-        if self._consumed:
-            raise UserError(
-                f"a sampler that took its model's weights (consume=True, as load_policy does) {what}; load the "
-                "checkpoint with load_model"
-            )
 
     def _pack(self, consume: bool) -> None:
         self.vision_blocks: list[PackedVisionBlock] = []
@@ -233,11 +212,9 @@ class FastSampler:
 
     # ---------------------------------------------------------------- prefix
 
-    def _sample(
-        self, inputs: Inputs, noise: Tensor, tables: TimeTables, num_steps: int, solver: Solver,
-        settled: ActionPrefix | None = None, guide: Callable[[Velocity], Velocity] | None = None,
-    ) -> Tensor:  # fmt: skip
+    def _run(self, inputs: Inputs, noise: Tensor, tables: TimeTables, sampling: Sampling) -> Tensor:
         """Tensors in, tensors out: no host work that depends on a value."""
+        guide, settled = sampling.guide, sampling.settled
         cache = self.prefill(inputs, tables, alone=guide is not None)
         calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
 
@@ -252,7 +229,7 @@ class FastSampler:
                 return self.velocity(cache, *now.at(0, places), x_t, row)
             return self.velocity(cache, *tables.at(row, places), x_t, row)
 
-        return follow(velocity, noise, num_steps, solver, settled, guide)
+        return follow(velocity, noise, sampling)
 
     def prefill(self, inputs: Inputs, tables: TimeTables, alone: bool = False) -> Cache:
         """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""

@@ -113,6 +113,25 @@ def pulled_velocity(v_t: Tensor, pull: Tensor, time: Tensor, max_weight: float) 
     return v_t - weight[:, None, None] * pull
 
 
+def mean_error(error: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Mean over the action dimensions that count: error [N, B, H, D], action_mask [B, D] bool or None -> [N, B, H]."""
+    if action_mask is None:
+        return error.mean(dim=-1)
+    return (error * action_mask[:, None]).sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes actions: in how many steps, by which solver, with first actions that are settled, and along a
+    velocity that `guide` changes.
+    """
+
+    num_steps: int
+    solver: Solver = "euler"
+    settled: ActionPrefix | None = None
+    guide: Callable[[Velocity], Velocity] | None = None
+
+
 def integrate(velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver = "euler") -> Tensor:
     """Follows dx/dt = velocity(x, t) from the noise at t = 1 to the action sample at t = 0.
 
@@ -136,14 +155,13 @@ def integrate(velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver 
     return x
 
 
-def follow(
-    velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver,
-    settled: ActionPrefix | None, guide: Callable[[Velocity], Velocity] | None,
-) -> Tensor:  # fmt: skip
-    """`integrate` from noise with some actions settled, along a velocity that `guide` may change."""
-    if settled is not None:
-        noise, velocity = settled.start(noise), settled.keep(velocity)
-    return integrate(velocity if guide is None else guide(velocity), noise, num_steps, solver)
+def follow(velocity: Velocity, noise: Tensor, sampling: Sampling) -> Tensor:
+    """`integrate` from noise, as `sampling` says: [B, H, D]."""
+    if sampling.settled is not None:
+        noise, velocity = sampling.settled.start(noise), sampling.settled.keep(velocity)
+    if sampling.guide is not None:
+        velocity = sampling.guide(velocity)
+    return integrate(velocity, noise, sampling.num_steps, sampling.solver)
 
 
 def _at(time: float, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -17,28 +18,27 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pizero.model.action_model import ChunkFromNoise
 from pizero.model.config import Pi0Config, SiglipConfig
 from pizero.model.flow_matching import (
-    ActionPrefix,
-    Solver,
-    Velocity,
+    Sampling,
     fill_draws,
     first_actions,
     follow,
     interpolate,
+    mean_error,
     time_per_action,
     velocity_target,
 )  # fmt: skip
 from pizero.model.gemma import GemmaBlock
-from pizero.model.kv_cache import KVCache
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
 from pizero.model.siglip import VisionTower
-from pizero.model.two_expert import TwoExpertTransformer
+from pizero.model.two_expert import KVCache, TwoExpertTransformer
 from pizero.types import Observation
 
 
-class Pi0(nn.Module):
-    """The whole network. It knows one device, and neither tokenizer, robot nor statistics."""
+class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
+    """The whole network, an `ActionModel`. It knows one device, and neither tokenizer, robot nor statistics."""
 
     def __init__(self, config: Pi0Config) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Pi0(nn.Module):
         A camera whose image is left out has no tokens; one that only some samples have has masked tokens. Only present
         images go through the vision tower.
         """
-        self._check(observation)
+        check_observation(self.config, observation)
         cameras = [name for name in self.config.cameras if name in observation.images]
         images, masks = embed_images(observation, cameras, self.vision_tower)
         prompt = self.token_embedding(observation.prompt_tokens) * self.config.prefix.width**0.5  # [B, L, W]
@@ -85,7 +85,7 @@ class Pi0(nn.Module):
             both = torch.cat([tokens, per_action], dim=-1)
             tokens = self.time_mlp_out(F.silu(self.time_mlp_in(both)))
         if self.state_proj is not None:
-            assert state is not None  # _check saw to it
+            assert state is not None  # check_observation saw to it
             tokens = torch.cat([self.state_proj(state)[:, None], tokens], dim=1)
             if conditioning is not None and time.ndim == 2:
                 conditioning = torch.cat([conditioning[:, -1:], conditioning], dim=1)
@@ -143,45 +143,19 @@ class Pi0(nn.Module):
             time, weights = time_per_action(time, settled), (~settled) / (~settled).float().mean(dim=-1, keepdim=True)
         x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
         v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten(0, 1)).view_as(target)
-        error = (v_t - target).square()  # [N, B, H, D]
-        if action_mask is None:
-            error = error.mean(dim=-1)
-        else:
-            error = (error * action_mask[:, None]).sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True)
+        error = mean_error((v_t - target).square(), action_mask)  # [N, B, H]
         return (error if weights is None else error * weights).mean(dim=0)
+
+    def expect_delays(self, max_delay: int) -> None:
+        """Notes in the config that training gives up to so many settled actions."""
+        self.config = dataclasses.replace(self.config, max_delay=max_delay)
 
     # ---------------------------------------------------------------- inference
 
-    @torch.no_grad()
-    def sample_actions(
-        self,
-        observation: Observation,
-        *,
-        num_steps: int = 10,
-        noise: Tensor | None = None,
-        generator: Generator | None = None,
-        solver: Solver = "euler",
-        settled: ActionPrefix | None = None,
-        guide: Callable[[Velocity], Velocity] | None = None,
-    ) -> Tensor:
-        """Noise becomes an action chunk [B, H, D] (float32, normalised) in `num_steps` integration steps.
-
-        noise: [B, H, D], or drawn with `generator`. The pass over the prefix is done once.
-        settled: first actions of the chunk, given; for a model trained with delays. guide: changes the velocity.
-        """
-        noise = self.initial_noise(observation, noise, generator)
+    def _sample(self, observation: Observation, noise: Tensor, sampling: Sampling) -> Tensor:
+        """The rest of `sample_actions`: the pass over the prefix once, then integration along the decoded velocity."""
         cache = self.prefill(observation)
-        return follow(
-            lambda x, t: self.decode(cache, observation.state, x, t), noise, num_steps, solver, settled, guide
-        )
-
-    def initial_noise(self, observation: Observation, noise: Tensor | None, generator: Generator | None) -> Tensor:
-        """The noise [B, H, D] that is given, checked, or some that is drawn."""
-        shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator, device=observation.prompt_tokens.device)
-        self._check_actions(noise, shape[0], "noise")
-        return noise
+        return follow(lambda x, t: self.decode(cache, observation.state, x, t), noise, sampling)
 
     def prefill(self, observation: Observation) -> KVCache:
         """The pass over images and prompt: keys and values of every layer, for `decode`."""
@@ -192,19 +166,6 @@ class Pi0(nn.Module):
         suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
         hidden = self.transformer.decode(cache, suffix, block_starts, conditioning)
         return self.action_out_proj(hidden[:, -self.config.action_horizon :])
-
-    # ---------------------------------------------------------------- inside
-
-    def _check(self, observation: Observation) -> None:
-        """Shapes and names only; values are checked where data enters, so that the model never waits for the device."""
-        check_observation(self.config, observation)
-
-    def _check_actions(self, actions: Tensor, batch: int, name: str = "actions") -> None:
-        expected = (batch, self.config.action_horizon, self.config.action_dim)
-        if tuple(actions.shape) != expected:
-            raise ValueError(
-                f"{name}: got shape {tuple(actions.shape)}, expected {expected} (batch, horizon, action_dim)"
-            )
 
 
 def embed_images(
@@ -242,10 +203,10 @@ class ObservationSizes(Protocol):
 
 
 def check_observation(config: ObservationSizes, observation: Observation) -> None:
-    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says."""
-    for name, value in (("prompt_tokens", observation.prompt_tokens), ("prompt_mask", observation.prompt_mask)):
-        if value.ndim != 2 or value.shape != observation.prompt_tokens.shape:
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (B, L), tokens and mask alike")
+    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says. Values are checked
+    where data enters, so that the model never waits for the device.
+    """
+    observation.check_prompt()
     batch = observation.batch_size
     for name, image in observation.present_images(config.cameras):
         patch = config.vision.patch_size
@@ -257,11 +218,6 @@ def check_observation(config: ObservationSizes, observation: Observation) -> Non
             raise ValueError(
                 f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}"
             )
-    if observation.prompt_mask.dtype != torch.bool or observation.prompt_tokens.is_floating_point():
-        raise ValueError(
-            f"prompt: got tokens {observation.prompt_tokens.dtype} and mask {observation.prompt_mask.dtype}, "
-            "expected integer and bool"
-        )
     if config.has_state_token:
         shape = None if observation.state is None else tuple(observation.state.shape)
         if shape != (batch, config.state_dim):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pizero.model.attention import attend, block_mask, token_positions
 from pizero.model.config import GemmaConfig
 from pizero.model.gemma import GemmaBlock, Rotary, make_norm
-from pizero.model.kv_cache import KVCache
 from pizero.model.layers import rotary_table
 
 
@@ -29,6 +28,18 @@ class Stream:
     rotary: Rotary
     mask: Tensor
     conditioning: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The prefix, computed once per observation and read at every integration step: `prefill` fills it.
+
+    keys, values: per layer [B, P, kv_heads, head_dim], keys after the rotary embedding. padding_mask: [B, P].
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    padding_mask: Tensor
 
 
 class TwoExpertLayer(nn.Module):

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pizero.data.pipeline import Pipeline
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.warm_up import padded_batch, warm_up
+from pizero.model.action_model import ActionSampler
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import FAR, RealTime, sampling_options
 from pizero.policy.sampling import device_of, sample_chunks
-from pizero.types import ActionModel, RobotDict, UserError
+from pizero.types import RobotDict, UserError
 
 
 class ModelPolicy:
@@ -30,7 +31,7 @@ class ModelPolicy:
 
     def __init__(
         self,
-        model: ActionModel,
+        model: ActionSampler,
         pipeline: Pipeline,
         *,
         device: str | torch.device | None = None,

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pizero.data.pipeline import Pipeline
+from pizero.model.action_model import ActionModelConfig
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import ActionPrefix, Velocity, estimate_actions, pulled_velocity
-from pizero.types import ActionModelConfig, RobotDict, UserError
+from pizero.types import RobotDict, UserError
 
 Schedule: TypeAlias = Literal["exp", "linear", "ones", "zeros"]
 Jacobian: TypeAlias = Literal["paper", "identity"]

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
-from pizero.types import ActionModel, RobotDict
+from pizero.model.action_model import ActionSampler
+from pizero.types import RobotDict
 
 
 def sample_chunks(
-    model: ActionModel,
+    model: ActionSampler,
     pipeline: Pipeline,
     observations: Sequence[RobotDict],
     noise: NDArray[np.float32],
@@ -48,7 +49,7 @@ def sample_chunks(
     return in_units
 
 
-def device_of(model: ActionModel, otherwise: str | torch.device | None = None) -> torch.device:
+def device_of(model: ActionSampler, otherwise: str | torch.device | None = None) -> torch.device:
     """Where a module's parameters are, or what an attribute `device` says; `otherwise`, or the host, for a model with
     neither.
     """

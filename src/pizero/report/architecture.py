@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import integrate
-from pizero.model.kv_cache import KVCache
 from pizero.model.pi0 import Pi0
+from pizero.model.two_expert import KVCache
 from pizero.types import Observation, UserError
 
 Shape = tuple[int, ...]

@@ -80,7 +80,7 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in FACTORS
 
 
-def load_adapters(model: Pi0, adapters: Mapping[str, Tensor]) -> None:
+def load_adapters(model: nn.Module, adapters: Mapping[str, Tensor]) -> None:
     """The factors of another training, strictly: names and shapes must be the model's."""
     own = {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
     wrong = sorted(set(own) ^ set(adapters)) or [name for name in own if own[name].shape != adapters[name].shape]

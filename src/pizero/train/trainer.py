@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,7 +17,6 @@ from pizero.checkpoints.native.example import Example
 from pizero.data.augment import Augmentation, Part
 from pizero.data.mark import Mark
 from pizero.data.pipeline import Pipeline
-from pizero.model.pi0 import Pi0
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
@@ -134,10 +132,6 @@ class Trainer:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
             )
-        if not config.gradient.padded_actions and not isinstance(model, Pi0):
-            raise UserError(f"padded_actions=False is for a π0, not for a {type(model).__name__}")
-        if config.max_delay and not isinstance(model, Pi0):
-            raise UserError(f"max_delay is for π0 and π0.5, not for {type(model).__name__}")
         share = self.loader.batch_size // self.ranks.count
         if share % config.gradient.accumulate:
             raise UserError(f"a batch of {share} cannot be divided into {config.gradient.accumulate} equal parts")
@@ -151,10 +145,9 @@ class Trainer:
 
     def _prepare_model(self, start_adapters: Mapping[str, Tensor] | None) -> None:
         config = self.config
-        if isinstance(self.model, Pi0):  # the checkpoint tells what the model was trained to continue
-            self.model.config = dataclasses.replace(self.model.config, max_delay=config.max_delay)
+        self.model.expect_delays(config.max_delay)  # the checkpoint says what the model was trained to continue
         choose_parts(self.model, config.parts, config.seed)
-        if start_adapters is not None and isinstance(self.model, Pi0):
+        if start_adapters is not None:
             load_adapters(self.model, start_adapters)
         keep_in_precision(self.model, config.precision, multiplies_in_bfloat16(config.precision, self.device))
         self.model.train()

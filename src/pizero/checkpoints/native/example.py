@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
+from pizero.model.action_model import ActionSampler
 from pizero.policy.sampling import sample_chunks
-from pizero.types import LARGEST_LENGTH, ActionModel, RobotDict, UserError
+from pizero.types import LARGEST_LENGTH, RobotDict, UserError
 
 TOLERANCE, TOLERANCE_LOW_PRECISION = 2e-3, 1e-1
 """Largest error, as a part of each action dimension's largest value: other kernels and devices stay well below."""
@@ -65,7 +66,7 @@ class Example:
 
 
 def make_example(
-    model: ActionModel,
+    model: ActionSampler,
     pipeline: Pipeline,
     observation: RobotDict,
     noise: NDArray[np.float32],
@@ -78,7 +79,7 @@ def make_example(
     return Example(observation, noise, actions, num_steps, low)
 
 
-def reproduce(model: ActionModel, pipeline: Pipeline, example: Example) -> float:
+def reproduce(model: ActionSampler, pipeline: Pipeline, example: Example) -> float:
     """Runs the example again; the largest error, as a part of each action dimension's largest value.
 
     UserError when it is above the tolerance.
@@ -120,5 +121,5 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _in_float32(model: ActionModel) -> bool:
+def _in_float32(model: ActionSampler) -> bool:
     return not isinstance(model, torch.nn.Module) or all(p.dtype == torch.float32 for p in model.parameters())
