@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
+from pizero.engine.ablation import Ablated
 from pizero.engine.attention import SPLITS_KEYS
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.floor import floor_calls
@@ -199,8 +200,7 @@ class Bench:
                 print(f"  {each * event.count / 1e3:7.3f} ms {event.count:5d} x {each:7.1f} us  {event.key[:100]}")
 
     def ablation(self) -> None:
-        for fact in ("cached_state",):
-            self.timed(f"compiled and graph, without {fact}", FastSampler(self.model, without=(fact,)))
+        self.timed("compiled and graph, without cached_state", Ablated(self.model, ("cached_state",)))
 
     def float8(self) -> None:
         sampler = FastSampler(self.model, kernels="float8")

@@ -10,6 +10,7 @@ import torch
 from model_helpers import VARIANTS, make_observation, random_model, variant_name
 from torch import Tensor
 
+from pizero.engine.ablation import Ablated
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels
 from pizero.model.flow_matching import ActionPrefix, Solver, Velocity
@@ -101,10 +102,10 @@ def test_settled_actions_with_and_without_a_guide(variant: dict[str, str], guide
 
 
 @pytest.mark.parametrize("without", [(), ("cached_state",), ("time_tables",)], ids=str)
-def test_a_guide_without_a_fact(without: Any) -> None:
+def test_a_guide_without_an_optimization(without: Any) -> None:
     for variant in VARIANTS[:4]:
         model = random_model(**variant, max_delay=3)
-        sampler = FastSampler(model, without=without)
+        sampler = Ablated(model, without)
         assert_same(model, sampler, guide=between, num_steps=3)
         assert_same(model, sampler, settled=ActionPrefix(torch.randn(2, 6, 4), torch.tensor([2, 1])), num_steps=1)
 

@@ -1,9 +1,9 @@
-"""Each fact on its own changes no number; kernels, static shapes, given-up weights, graphs that never wait."""
+"""Each optimization on its own changes no number; kernels, static shapes, given-up weights, graphs that never wait."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import VARIANTS, make_observation, random_model, variant_name
 
-from pizero.engine.fast_sampler import Fact, FastSampler
-from pizero.engine.floor import floor_calls
+from pizero.engine.ablation import OPTIMIZATIONS, Ablated, Optimization
+from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.inputs import make_inputs
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation, UserError
@@ -35,19 +35,19 @@ def partly_seen(model: Pi0, batch: int = 2) -> Observation:
     return dataclasses.replace(observation, image_masks=masks, prompt_mask=prompt)
 
 
-@pytest.mark.parametrize("fact", get_args(Fact))
+@pytest.mark.parametrize("optimization", OPTIMIZATIONS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
-def test_without_a_fact(variant: dict[str, str], fact: Fact) -> None:
+def test_without_an_optimization(variant: dict[str, str], optimization: Optimization) -> None:
     model = random_model(**variant)
     observation = partly_seen(model)
     expected = model.sample_actions(observation, **seeded(model, 2))
-    found = FastSampler(model, without=(fact,)).sample_actions(observation, **seeded(model, 2))
+    found = Ablated(model, (optimization,)).sample_actions(observation, **seeded(model, 2))
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
 
 
-def test_an_unknown_fact() -> None:
-    with pytest.raises(UserError, match="unknown fact 'speed'; expected one of drop_absent, "):
-        FastSampler(random_model(), without=("speed",))  # type: ignore[arg-type]
+def test_an_unknown_optimization() -> None:
+    with pytest.raises(UserError, match="unknown optimization 'speed'; expected one of drop_absent, "):
+        Ablated(random_model(), ("speed",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kernels", ["torch", pytest.param("onednn", marks=pytest.mark.onednn)])
@@ -90,28 +90,10 @@ def test_static_prompts_have_few_lengths() -> None:
     lengths: set[int] = set()
     for used in range(61):
         observation = make_observation(model.config, prompt_mask=(torch.arange(60) < used).expand(2, -1))
-        inputs = make_inputs(observation, model.config, torch.device("cpu"), drop_absent=True, static=True)
+        inputs = make_inputs(observation, model.config, torch.device("cpu"), static=True)
         assert inputs.prompt.shape[1] >= used
         lengths.add(inputs.prompt.shape[1])
     assert lengths == {16, 48, 60}
-
-
-@pytest.mark.int8
-def test_int8_is_near_and_keeps_what_it_is_told_to() -> None:
-    model = random_model()
-    observation = make_observation(model.config)
-    exact = model.sample_actions(observation, **seeded(model, 2))
-    errors = [
-        float(
-            (FastSampler(model, kernels="int8", keep=keep).sample_actions(observation, **seeded(model, 2)) - exact)
-            .abs()
-            .max()
-        )
-        for keep in ((), ("vision.*", "prefix.*"), ("*",))
-    ]
-    assert 1e-4 < errors[0] < 0.2
-    assert errors[1] < errors[0]
-    assert errors[2] < 5e-6
 
 
 def test_weights_are_given_up() -> None:
@@ -146,14 +128,6 @@ def test_a_call_waits_for_no_value(variant: dict[str, str]) -> None:
     )  # fmt: skip
     noise = torch.empty(2, model.config.action_horizon, model.config.action_dim, device="meta")
     assert sampler.sample_actions(there, noise=noise).shape == noise.shape
-
-
-def test_the_floor_runs_every_stage() -> None:
-    model = random_model()
-    calls = floor_calls(FastSampler(model), partly_seen(model))
-    assert list(calls) == ["vision", "prefix", "step"]
-    for call in calls.values():
-        call()
 
 
 @pytest.mark.slow

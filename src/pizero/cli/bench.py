@@ -74,8 +74,9 @@ def run(arguments: Inference | Int8) -> None:
 
 
 def _inference(arguments: Inference) -> object:
+    from pizero.engine.ablation import OPTIMIZATIONS
     from pizero.report.bench import print_bench, print_sweep, sweep_picture
-    from pizero.workflows.bench_inference import BenchConfig, all_facts, bench, model_config, sweep
+    from pizero.workflows.bench_inference import BenchConfig, bench, model_config, sweep
 
     if arguments.rounds < 1 or not arguments.paths:
         raise UserError(f"rounds must be at least 1 and a path named, got {arguments.rounds} and {arguments.paths}")
@@ -91,7 +92,7 @@ def _inference(arguments: Inference) -> object:
         if arguments.json is not None:
             sweep_picture(settings, rows, arguments.json.with_suffix(".png"))
         return rows
-    result = bench(settings, arguments.paths, all_facts() if arguments.ablation else ())
+    result = bench(settings, arguments.paths, OPTIMIZATIONS if arguments.ablation else ())
     print_bench(result)
     return result
 

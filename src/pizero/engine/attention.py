@@ -18,10 +18,8 @@ FEW_QUERIES = 128
 SPLITS_KEYS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attention_of(device: torch.device, compiled: bool, folded_heads: bool = True) -> Attention:
-    """folded_heads: keys and values are not repeated for each query head."""
-    attention = attend_compiled if device.type == "cuda" and compiled else attend
-    return attention if folded_heads else _repeated(attention)
+def attention_of(device: torch.device, compiled: bool) -> Attention:
+    return attend_compiled if device.type == "cuda" and compiled else attend
 
 
 def attend_compiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -36,11 +34,3 @@ def attend_compiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         return attend_fused(query, key, value, mask)
     with sdpa_kernel(SPLITS_KEYS):
         return attend_fused(query, key, value, mask)
-
-
-def _repeated(attention: Attention) -> Attention:
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        group = query.shape[2] // key.shape[2]
-        return attention(query, key.repeat_interleave(group, dim=2), value.repeat_interleave(group, dim=2), mask)
-
-    return attend

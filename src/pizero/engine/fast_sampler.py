@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,6 @@ from pizero.model.pi0 import Pi0, check_observation
 from pizero.model.siglip import VisionBlock
 from pizero.types import Observation, UserError
 
-Fact: TypeAlias = Literal[
-    "drop_absent", "short_last_layer", "cached_state", "time_tables", "joined_weights", "folded_heads", "vision_batch"
-]
-"""What makes the fast path fast and changes no number; `FastSampler(without=...)` shows what each is worth."""
-
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 
 
@@ -83,25 +78,20 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     the numbers; UserError where this machine does not have them for the model's dtype. keep: patterns of products that
     stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells which ones matter). compile: with torch.compile,
     which needs a C++ compiler and a while at the first call; None: on a GPU. graphs: one CUDA graph for a call, on a
-    GPU. without: facts left out, for tests and ablations.
+    GPU. `engine/ablation.py` does each of these things the long way.
     """
 
     @torch.no_grad()
     def __init__(
         self, model: Pi0, *, kernels: Kernels = "auto", keep: Collection[str] = (), compile: bool | None = None,
-        graphs: bool = True, consume: bool = False, without: Collection[Fact] = (),
+        graphs: bool = True, consume: bool = False,
     ) -> None:  # fmt: skip
-        unknown = sorted(set(without) - set(get_args(Fact)))
-        if unknown:
-            raise UserError(f"unknown fact {unknown[0]!r}; expected one of {', '.join(get_args(Fact))}")
         self.model, self.config, self.device = model, model.config, model.action_in_proj.weight.device
         check_kernels(kernels, self.device, model.transformer.dtype)
         compile = self.device.type == "cuda" if compile is None else compile
         self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
-        self._keep, self._without = tuple(keep), frozenset(without)
-        self._attend = attention_of(self.device, compile, "folded_heads" not in without)
-        self._join = "joined_weights" not in self._without
-        self._fold = self._join and model.transformer.dtype == torch.float32
+        self._keep = tuple(keep)
+        self._attend = attention_of(self.device, compile)
         self._action_weight = action_weight(model)
         self._tables: dict[tuple[int, Solver], TimeTables] = {}
         self._pack(consume)
@@ -125,10 +115,9 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     def inputs(self, observation: Observation) -> Inputs:
         """What of an observation is computed. Reads masks on the host; nothing after it does."""
         check_observation(self.config, observation)
-        dropped = "drop_absent" not in self._without
         if self.static:
             observation = with_lost_cameras(observation, self._black)
-        return make_inputs(observation, self.config, self.device, dropped, self.static, self._black)
+        return make_inputs(observation, self.config, self.device, self.static, self._black)
 
     def tables(self, num_steps: int, solver: Solver = "euler") -> TimeTables:
         """What depends on the flow time alone, made at the first call for these steps and kept."""
@@ -193,18 +182,24 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         return found
 
     def _packed(self, name: str, kernels: Callable[[str], Kernels]) -> PackedVisionBlock | PackedBlock:
-        source = self._source(name)
-        image_tokens = len(self.model.vision_tower.position_embedding) * len(self.config.cameras)
+        source, packing = self._source(name), self._packing(name, kernels)
         if isinstance(source, VisionBlock):
-            return PackedVisionBlock.of(source, name, self._packing(image_tokens, kernels))
-        if name.startswith("expert"):
-            return PackedBlock.of(source, name, self._packing(self.config.action_horizon, kernels))
-        last = name == f"prefix.{self.config.prefix.depth - 1}" and "short_last_layer" not in self._without
-        packing = self._packing(image_tokens + self.config.prompt_length, kernels)
-        return PackedBlock.of(source, name, packing, keys_only=last)
+            return PackedVisionBlock.of(source, name, packing)
+        return PackedBlock.of(source, name, packing, self._keys_only(name))
 
-    def _packing(self, tokens: int, kernels: Callable[[str], Kernels]) -> Packing:
-        return Packing(tokens, kernels, self._join, self._fold)
+    def _packing(self, name: str, kernels: Callable[[str], Kernels]) -> Packing:
+        image_tokens = len(self.model.vision_tower.position_embedding) * len(self.config.cameras)
+        prefix_tokens, horizon = image_tokens + self.config.prompt_length, self.config.action_horizon
+        tokens = {"vision": image_tokens, "prefix": prefix_tokens, "expert": horizon}[name.partition(".")[0]]
+        return Packing(tokens, kernels, self._fold)
+
+    @property
+    def _fold(self) -> bool:
+        return self.model.transformer.dtype == torch.float32
+
+    def _keys_only(self, name: str) -> bool:
+        """Of the last prefix layer nothing but keys and values is read."""
+        return name == f"prefix.{self.config.prefix.depth - 1}"
 
     def _kernels_of(self, name: str) -> Kernels:
         kept = self._kernels in ("int8", "float8") and any(fnmatchcase(name, pattern) for pattern in self._keep)
@@ -222,14 +217,15 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
             chunk = time if places is None else time[:, -1]  # settled actions are the first ones
             # integration asks in the tables' order; a guide at any time, as often as it likes
             row = next(calls) if guide is None else tables.row(chunk.flatten())
-            if row is None:
-                return self.velocity(cache, *of_any_time(self.model, time, self._fold), x_t, row)
-            if "time_tables" in self._without:
-                now = make_tables(self.model, chunk[-1:], self._fold)
-                return self.velocity(cache, *now.at(0, places), x_t, row)
-            return self.velocity(cache, *tables.at(row, places), x_t, row)
+            return self.velocity(cache, *self._at(time, tables, row, places), x_t, row)
 
         return follow(velocity, noise, sampling)
+
+    def _at(
+        self, time: Tensor, tables: TimeTables, row: int | None, settled: Tensor | None
+    ) -> tuple[Tensor, list[Modulation]]:
+        """Bias and norms of a flow time [B] or [B, H]: those of its row of the tables, if it has one."""
+        return of_any_time(self.model, time, self._fold) if row is None else tables.at(row, settled)
 
     def prefill(self, inputs: Inputs, tables: TimeTables, alone: bool = False) -> Cache:
         """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""
@@ -249,10 +245,15 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         return self._suffix_cache(inputs, keys, values, turns, tables, alone)
 
     def _embed_prefix(self, inputs: Inputs) -> Tensor:
-        """[B, P, W]: the cameras in order, then the prompt. Images of one size go through the tower as one batch."""
+        """[B, P, W]: the cameras in order, then the prompt."""
+        prompt = F.embedding(inputs.prompt, self.model.token_embedding.weight)
+        prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)
+        return torch.cat([*self._see_cameras(inputs), prompt], dim=1)
+
+    def _see_cameras(self, inputs: Inputs) -> list[Tensor]:
+        """[B, S_img, W] of each. Images of one size go through the tower as one batch."""
         found: dict[int, Tensor] = {}
-        apart = "vision_batch" in self._without
-        sizes = [(index if apart else 0, *image.shape[1:3]) for index, image in enumerate(inputs.images)]
+        sizes = [tuple(image.shape[1:3]) for image in inputs.images]
         for size in dict.fromkeys(sizes):
             group = [index for index, other in enumerate(sizes) if other == size]
             images = torch.cat([inputs.images[index] for index in group])
@@ -263,9 +264,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
                 some = self.see(images[rows])
                 seen = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, rows, some)
             found.update(zip(group, seen.chunk(len(group)), strict=True))
-        prompt = F.embedding(inputs.prompt, self.model.token_embedding.weight)
-        prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)
-        return torch.cat([*(found[index] for index in range(len(sizes))), prompt], dim=1)
+        return [found[index] for index in range(len(sizes))]
 
     def _turns(self, inputs: Inputs, length: int, batch: int) -> Tensor:
         """Cosine and sine of every token's rotary angles: [B, P + S, 1, head_dim / 2, 2]."""
@@ -299,21 +298,23 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
             return cache
         assert inputs.state is not None  # check_observation saw to it
         token = self.model.state_proj(inputs.state)[:, None].to(self.model.transformer.dtype)
-        times = tables.norms[:-1] or tables.norms  # without a clean action's
-        if "cached_state" in self._without or (len(times) == 1 and not alone):
-            return cache._replace(token=token, token_ran=False)
-        first = cache.turns[:, :1]
-        state = [self._state(token, first, seen, keys, values, norms) for norms in times]
-        return cache._replace(token=token, state=state if self.config.adaptive else [])
+        return self._with_state(cache._replace(token=token, token_ran=False), seen, tables, alone)
 
-    def _state(
-        self, x: Tensor, turns: Tensor, mask: Tensor | None, keys: list[Tensor], values: list[Tensor],
-        norms: list[Modulation],
-    ) -> list[KeyValue]:  # fmt: skip
+    def _with_state(self, cache: Cache, seen: Tensor | None, tables: TimeTables, alone: bool) -> Cache:
+        """Runs the state token now, once for each time that it depends on; or leaves it for the first velocity."""
+        times = tables.norms[:-1] or tables.norms  # without a clean action's
+        if len(times) == 1 and not alone:
+            return cache
+        state = [self._state(cache, seen, norms) for norms in times]
+        return cache._replace(token_ran=True, state=state if self.config.adaptive else [])
+
+    def _state(self, cache: Cache, mask: Tensor | None, norms: list[Modulation]) -> list[KeyValue]:
         """Runs the state token [B, 1, E] through the layers; returns its keys and values, also found in their place."""
         found: list[KeyValue] = []
-        at = keys[0].shape[1] - self.config.suffix_length
-        for index, (block, key, value) in enumerate(zip(self.expert_blocks, keys, values, strict=True)):
+        x, turns = cache.token, cache.turns[:, :1]
+        assert x is not None
+        at = cache.keys[0].shape[1] - self.config.suffix_length
+        for index, (block, key, value) in enumerate(zip(self.expert_blocks, cache.keys, cache.values, strict=True)):
             key, value, pair = key[:, : at + 1], value[:, : at + 1], norms[2 * index : 2 * index + 2]
             if index + 1 < len(self.expert_blocks):
                 x = self._expert(block, self._attend, x, pair, turns, key, value, mask)
@@ -345,7 +346,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     def _beside(self, cache: Cache, row: int | None) -> bool:
         """Whether the state token runs beside the actions: it has not run, or not at a time that it depends on."""
         if not cache.token_ran:
-            return row == 0 or "cached_state" in self._without
+            return row == 0
         return row is None and self.config.adaptive
 
     def _enter(self, x_t: Tensor, bias: Tensor) -> Tensor:

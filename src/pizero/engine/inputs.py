@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,22 +31,28 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(
-    observation: Observation,
-    config: Pi0Config,
-    device: torch.device,
-    drop_absent: bool,
-    static: bool,
-    kept: Collection[str] = (),
+    observation: Observation, config: Pi0Config, device: torch.device, static: bool, computed: Collection[str] = ()
 ) -> Inputs:
-    """drop_absent: without the cameras and prompt slots that no sample uses. static: see `PROMPT_LENGTHS`.
-    kept: cameras that are computed though no sample has them.
+    """Without the cameras and prompt slots that no sample uses; on a CPU without the images that a sample lacks.
+
+    static: shapes must be few, see `PROMPT_LENGTHS`. computed: cameras that are computed though no sample has them.
     """
-    given = [name for name in config.cameras if name in observation.images]
-    masks = {name: observation.image_masks[name] for name in given}
-    cameras = [name for name in given if name in kept or bool(masks[name].any())] if drop_absent else given
-    slots = _slots(observation.prompt_mask, static) if drop_absent else slice(None)
+    cameras = [
+        name for name in config.cameras
+        if name in observation.images and (name in computed or bool(observation.image_masks[name].any()))
+    ]  # fmt: skip
+    slots = _slots(observation.prompt_mask, static)
+    return take(observation, config, device, cameras, slots, skip_absent=not static and device.type == "cpu")
+
+
+def take(
+    observation: Observation, config: Pi0Config, device: torch.device, cameras: Sequence[str], slots: Tensor | slice,
+    skip_absent: bool,
+) -> Inputs:  # fmt: skip
+    """These cameras and prompt slots. skip_absent: images that a sample lacks need not be computed."""
     shown = observation.prompt_mask[:, slots].cpu()
-    present = torch.stack([masks[name].cpu() for name in cameras]) if cameras else torch.ones(0, len(shown)).bool()
+    masks = [observation.image_masks[name].cpu() for name in cameras]
+    present = torch.stack(masks) if masks else torch.ones(0, len(shown)).bool()
     padding = None
     if not (bool(present.all()) and bool(shown.all())):
         patch = config.vision.patch_size
@@ -56,9 +62,9 @@ def make_inputs(
             for row, (height, width) in zip(present, sizes, strict=True)
         ]
         padding = torch.cat([*parts, shown], dim=1).to(device)
-    skipped = drop_absent and not static and device.type == "cpu" and not bool(present.all())
     return Inputs(
-        tuple(observation.images[name] for name in cameras), present if skipped else None,
+        tuple(observation.images[name] for name in cameras),
+        present if skip_absent and not bool(present.all()) else None,
         observation.prompt_tokens[:, slots], padding, observation.state if config.has_state_token else None,
     )  # fmt: skip
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from pizero.engine.attention import Attention
 from pizero.engine.int8 import ROWS
-from pizero.engine.products import Gated, Kernels, PlainGated, Product, make_gated, make_product
+from pizero.engine.products import Gated, Kernels, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock
-from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm, gelu
+from pizero.model.layers import EPSILON, AdaptiveRMSNorm, RMSNorm
 from pizero.model.siglip import VisionBlock
 
 Modulation = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -34,13 +34,15 @@ FOLDED: Modulation = (None, None, None)
 class Packing:
     """How a block is packed: tokens that it mostly sees, kernels by the product's name.
 
-    join: products that share an input. fold: scales of plain norms into the weights.
+    fold: scales of plain norms into the weights.
     """
 
     tokens: int
     kernels: Callable[[str], Kernels]
-    join: bool
     fold: bool
+
+    def product(self, weight: Tensor, bias: Tensor | None, name: str) -> Product:
+        return make_product(weight, bias, self.tokens, self.kernels(name))
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,14 @@ class PackedBlock:
             raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
         dim = block.head_dim
         heads, kv_heads = block.query.out_features // dim, block.key.out_features // dim
-        first, second = (_scale(norm) if packing.fold else None for norm in (block.attention_norm, block.mlp_norm))
-        scaled = dim**-0.5 if first is None else first * dim**-0.5
-        layers = [] if keys_only else [_columns(_pairs(block.query, dim), torch.as_tensor(scaled))]
-        layers += [_columns(_pairs(block.key, dim), first), _columns(block.value.weight, first)]
-        projection = _one(layers, f"{name}.query", packing)
+        projection = packing.product(projection_weight(block, packing.fold, keys_only), None, f"{name}.query")
         norms = (FOLDED, FOLDED) if packing.fold else (plain(block.attention_norm), plain(block.mlp_norm))
         if keys_only:
             return PackedBlock(projection, None, None, None, 0, kv_heads, dim, norms)
-        output = make_product(block.output.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.output"))
-        gate, up = (_columns(layer.weight, second) for layer in (block.mlp.gate, block.mlp.up))
-        gated = _gated(gate, up, f"{name}.gate", packing)
-        down = make_product(block.mlp.down.weight.detach(), None, packing.tokens, packing.kernels(f"{name}.down"))
+        output = packing.product(block.output.weight.detach(), None, f"{name}.output")
+        gate, up = mlp_weights(block, packing.fold)
+        gated = make_gated(gate, up, packing.tokens, packing.kernels(f"{name}.gate"))
+        down = packing.product(block.mlp.down.weight.detach(), None, f"{name}.down")
         return PackedBlock(projection, output, gated, down, heads, kv_heads, dim, norms)
 
     def finish(self, x: Tensor, attended: Tensor, first: Modulation, second: Modulation) -> Tensor:
@@ -100,26 +98,36 @@ class PackedVisionBlock:
 
     @staticmethod
     def of(block: VisionBlock, name: str, packing: Packing) -> PackedVisionBlock:
-        def make(layer: nn.Linear, part: str) -> Product:
-            kernels = packing.kernels(f"{name}.{part}")
-            return make_product(layer.weight.detach(), layer.bias.detach(), packing.tokens, kernels)
+        def make(part: str) -> Product:
+            layer = getattr(block, part)
+            return packing.product(layer.weight.detach(), layer.bias.detach(), f"{name}.{part}")
 
-        if packing.join:
-            layers, scales = (block.query, block.key, block.value), (block.head_dim**-0.5, 1.0, 1.0)
-            weight, bias = (
-                torch.cat([getattr(layer, which).float() * scale for layer, scale in zip(layers, scales, strict=True)])
-                for which in ("weight", "bias")
-            )
-            dtype, kernels = block.query.weight.dtype, packing.kernels(f"{name}.query")
-            projection = make_product(weight.to(dtype), bias.to(dtype), packing.tokens, kernels)
-        else:
-            query = make_product(
-                _columns(block.query.weight, torch.as_tensor(block.head_dim**-0.5)),
-                block.query.bias.detach() * block.head_dim**-0.5, packing.tokens, packing.kernels(f"{name}.query"),
-            )  # fmt: skip
-            projection = _Apart([query, make(block.key, "key"), make(block.value, "value")])
-        parts = (make(getattr(block, part), part) for part in ("output", "mlp_in", "mlp_out"))
-        return PackedVisionBlock(block, projection, *parts)
+        projection = packing.product(*vision_projection(block), f"{name}.query")
+        return PackedVisionBlock(block, projection, make("output"), make("mlp_in"), make("mlp_out"))
+
+
+def projection_weight(block: GemmaBlock, fold: bool, keys_only: bool = False) -> Tensor:
+    """[out, W] of queries (scaled), keys and values, or of the last two; halves of queries and keys side by side."""
+    dim, first = block.head_dim, _scale(block.attention_norm) if fold else None
+    scaled = dim**-0.5 if first is None else first * dim**-0.5
+    layers = [] if keys_only else [_columns(_pairs(block.query, dim), torch.as_tensor(scaled))]
+    return torch.cat([*layers, _columns(_pairs(block.key, dim), first), _columns(block.value.weight, first)])
+
+
+def mlp_weights(block: GemmaBlock, fold: bool) -> tuple[Tensor, Tensor]:
+    """Of gate and up, [mlp_dim, W] each."""
+    scale = _scale(block.mlp_norm) if fold else None
+    return _columns(block.mlp.gate.weight, scale), _columns(block.mlp.up.weight, scale)
+
+
+def vision_projection(block: VisionBlock) -> tuple[Tensor, Tensor]:
+    """Weight [3 W, W] and bias [3 W] of queries (scaled), keys and values."""
+    layers, scales = (block.query, block.key, block.value), (block.head_dim**-0.5, 1.0, 1.0)
+    weight, bias = (
+        torch.cat([getattr(layer, which).detach().float() * scale for layer, scale in zip(layers, scales, strict=True)])
+        for which in ("weight", "bias")
+    )
+    return weight.to(block.query.weight.dtype), bias.to(block.query.weight.dtype)
 
 
 def vision_layer(packed: PackedVisionBlock, attention: Attention, x: Tensor) -> Tensor:
@@ -188,33 +196,6 @@ def modulations(norm: nn.Module, conditioning: Tensor, folded: bool, dtype: torc
     assert isinstance(norm, AdaptiveRMSNorm)
     scale, shift, gate = norm.modulation(conditioning.to(norm.modulation.weight.dtype)).chunk(3, dim=-1)
     return list(zip((1 + scale.float()).unbind(), shift.float().unbind(), gate.to(dtype).unbind(), strict=True))
-
-
-class _Apart:
-    """Several products of the same input, one after the other."""
-
-    def __init__(self, products: list[Product]) -> None:
-        self.products = products
-
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        y = torch.cat([product(x) for product in self.products], dim=-1)
-        return y if plus is None else plus + y
-
-    def gelu(self, x: Tensor) -> Tensor:
-        return gelu(self(x))
-
-
-def _one(layers: list[Tensor], name: str, packing: Packing) -> Product:
-    parts = [torch.cat(layers)] if packing.join else layers
-    made = [make_product(part, None, packing.tokens, packing.kernels(name)) for part in parts]
-    return made[0] if packing.join else _Apart(made)
-
-
-def _gated(gate: Tensor, up: Tensor, name: str, packing: Packing) -> Gated:
-    kernels = packing.kernels(name)
-    if packing.join:
-        return make_gated(gate, up, packing.tokens, kernels)
-    return PlainGated(*(make_product(weight, None, packing.tokens, kernels) for weight in (gate, up)))
 
 
 def _residual(product: Product, y: Tensor, x: Tensor, gate: Tensor | None) -> Tensor:

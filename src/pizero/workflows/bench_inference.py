@@ -11,13 +11,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pizero.checkpoints.models import usable_device
-from pizero.engine.fast_sampler import Fact, FastSampler
+from pizero.engine import tuning
+from pizero.engine.ablation import Ablated, Optimization
+from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.floor import floor_calls
 from pizero.engine.products import Kernels, check_kernels
 from pizero.model.config import Pi0Config, small_config
@@ -91,11 +93,11 @@ def random_observation(config: Pi0Config, settings: BenchConfig, seed: int = 0) 
 Call: TypeAlias = Callable[[], object]
 
 
-def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fact] = ()) -> dict[str, Any]:
+def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Optimization] = ()) -> dict[str, Any]:
     """Times the paths in turns, then stages and floor of the last of them that is fast.
 
-    without: facts disabled in turn, for the ablation. A path whose weights do not fit beside the others' in memory
-    is timed before them, on its own: "apart" in the result records it.
+    without: optimisations disabled in turn, for the ablation. A path whose weights do not fit beside the others' in
+    memory is timed before them, on its own: "apart" in the result records it.
     """
     with _threads(settings.threads):
         config = model_config(settings.model, settings.horizon)
@@ -126,6 +128,7 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Fa
         if sampler is not None:
             result["stages"] = _stages(sampler, observation, noise, settings)
         result |= {"paths": {name: run.rows[name] for name in paths}, "apart": apart}
+        result["kernels"] = {name: dataclasses.asdict(choice) for name, choice in tuning.used.items()}
         if without and sampler is not None:
             result["ablation"] = _ablation(run, model, sampler, without)
     return result
@@ -241,21 +244,17 @@ def _best(sampler: FastSampler, settings: BenchConfig) -> float:
     return run.rows["fast"]["best_s"]
 
 
-def _ablation(run: _Run, model: Pi0, sampler: FastSampler, without: Sequence[Fact]) -> dict[str, float]:
-    """Time without a fact over time with all of them, each pair in turns."""
+def _ablation(run: _Run, model: Pi0, sampler: FastSampler, without: Sequence[Optimization]) -> dict[str, float]:
+    """Time without an optimization over time with all of them, each pair in turns."""
     ratios: dict[str, float] = {}
-    for fact in without:
+    for optimization in without:
         pair = _Run(run.settings, run.observation, run.noise)
-        other = FastSampler(model, without=(fact,))
+        other = Ablated(model, (optimization,))
         pair.time({"all": sampler, "without": other})
-        ratios[fact] = pair.rows["without"]["best_s"] / pair.rows["all"]["best_s"]
+        ratios[optimization] = pair.rows["without"]["best_s"] / pair.rows["all"]["best_s"]
         del other
         gc.collect()
     return ratios
-
-
-def all_facts() -> tuple[Fact, ...]:
-    return get_args(Fact)
 
 
 def model_config(name: ModelName, horizon: int | None = None) -> Pi0Config:
