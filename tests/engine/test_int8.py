@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from model_helpers import make_observation, random_model
 from torch.nn import functional as F
 
 from pizero.engine import int8
+from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.int8 import Int8Gated, Int8Product, int8_codes, largest_code, quantized_tokens, weight_bits
+from pizero.engine.products import JoinedGated, TorchProduct
 
 pytestmark = pytest.mark.int8
 
@@ -46,6 +51,19 @@ def test_close_whatever_the_size_of_a_token(dtype: torch.dtype) -> None:
     assert float(error.max()) < 0.025
     plus = torch.ones_like(expected).to(dtype)
     torch.testing.assert_close(product(x, plus), (product(x) + plus).to(dtype))
+
+
+@pytest.mark.usefixtures("_bits")
+def test_the_error_is_that_of_rounding_to_so_many_bits() -> None:
+    """A uniform quantizer's: the variance of what is rounded off is a step squared over 12, in weights and tokens."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(256, 192, generator=generator), torch.randn(128, 192, generator=generator)
+    exact = x.double() @ weight.double().T
+    of_weight, of_x = weight.abs().amax(1) / int8.largest_code(), x.abs().amax(1) / 126
+    variance = of_weight.square()[None] / 12 * x.square().sum(1)[:, None]
+    variance += of_x.square()[:, None] / 12 * weight.square().sum(1)[None]
+    expected = float((variance.mean() / exact.square().mean()).sqrt())
+    assert relative(Int8Product(weight)(x), exact) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.usefixtures("_bits")
@@ -119,3 +137,55 @@ def test_the_range_is_what_the_product_can_hold(
     else:
         with pytest.raises(RuntimeError, match="no exact int8 product"):
             Int8Product(torch.ones(4, 4))
+
+
+class Rounded:
+    """What an int8 product stands for, in floating point: each output's weights and each token rounded to a grid."""
+
+    def __init__(self, product: TorchProduct) -> None:
+        weight = product.weight.double()
+        step = weight.abs().amax(1, keepdim=True) / int8.largest_code()
+        self.weight, self.bias = ((weight / step).round() * step).float(), product.bias
+
+    def __call__(self, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        step = x.double().abs().amax(-1, keepdim=True) / 126
+        y = F.linear(((x / step).round() * step).float(), self.weight, self.bias)
+        return y if plus is None else plus + y
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+
+def rounded(block: Any) -> Any:
+    changes: dict[str, Any] = {
+        name: Rounded(value) for name, value in vars(block).items() if isinstance(value, TorchProduct)
+    }
+    if isinstance(getattr(block, "gated", None), JoinedGated):
+        changes["gated"] = JoinedGated(Rounded(block.gated.gate_up))
+    return dataclasses.replace(block, **changes)
+
+
+@pytest.mark.usefixtures("_bits")
+@pytest.mark.parametrize("keep", [(), ("vision.*", "prefix.*"), ("*",)], ids=str)
+def test_the_error_of_a_whole_call(keep: tuple[str, ...]) -> None:
+    """Within 10 % that of the same call with rounded numbers in the layers that are not kept."""
+    model = random_model()
+    observation, noise = (
+        make_observation(model.config),
+        torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1)),
+    )
+
+    def run(sampler: FastSampler) -> torch.Tensor:
+        return sampler.sample_actions(observation, noise=noise, num_steps=3)
+
+    reference = FastSampler(model, kernels="torch")
+    exact = run(reference)
+    if "*" not in keep:
+        reference.expert_blocks = [rounded(block) for block in reference.expert_blocks]
+    if not keep:
+        reference.vision_blocks = [rounded(block) for block in reference.vision_blocks]
+        reference.prefix_blocks = [rounded(block) for block in reference.prefix_blocks]
+    expected = relative(run(reference), exact)
+    found = relative(run(FastSampler(model, kernels="int8", keep=keep)), exact)
+    assert found == pytest.approx(expected, rel=0.1, abs=5e-6)
+    assert expected > 1e-3 or "*" in keep

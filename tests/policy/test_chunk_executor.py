@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pizero.policy import chunk_executor
 from pizero.policy.chunk_executor import ActionLimits, ChunkExecutor, PolicyLateError, RobotLoop
 from pizero.types import RobotDict, UserError
 
@@ -292,14 +294,21 @@ class SlowPolicy:
         return {"actions": chunk(100 * (self.asked - 1), 12)}
 
 
-def wait_for(loop: RobotLoop) -> None:
-    deadline = time.monotonic() + 10
-    while loop._answer is not None and not loop._answer.done():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+class WatchedPool(ThreadPoolExecutor):
+    """Lets a test wait until the answer to the last question is there."""
+
+    def submit(self, *call: Any) -> Future[Any]:
+        WatchedPool.last = super().submit(*call)
+        return WatchedPool.last
 
 
-def test_a_loop_never_waits_but_for_the_first_chunk() -> None:
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
+    monkeypatch.setattr(chunk_executor, "ThreadPoolExecutor", WatchedPool)
+    return lambda: wait([WatchedPool.last], 10)
+
+
+def test_a_loop_never_waits_but_for_the_first_chunk(answer: Callable[[], object]) -> None:
     policy = SlowPolicy()
     policy.go.set()
     with RobotLoop(policy, ChunkExecutor(3, asynchronous=True)) as loop:
@@ -312,17 +321,19 @@ def test_a_loop_never_waits_but_for_the_first_chunk() -> None:
             loop.act(None)
         played += [loop.act({})[0] for _ in range(4)]  # asked at step 3; the old chunk plays on
         policy.go.set()
-        wait_for(loop)
+        answer()
         played += [loop.act({})[0]]
         assert played == [0, 1, 2, 3, 4, 5, 6, 104]
-        wait_for(loop)
+        answer()
         policy.broken = True
         loop.reset()
         with pytest.raises(ConnectionError, match="gone"):
             loop.act({})
+        policy.broken = False
+        assert loop.act({})[0] == 100 * (policy.asked - 1)
 
 
-def test_an_observation_is_asked_for_when_an_answer_is_overdue() -> None:
+def test_an_observation_is_asked_for_when_an_answer_is_overdue(answer: Callable[[], object]) -> None:
     """The answer may come between the look at `needs_observation` and `act`, which then asks at once."""
     policy = SlowPolicy()
     policy.go.set()
@@ -334,14 +345,15 @@ def test_an_observation_is_asked_for_when_an_answer_is_overdue() -> None:
             played.append(loop.act({} if loop.needs_observation else None)[0])
         needed = loop.needs_observation
         policy.go.set()
-        wait_for(loop)
+        answer()
         played.append(loop.act({} if needed else None)[0])
-        assert loop._answer is not None
+        answer()
+        assert policy.asked == 3
     assert played == [0, 1, 2, 3, 4, 5, 6, 104]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_policy_that_failed_is_asked_again(asynchronous: bool) -> None:
+def test_a_policy_that_failed_is_asked_again(asynchronous: bool, answer: Callable[[], object]) -> None:
     policy = SlowPolicy()
     policy.go.set()
     with RobotLoop(policy, ChunkExecutor(3, asynchronous=asynchronous)) as loop:
@@ -349,14 +361,15 @@ def test_a_policy_that_failed_is_asked_again(asynchronous: bool) -> None:
         policy.broken = True
         if asynchronous:
             loop.act({})  # asks
-            wait_for(loop)
+            answer()
         with pytest.raises(ConnectionError, match="gone"):
             loop.act({})
         policy.broken = False
         assert loop.needs_observation
         asked = policy.asked
         loop.act({})
-        wait_for(loop)
+        if asynchronous:
+            answer()
         assert policy.asked == asked + 1
         assert loop.act({})[0] == 100 * asked + 1
         assert played == [0, 1, 2]
