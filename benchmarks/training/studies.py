@@ -96,7 +96,7 @@ class Run:
 
     def train_steps(self, root: Path, folder: Path, steps: int, **changes: Any) -> None:
         if not self.on_gpu:  # a GPU's process is not kept waiting
-            os.setpriority(os.PRIO_PROCESS, 0, 5)
+            os.setpriority(os.PRIO_PROCESS, 0, max(5, os.getpriority(os.PRIO_PROCESS, 0)))
         rounding = mock.patch("pizero.train.low_memory.round_at_random", lambda exact, _: exact.bfloat16())
         with rounding if self.nearest else nullcontext():
             train_policy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,11 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
             assert not missing, (row, missing)
             found += 1
     assert found >= 5
+
+
+def test_every_extra_is_in_the_readme() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"'\.\[(\w+)\]'", (ROOT / "README.md").read_text())) == set(extras)
 
 
 def test_sizes_of_the_small_models() -> None:
