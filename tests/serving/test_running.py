@@ -116,6 +116,7 @@ def test_what_serves_in_a_process_leaves_it_as_it_was(serve: Serve) -> None:
 def test_several_signals_are_asked_for_in_turn() -> None:
     before = list(map(signal.getsignal, HANDLED))
     with Signals() as asked:
+        asked.listen()
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)
         assert asked.next() == "reload"

@@ -66,7 +66,8 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
     """
     if config.record is not None:
         config = dataclasses.replace(config, record=config.record.resolve())
-    with _cluster(replicas, "GPU" if gpu else "CPU") as serve, Signals() as asked:
+    with Signals() as asked, _cluster(replicas, "GPU" if gpu else "CPU") as serve:
+        asked.listen()  # Ray has handlers of its own since it began
         port = _listen(serve, config)
         deployment = serve.deployment(
             name=NAME, num_replicas=replicas, max_ongoing_requests=config.max_connections + SPARE,
@@ -89,16 +90,18 @@ def run(loads: Loads, config: ServeConfig, replicas: int, *, style: Style, gpu: 
 
 
 class Signals:
-    """What signals ask for, in turn: "reload" or "end". As a context, after which they do what they did before."""
+    """What signals ask for, in turn: "reload" or "end". A context, after which they do what they did before it."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Literal["reload", "end"]] = queue.SimpleQueue()
-        self._before: dict[signal.Signals, Any] = {}
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked.put("end"))
+        signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, lambda *_: self._asked.put("end"))
-        self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
         return self
 
     def __exit__(self, *_: object) -> None:
