@@ -26,6 +26,8 @@ class Arguments:
     """Actions per chunk; without it the checkpoint's, or 50."""
     episodes: tuple[int, ...] = ()
     """Episodes to replay; without any those that the checkpoint's run held out, or all."""
+    codec: str | None = None
+    """FAST codec, a folder or a hub id: what it would lose of the actions."""
     output: Path | None = None
     """Folder for check.json and check.html, the same with pictures."""
 
@@ -33,6 +35,8 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     from pizero.workflows.check import CheckConfig, check
 
-    config = CheckConfig(arguments.checkpoint, arguments.embodiment, arguments.horizon, arguments.episodes)
+    config = CheckConfig(
+        arguments.checkpoint, arguments.embodiment, arguments.horizon, arguments.episodes, arguments.codec
+    )
     results = check(arguments.dataset, config, arguments.output)
     return int(any(finding["severity"] == "error" for finding in results["findings"]))

@@ -15,6 +15,7 @@ COMMANDS = {
     "collect": "records a simulator's scripted demonstrator as a LeRobot v3.0 dataset",
     "check": "what is wrong with a dataset, alone or beside a checkpoint",
     "norm-stats": "statistics of a dataset's state and actions, in seconds",
+    "fit-codec": "a FAST codec (actions as tokens) for a dataset, and what it loses there",
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",

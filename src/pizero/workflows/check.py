@@ -18,11 +18,14 @@ from pizero.data.datasets.files.columns import NumberColumns
 from pizero.data.datasets.images.pictures import Pictures
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.meta.description import read_layout
+from pizero.data.doctor.codec import check_codec
 from pizero.data.doctor.examine import examine
 from pizero.data.doctor.finding import ORDER, Finding
 from pizero.data.doctor.names import dim_text, dims_text
 from pizero.data.doctor.open_loop import Replay, summarize
 from pizero.data.embodiments import Embodiment, get_embodiment
+from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.fidelity import ActionChunks, measure_fidelity
 from pizero.data.loader import split_episodes
 from pizero.model.config import CAMERAS
 from pizero.policy.policy import ModelPolicy
@@ -30,6 +33,8 @@ from pizero.report.check import check_report
 from pizero.types import UserError
 from pizero.workflows.check_text import print_results
 from pizero.workflows.evaluate import write_json
+from pizero.workflows.fit_codec import MEASURED
+from pizero.workflows.norm_stats import dataset_norm_stats
 from pizero.workflows.own_robot import own_robot
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import replay, spread_over
@@ -44,13 +49,14 @@ WORTHLESS = 0.9
 class CheckConfig:
     """embodiment: or its name; None takes the checkpoint's, else every camera and column of the dataset. horizon:
     actions per chunk; None takes the checkpoint's, else 50. episodes: to replay; none given takes those that the
-    checkpoint's own run held out, else all.
+    checkpoint's own run held out, else all. codec: folder of a FAST codec, to see what it loses of the actions.
     """
 
     checkpoint: str | Path | None = None
     embodiment: str | Embodiment | None = None
     horizon: int | None = None
     episodes: tuple[int, ...] = ()
+    codec: str | None = None
 
 
 def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
@@ -87,6 +93,10 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
         played = _replay(dataset, policy, frames)
         summary = summarize(played, names) | {"episodes": whose}
         findings += _worthless(summary, names)
+    if config.codec is not None and not wrong:
+        codec = FastCodec.load(local_folder(config.codec))
+        length = horizon if config.horizon or policy else codec.horizon or horizon
+        findings += _codec_findings(codec, dataset, embodiment, policy, length)
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
     results = _results(root, embodiment.name, horizon, findings, faults)
     results |= {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "replay": summary}
@@ -179,6 +189,15 @@ def _frames(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy) -
     if not len(positions):
         positions, whose = np.arange(dataset.num_frames), "all episodes: its run held none out"
     return spread_over(positions, CHUNKS), whose
+
+
+def _codec_findings(
+    codec: FastCodec, dataset: LeRobotDataset, embodiment: Embodiment, policy: ModelPolicy | None, horizon: int
+) -> list[Finding]:
+    """With the checkpoint's statistics, else the data's quantiles, as π0-FAST has them."""
+    stats = policy.pipeline.norm_stats if policy else dataset_norm_stats(dataset, embodiment, "quantile", horizon)
+    frames = spread_over(np.arange(dataset.num_frames), MEASURED)
+    return list(check_codec(measure_fidelity(codec, ActionChunks(dataset, embodiment, stats, horizon), frames)))
 
 
 def _run_settings(checkpoint: str | Path) -> dict[str, Any] | None:
