@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -18,6 +18,12 @@ demo: setup
 
 demo-metaworld: setup
 	$(BIN)/pizero metaworld
+
+# make results-smoke   two tasks of Meta-World from nothing, minutes; fails when success collapses
+results-smoke: setup
+	rm -rf runs/results-smoke
+	$(BIN)/pizero benchmark metaworld-mt10 --tasks drawer-close window-close --demonstrations 15 --steps 250 --episodes 5 \
+		--at-least 0.5 --output runs/results-smoke
 
 compare-smoke: setup
 	$(BIN)/pizero compare --smoke --output runs/compare-smoke

@@ -76,6 +76,19 @@ def test_summary_without_a_completed_episode_has_no_rate() -> None:
     assert summary["errors"] == 1
 
 
+def test_summary_per_tier() -> None:
+    tiers = {"a": "easy", "b": "hard", "c": "very hard", "d": "easy"}
+    played = [result("a", True, 1), result("d", True, 1), result("b", False, 1), result("b", True, 1)]
+    summary = summarize(played, tiers)
+    assert list(summary["per_tier"]) == ["easy", "hard"]
+    assert summary["per_tier"]["easy"]["interval"] == list(wilson_interval(2, 2))
+    assert summary["per_tier"]["hard"]["success_rate"] == 0.5
+    assert summary["mean_of_tiers"] == 0.75
+    assert summary["success_rate"] == 0.75
+    assert summarize([result("a", False, 3, "OSError: gone")], tiers)["mean_of_tiers"] is None
+    assert "per_tier" not in summarize(played)
+
+
 class StillPolicy:
     def __init__(self) -> None:
         self.batches: list[list[RobotDict]] = []

@@ -11,13 +11,14 @@ import tyro
 
 @dataclass(frozen=True)
 class Arguments:
-    """Rollouts in a simulator: success rate with Wilson interval, videos, results.json.
+    """Rollouts in a simulator: success rate with Wilson interval, videos, results.json, report.html.
 
     Example: pizero evaluate runs/tabletop --env tabletop --episodes 40
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id."""
+    """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id; demonstrator
+    or random: the simulator's scripted demonstrator, uniform actions."""
     env: str
     """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht, aloha; one
     that an installed package offers; or module:function (docs/simulators.md)."""
@@ -46,7 +47,7 @@ class Arguments:
     arch: Path | None = None
     """JSON with the model's sizes, as `pizero inspect --json` writes it."""
     output: Path | None = None
-    """Folder for results.json and videos; without it `evaluation` inside the run's or checkpoint's folder."""
+    """Folder for results.json, report.html and videos; without it `evaluation` in the run's or checkpoint's own."""
 
 
 def run(arguments: Arguments) -> int:

@@ -18,6 +18,7 @@ COMMANDS = {
     "fit-codec": "a FAST codec (actions as tokens) for a dataset, and what it loses there",
     "train": "trains a policy on a LeRobot dataset; resumes",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
+    "benchmark": "a suite from demonstrations to a row of the results: collect, train, evaluate",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
     "serve": "policy server for robots, with the wire protocol of openpi and a page to watch",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",

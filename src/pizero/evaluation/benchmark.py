@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,22 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # exact at the ends
 
 
-def summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Counts and rates over all results and per task, ready for JSON.
+def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Counts and rates over all results and per task, ready for JSON; with `tiers` (task: its tier of difficulty) per
+    tier too, and "mean_of_tiers", the mean of their success rates.
 
     Keys: success_rate (over the completed episodes, None without any), interval [low, high], successes, episodes
     (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}.
     """
     tasks = dict.fromkeys(result.task for result in results)
     per_task = {task: _summarize([result for result in results if result.task == task]) for task in tasks}
-    return {**_summarize(results), "per_task": per_task}
+    summary = {**_summarize(results), "per_task": per_task}
+    if tiers:
+        names = [tier for tier in dict.fromkeys(tiers.values()) if any(tiers[task] == tier for task in tasks)]
+        per_tier = {tier: _summarize([result for result in results if tiers[result.task] == tier]) for tier in names}
+        rates = [entry["success_rate"] for entry in per_tier.values() if entry["success_rate"] is not None]
+        summary |= {"per_tier": per_tier, "mean_of_tiers": sum(rates) / len(rates) if rates else None}
+    return summary
 
 
 def evaluate(
@@ -69,9 +76,7 @@ def evaluate(
     options: dict[str, Any] = {"image_size": image_size, "render_in_step": False, "tasks": tasks}
     envs = [make_env(env_name, **options)]
     try:
-        names = tuple(tasks) if tasks is not None else envs[0].task_names
-        # Seed by seed and not task by task, so that the videos show different tasks.
-        specs = [EpisodeSpec(task, seed + number) for number in range(episodes) for task in names]
+        specs = episode_specs(envs[0], episodes, seed)
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {
@@ -89,7 +94,17 @@ def evaluate(
     finally:
         for env in envs:
             env.close()
-    return summarize(results)
+    return summarize(results, tiers_of(envs[0]))
+
+
+def episode_specs(env: Env, episodes: int, seed: int) -> list[EpisodeSpec]:
+    """`episodes` of each task. Seed by seed and not task by task, so that the first videos show different tasks."""
+    return [EpisodeSpec(task, seed + number) for number in range(episodes) for task in env.task_names]
+
+
+def tiers_of(env: Env) -> Mapping[str, str]:
+    """The tier of difficulty of each task, where the environment has a mapping `tiers`."""
+    return getattr(env, "tiers", {})
 
 
 def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -50,7 +50,14 @@ class Code:
     text: str
 
 
-Block = Picture | Video | Table | Code
+@dataclass(frozen=True)
+class Films:
+    """Videos in a grid, each played when it is asked for."""
+
+    videos: Sequence[Video]
+
+
+Block = Picture | Video | Films | Table | Code
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,17 @@ def _block(block: Block) -> str:
         source, width = _data_uri("image/png", block.png), round(_png_width(block.png) * CSS_PIXELS)
         return f'<figure><img src="{source}" width="{width}" alt="{escape(block.text)}">{caption}</figure>'
     if isinstance(block, Video):
-        source = _data_uri("video/mp4", block.mp4)
-        video = f'<video src="{source}" controls autoplay loop muted playsinline></video>'
-        return f"<figure>{video}<figcaption>{escape(block.text)}</figcaption></figure>"
+        return _video(block, "autoplay")
+    if isinstance(block, Films):
+        return f'<div class="films">{"".join(_video(video) for video in block.videos)}</div>'
     if isinstance(block, Code):
         return f"<pre><code>{escape(block.text)}</code></pre>"
     return _table(block)
+
+
+def _video(video: Video, options: str = "") -> str:
+    player = f'<video src="{_data_uri("video/mp4", video.mp4)}" controls {options} loop muted playsinline></video>'
+    return f"<figure>{player}<figcaption>{escape(video.text)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
@@ -159,6 +171,7 @@ figure { margin: 0 0 1rem; }
 img, video { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; background: #fff; }
 video { width: min(100%, 30rem); background: #000; }
 figcaption { color: var(--muted); font-size: 0.85rem; text-align: center; margin-top: 0.4rem; }
+.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 0.75rem; }
 .wide { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--muted); font-weight: 600; }

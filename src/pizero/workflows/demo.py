@@ -19,18 +19,26 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.engine.fast_sampler import FastSampler
 from pizero.envs.env import make_env
 from pizero.envs.metaworld.tasks import DEFAULT_TASKS
-from pizero.evaluation.benchmark import summarize
-from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec, rollout, run_demonstrator, run_random
+from pizero.evaluation.rollout import EpisodeSpec, rollout
 from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import Velocity
 from pizero.policy.policy import ModelPolicy
+from pizero.report.evaluation import BASELINES, check_completed
 from pizero.report.quickstart import quickstart_report
 from pizero.train.metrics import read_metrics
-from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect_once
-from pizero.workflows.evaluate import EvaluateConfig, blank_images, evaluate_policy, swap_instructions, write_json
-from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.evaluate import (
+    ACTORS,
+    EvaluateConfig,
+    blank_images,
+    evaluate_actor,
+    evaluate_policy,
+    films,
+    swap_instructions,
+    write_json,
+)  # fmt: skip
+from pizero.workflows.progress import console
 from pizero.workflows.train import TrainResult, train_policy
 
 
@@ -42,11 +50,12 @@ class DemoConfig:
     collect: CollectConfig
     evaluate: EvaluateConfig
     baseline_episodes: int
+    baselines: tuple[str, ...] = tuple(BASELINES)
 
 
 def quickstart(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
     """The built-in simulator: 5,000 demonstrations, 200 episodes of evaluation, 40 of each of five kinds of task."""
-    return _demo(
+    return preset_demo(
         "pizero quickstart", tabletop(model), folder,
         CollectConfig("tabletop", episodes=5_000, image_format="png", workers=2),
         EvaluateConfig("tabletop", episodes=40, num_videos=10), baseline_episodes=20,
@@ -55,21 +64,21 @@ def quickstart(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
 
 def metaworld_demo(folder: Path, model: Pi0Name = "pi0") -> dict[str, Any]:
     """Six Meta-World tasks: 50 demonstrations and 50 episodes of evaluation for each."""
-    return _demo(
+    return preset_demo(
         "make demo-metaworld", metaworld(model), folder,
         CollectConfig("metaworld", episodes=300, tasks=DEFAULT_TASKS, workers=2),
         EvaluateConfig("metaworld", episodes=50, tasks=DEFAULT_TASKS, num_envs=4, num_videos=6), baseline_episodes=10,
     )  # fmt: skip
 
 
-def _demo(
-    command: str, preset: Preset, folder: Path, collect: CollectConfig, evaluate: EvaluateConfig, baseline_episodes: int
+def preset_demo(
+    command: str, preset: Preset, folder: Path, collect: CollectConfig, evaluate: EvaluateConfig, **options: Any
 ) -> dict[str, Any]:
-    """`run_demo` with the image size and the execution horizon of the preset."""
+    """`run_demo` with the image size and the execution horizon of the preset. options: further ones of `DemoConfig`."""
     size = preset.model.image_size
     collect = replace(collect, image_size=size)
     evaluate = replace(evaluate, image_size=size, execution_horizon=preset.execution_horizon)
-    return run_demo(DemoConfig(command, collect, evaluate, baseline_episodes), preset, folder)
+    return run_demo(DemoConfig(command, collect, evaluate, **options), preset, folder)
 
 
 def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]:
@@ -93,25 +102,18 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
 
 
 def _baselines(policy: ModelPolicy, config: DemoConfig, prompts: list[str]) -> dict[str, Any]:
-    """The scripted demonstrator, random actions, and the same policy with a wrong instruction or without sight."""
+    """Of `config.baselines`: the scripted demonstrator, random actions, and the same policy with a wrong instruction or
+    without sight.
+    """
     few = EvaluateConfig(**{**vars(config.evaluate), "episodes": config.baseline_episodes, "num_videos": 0})
-    env = make_env(few.env, image_size=few.image_size, render_in_step=False, tasks=few.tasks or None)
-    try:
-        specs = [EpisodeSpec(task, few.seed + n) for n in range(few.episodes) for task in env.task_names]
-        rows: dict[str, list[EpisodeResult]] = {}
-        with progress_bar() as bars:
-            for name, run in (("demonstrator", run_demonstrator), ("random", run_random)):
-                bar = bars.add_task(name, total=len(specs), note="")
-                rows[name] = run(env, specs, on_episode=lambda _, bar=bar: bars.advance(bar))
-    finally:
-        env.close()
-    return {
-        **{name: summarize(results) for name, results in rows.items()},
-        "swapped instructions": evaluate_policy(
-            policy, few, None, label="swapped instructions", alter=swap_instructions(prompts)
-        ),
-        "blank images": evaluate_policy(policy, few, None, label="blank images", alter=blank_images),
-    }
+    rows: dict[str, Any] = {}
+    for name in config.baselines:
+        if name in ACTORS:
+            rows[name] = evaluate_actor(name, few)
+        else:
+            alter = blank_images if name == "blank images" else swap_instructions(prompts)
+            rows[name] = evaluate_policy(policy, few, None, label=name, alter=alter)
+    return rows
 
 
 def _facts(config: DemoConfig, preset: Preset, trained: TrainResult) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
         env.close()
     quickstart_report(
         folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
-        config=preset.model, frames=frames, fps=env.fps, video=folder / "episode.mp4",
+        config=preset.model, frames=frames, fps=env.fps, video=folder / "episode.mp4", films=films(folder),
         trajectory=trajectory, action_names=names,
     )  # fmt: skip
 
@@ -177,12 +179,15 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     for heading in ("", "rate", "95 % interval", "episodes"):
         table.add_column(heading, justify="left" if not heading else "right")
     rows = {"policy": results, **{f"  {task}": entry for task, entry in results["per_task"].items()}}
-    for name, entry in {**rows, **results.get("baselines", {})}.items():
-        if entry["success_rate"] is None:
-            raise UserError(f"no episode of {name.strip()} was completed: {'; '.join(entry['error_texts'])}")
+    rows |= {f"tier {tier}": entry for tier, entry in results.get("per_tier", {}).items()}
+    rows |= results.get("baselines", {})
+    check_completed(rows)
+    for name, entry in rows.items():
         low, high = entry["interval"]
         table.add_row(name, f"{entry['success_rate']:.1%}", f"{low:.0%} to {high:.0%}", str(entry["episodes"]))
     console.print(table)
+    if results.get("mean_of_tiers") is not None:
+        console.print(f"mean of the tiers: {results['mean_of_tiers']:.1%}")
     if results["errors"]:
         console.print(
             f"{results['errors']} episodes ended by an error: {'; '.join(results['error_texts'])}", style="red"

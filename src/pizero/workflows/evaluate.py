@@ -16,12 +16,13 @@ import torch
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.native.checkpoint import load_example
-from pizero.envs.env import check_env
-from pizero.evaluation.benchmark import evaluate
-from pizero.evaluation.rollout import Alter, EpisodeSpec
+from pizero.envs.env import check_env, make_env
+from pizero.evaluation.benchmark import episode_specs, evaluate, summarize, tiers_of
+from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
 from pizero.files import write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
+from pizero.report.evaluation import evaluation_report
 from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar
 
@@ -48,6 +49,10 @@ class EvaluateConfig:
     image_size: int | None = None
     num_videos: int = 0
     threads: int = 0
+
+
+ACTORS = {"demonstrator": run_demonstrator, "random": run_random}
+"""Who acts without a checkpoint: the environment's scripted demonstrator, and uniform actions of the whole range."""
 
 
 def evaluate_policy(
@@ -87,11 +92,43 @@ def evaluate_policy(
 
 
 def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: Path, **options: Any) -> dict[str, Any]:
-    """`evaluate_policy` of a checkpoint or of a run's newest one; its stored example, if any, is run first.
+    """`evaluate_policy` of a checkpoint or of a run's newest one, whose stored example, if any, is run first; or
+    `evaluate_actor` for a name of `ACTORS`. Leaves results.json and report.html in `folder`.
 
     options: as for `load_policy`.
     """
     check_env(config.env)
+    if checkpoint in ACTORS:
+        results = evaluate_actor(str(checkpoint), config)
+        write_json(folder / "results.json", results)
+    else:
+        results = _evaluate_checkpoint(checkpoint, config, folder, options)
+    evaluation_report(folder / "report.html", results, films(folder))
+    return results
+
+
+def films(folder: Path) -> list[Path]:
+    """The recorded episodes that an evaluation left in its folder."""
+    return sorted((folder / "videos").glob("*.mp4"))
+
+
+def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
+    """What `evaluate_policy` returns, of one of `ACTORS`."""
+    started = time.perf_counter()
+    env = make_env(config.env, image_size=config.image_size, render_in_step=False, tasks=config.tasks or None)
+    try:
+        specs = episode_specs(env, config.episodes, config.seed)
+        with progress_bar() as bars:
+            bar = bars.add_task(name, total=len(specs), note="")
+            results = summarize(ACTORS[name](env, specs, on_episode=lambda _: bars.advance(bar)), tiers_of(env))
+    finally:
+        env.close()
+    return results | {"seconds": round(time.perf_counter() - started, 1), "settings": dataclasses.asdict(config)}
+
+
+def _evaluate_checkpoint(
+    checkpoint: str | Path, config: EvaluateConfig, folder: Path, options: dict[str, Any]
+) -> dict[str, Any]:
     path = local_folder(checkpoint)
     policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)

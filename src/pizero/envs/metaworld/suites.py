@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pizero.envs.metaworld.env import MetaWorldEnv
-from pizero.envs.metaworld.tasks import MT10, PROMPTS, PUBLISHED_PROMPTS
+from pizero.envs.metaworld.tasks import MT10, PROMPTS, PUBLISHED_PROMPTS, TIERS
 
 
 class MT10Env(MetaWorldEnv):
@@ -13,6 +13,7 @@ class MT10Env(MetaWorldEnv):
 
     camera_names = ("corner", "gripper", "side")
     default_tasks = MT10
+    tiers = TIERS
     max_steps = 400
 
 
@@ -30,4 +31,5 @@ class LeRobotMT50Env(MetaWorldEnv):
     camera_names = ("corner2",)
     default_tasks = tuple(PROMPTS)
     prompts = PUBLISHED_PROMPTS
+    tiers = TIERS
     max_steps = 500

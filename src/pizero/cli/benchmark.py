@@ -1,0 +1,63 @@
+"""pizero benchmark: a suite of tasks from demonstrations to a row of a table."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Records demonstrations of a suite's tasks, trains one language-conditioned policy from scratch, evaluates it
+    beside the demonstrator and random actions, and writes report.html and a row of docs/results/benchmarks.md.
+
+    An interrupted run continues where it stopped. Example: pizero benchmark metaworld-mt10 --output runs/mt10
+    """
+
+    suite: Annotated[str, tyro.conf.Positional]
+    """metaworld-mt10 or metaworld-mt50."""
+    output: Path
+    """Folder for dataset, checkpoints, videos, results.json, report.html and benchmark.json."""
+    tasks: tuple[str, ...] = ()
+    """Some of the suite's tasks; without it all."""
+    demonstrations: int = 50
+    """Of each task."""
+    episodes: int = 50
+    """Of each task, in the evaluation."""
+    steps: int | None = None
+    """Optimizer steps, instead of those of the suite's preset."""
+    workers: int = 1
+    """Processes that record demonstrations."""
+    at_least: float = 0.0
+    """Success rate, 0 to 1, below which the exit status is 1."""
+
+
+def run(arguments: Arguments) -> int:
+    from pizero.types import UserError
+    from pizero.workflows.benchmark import HEADER, BenchmarkConfig, benchmark, table_row
+    from pizero.workflows.demo import print_results
+
+    if min(arguments.demonstrations, arguments.episodes, arguments.workers) < 1:
+        raise UserError("demonstrations, episodes and workers must be at least 1")
+    values = vars(arguments).copy()
+    folder, at_least = values.pop("output"), values.pop("at_least")
+    results = benchmark(BenchmarkConfig(**values, command=_command(arguments)), folder)
+    print_results(results, folder)
+    print(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n{table_row(results['row'])}")
+    if results["success_rate"] < at_least:
+        print(f"success {results['success_rate']:.1%} is below {at_least:.1%}")
+    return 1 if results["errors"] or results["success_rate"] < at_least else 0
+
+
+def _command(arguments: Arguments) -> str:
+    """The command without what does not change the result."""
+    words = ["pizero", "benchmark", arguments.suite]
+    for name in ("tasks", "demonstrations", "episodes", "steps"):
+        value = getattr(arguments, name)
+        if value != getattr(Arguments, name):
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)

@@ -1,0 +1,60 @@
+"""A suite from nothing to its row, and what is measured without a policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pizero.cli.main import run
+from pizero.workflows import benchmark
+from pizero.workflows.evaluate import EvaluateConfig, evaluate_checkpoint
+
+
+@pytest.mark.parametrize(("actor", "successes"), [("demonstrator", 2), ("random", 0)])
+def test_demonstrator_and_random_actions_are_evaluated_like_a_checkpoint(
+    tmp_path: Path, actor: str, successes: int
+) -> None:
+    config = EvaluateConfig("tabletop", tasks=("lift", "turn"), episodes=1, image_size=28)
+    results = evaluate_checkpoint(actor, config, tmp_path)
+    assert (results["successes"], results["episodes"]) == (successes, 2)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["tasks"] == ["lift", "turn"]
+    assert "Success rate per task" in (tmp_path / "report.html").read_text()
+
+
+def test_a_suite_leaves_its_row_and_fails_below_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "SUITES", ("tabletop",))
+    arguments = ["tabletop", "--tasks", "lift", "--demonstrations", "2", "--episodes", "1", "--steps", "2"]
+    assert run("benchmark", [*arguments, "--at-least", "1", "--output", str(tmp_path / "run")]) == 1
+    row = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    assert (row["suite"], row["tasks"], row["demonstrations"], row["episodes"]) == ("tabletop", ["lift"], 2, 1)
+    assert (row["samples"], row["success_rate"]) == (64, 0.0)
+    assert row["train_cpu_hours"] > 0
+    assert row["command"] == f"pizero benchmark {' '.join(arguments)}"
+    shown = capsys.readouterr().out
+    assert f"| `{row['command']}` |" in shown
+    assert "below 100.0%" in shown
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert report.count("<video") == 2  # the episode, and the film of the only task
+    assert "swapped instructions" not in report
+
+
+def test_a_row_has_the_tiers_of_its_suite() -> None:
+    row = {
+        "suite": "metaworld-mt50", "demonstrations": 2500, "episodes": 500, "success_rate": 0.5,
+        "interval": [0.46, 0.54], "tiers": {"easy": 0.75, "very hard": 0.25}, "mean_of_tiers": 0.5,
+        "train_cpu_hours": 1.5, "parameters": 1536872, "samples": 96000, "command": "pizero benchmark metaworld-mt50",
+    }  # fmt: skip
+    assert benchmark.table_row(row) == (
+        "| metaworld-mt50 | 2,500 | 500 | 50.0 % (46 to 54); easy 75, very hard 25; mean of the tiers 50.0 | 1.50 "
+        "| 1,536,872 | 96,000 | `pizero benchmark metaworld-mt50` |"
+    )
+
+
+def test_an_unknown_suite_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("benchmark", ["metaworld-mt11", "--output", str(tmp_path / "run")]) == 2
+    assert "metaworld-mt10, metaworld-mt50" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
