@@ -338,7 +338,7 @@ def test_renamed_observations(tmp_path: Path) -> None:
     [
         (lambda steps: steps.append({"registry_name": "my_step"}), "step 4 is 'my_step', which LeRobot 0.6.1 does not"),
         (lambda steps: steps.pop(), "has no normaliser"),
-        (lambda steps: steps[3].update(state_file="../x.safetensors"), "which is not one of this folder"),
+        (lambda steps: steps[3].update(state_file="../x.safetensors"), "which is not a file of this folder"),
         (lambda steps: steps[3]["config"]["norm_map"].update(VISUAL="QUANTILES"), "'QUANTILES' of observation.images"),
         (lambda steps: steps.append(steps[3]), "step 4 is 'normalizer_processor', which LeRobot 0.6.1 does not"),
         (lambda steps: steps[3].update(registry_name="unnormalizer_processor"), "step 3 is 'unnormalizer_processor'"),

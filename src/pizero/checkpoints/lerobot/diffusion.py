@@ -20,13 +20,13 @@ from pizero.checkpoints.files.keymap import Entry, matched
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot.diffusion_processors import (
-    ACTION,
-    STATE,
     Normaliser,
     image_statistics,
     norm_stats,
     read_normaliser,
 )  # fmt: skip
+from pizero.checkpoints.lerobot.keys import POSTPROCESSOR, PREPROCESSOR
+from pizero.checkpoints.lerobot.stats import ACTION, STATE
 from pizero.checkpoints.models import Network, empty_model
 from pizero.data.embodiments import Embodiment
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -73,14 +73,12 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
             "migrate_policy_normalization on it first"
         )
     features = _features(settings)
-    before = read_normaliser(folder, "policy_preprocessor")
+    before = read_normaliser(folder, PREPROCESSOR)
     config = _config(settings, features, before, weights)
     _check_grids(weights, config)
     ignored = [name for name in weights if name.endswith((".pos_grid", ".num_batches_tracked"))]
     tensors = matched(weights, key_table(config, settings.flag("use_film_scale_modulation")), ignored)
-    stats, notes = norm_stats(
-        features.state_dim, features.action_dim, before, read_normaliser(folder, "policy_postprocessor")
-    )
+    stats, notes = norm_stats(features.state_dim, features.action_dim, before, read_normaliser(folder, POSTPROCESSOR))
     embodiment = None if before.renamed else _embodiment(features)
     facts = Facts(embodiment, stats, PaligemmaTokenizer.bytes())  # no prompt is read
     if before.renamed:

@@ -10,13 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from pizero.baseline.lerobot_style import Colours
-from pizero.checkpoints.files.json_file import Settings, read_object, short
-from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
-from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.checkpoints.files.json_file import Settings, short
+from pizero.checkpoints.lerobot.keys import NORMALIZE, POSTPROCESSOR, PREPROCESSOR, RENAME, UNNORMALIZE, stored_steps
+from pizero.checkpoints.lerobot.stats import ACTION, STATE, state_tensors
+from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, NormStats
 from pizero.types import UserError
-
-STATE, ACTION = "observation.state", "action"
-_EPSILON = 1e-8  # LeRobot's, in place of a range of 0 and beside every standard deviation
 
 
 @dataclass(frozen=True)
@@ -39,38 +37,29 @@ class Normaliser:
         return stats
 
 
-_NORMALISERS = {"policy_preprocessor": "normalizer_processor", "policy_postprocessor": "unnormalizer_processor"}
-_OTHER_STEPS = {"rename_observations_processor", "to_batch_processor", "device_processor"}
+_NORMALISERS = {PREPROCESSOR: NORMALIZE, POSTPROCESSOR: UNNORMALIZE}
+_OTHER_STEPS = {RENAME, "to_batch_processor", "device_processor"}
 
 
 def read_normaliser(folder: Path, name: str) -> Normaliser:
     """Of `<name>.json`, which must hold exactly one; a step that is not known raises UserError."""
-    settings = read_object(folder / f"{name}.json")
-    steps = settings.values.get("steps")
-    if not isinstance(steps, list):
-        raise settings.wrong("steps", "a list")
+    path = folder / f"{name}.json"
     found: Normaliser | None = None
     renamed = False
-    for index, values in enumerate(steps):
-        where = f"{settings.where}: step {index}"
-        if not isinstance(values, dict):
-            raise UserError(f"{where} is no object; copy the checkpoint again")
-        step = Settings(values, where)
-        kind = step.text("registry_name")
-        if kind not in {*_OTHER_STEPS, _NORMALISERS[name]} or (found and kind == _NORMALISERS[name]):
-            raise UserError(f"{where} is {short(kind)}, which LeRobot 0.6.1 does not put there; not supported")
-        if kind == "rename_observations_processor":
-            renamed |= bool(step.inner("config").values.get("rename_map"))
-        if kind == _NORMALISERS[name]:
-            own, file = step.inner("config"), step.text("state_file", "")
-            if set(own) != {"eps", "features", "norm_map"} or own.real("eps") != _EPSILON:
-                raise UserError(f"{own.where}: expected features, norm_map and an eps of {_EPSILON} alone")
-            if file and Path(file).name != file:
-                raise UserError(f"{where} names the file {file!r}, which is not one of this folder; it is not read")
-            stats = SafetensorsWeights(folder, file) if file else {}
-            found = Normaliser(own.inner("norm_map").values, set(own.inner("features")), stats, False)
+    for index, step in enumerate(stored_steps(path)):
+        where = f"{path}: step {index}"
+        if step.name not in {*_OTHER_STEPS, _NORMALISERS[name]} or (found and step.name == _NORMALISERS[name]):
+            raise UserError(f"{where} is {short(step.name)}, which LeRobot 0.6.1 does not put there; not supported")
+        if step.name == RENAME:
+            renamed |= bool(step.config.get("rename_map"))
+        if step.name == _NORMALISERS[name]:
+            own = Settings(step.config, f"{where}: config")
+            if set(own) != {"eps", "features", "norm_map"} or own.real("eps") != LEROBOT_EPSILON:
+                raise UserError(f"{own.where}: expected features, norm_map and an eps of {LEROBOT_EPSILON} alone")
+            features = set(own.inner("features"))
+            found = Normaliser(own.inner("norm_map").values, features, state_tensors(folder, step), False)
     if found is None:
-        raise UserError(f"{settings.where} has no normaliser; copy the checkpoint again")
+        raise UserError(f"{path} has no normaliser; copy the checkpoint again")
     return replace(found, renamed=renamed)
 
 
@@ -83,7 +72,7 @@ def image_statistics(before: Normaliser, keys: list[str]) -> tuple[tuple[Colours
         if mode == "IDENTITY" or not known:  # LeRobot leaves a feature without statistics as it is
             pairs.append((np.zeros(3), np.ones(3)))
         elif mode == "MEAN_STD" and {"mean", "std"} <= known.keys():
-            pairs.append((known["mean"], known["std"] + _EPSILON))
+            pairs.append((known["mean"], known["std"] + LEROBOT_EPSILON))
         elif mode == "MIN_MAX" and {"min", "max"} <= known.keys():
             low, high = known["min"], _above(known["min"], known["max"])
             pairs.append(((low + high) / 2, (high - low) / 2))
@@ -108,7 +97,7 @@ def norm_stats(
             "normalised in one and the same way, MEAN_STD, MIN_MAX or QUANTILES"
         ]
     if modes[0] == "MEAN_STD":
-        return NormStats("zscore", FieldStats(**state), FieldStats(**action), epsilon=_EPSILON), []
+        return NormStats("zscore", FieldStats(**state), FieldStats(**action), epsilon=LEROBOT_EPSILON), []
     fields = []
     for known in (state, action):  # a range from the least to the greatest value is one of quantiles 0 and 1
         low, high = (known[name] for name in low_high)
@@ -118,4 +107,4 @@ def norm_stats(
 
 def _above(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """`high`, or a little above `low` where the range is 0."""
-    return np.where(high == low, low + _EPSILON, high)
+    return np.where(high == low, low + LEROBOT_EPSILON, high)

@@ -1,6 +1,6 @@
 """The keys of a LeRobot policy's config.json and processor steps, and what becomes of each.
 
-used        read in lerobot.py or lerobot_processors.py
+used        read in policy.py or processors.py
 harmless    of training, of places, of how LeRobot computes: nothing that the policy does depends on it
 neutral     changes what the robot's numbers mean, in a way that is not done here, except with the values listed
 
@@ -11,11 +11,11 @@ says something and is not used is named. A processor is the steps of its file by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pizero.checkpoints.files.json_file import read_object, short
+from pizero.checkpoints.files.json_file import Settings, read_object, short
 from pizero.types import UserError
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
@@ -92,8 +92,11 @@ _INSTEAD = {"n_action_steps": "execution_horizon", "rtc_config": "RealTime and C
 
 @dataclass(frozen=True)
 class Step:
+    """Of a saved processor. name: as registered, or its class. state_file: of its tensors, beside the processor's."""
+
     config: Mapping[str, Any] = field(default_factory=dict)
     state_file: str | None = None
+    name: str = ""
 
 
 @dataclass
@@ -137,28 +140,42 @@ def look_at_config(values: Mapping[str, Any]) -> Told:
     return told
 
 
+def stored_steps(path: Path) -> list[Step]:
+    """The steps that the file of a processor lists; UserError where it holds no such list."""
+    values = read_object(path)
+    listed = values.values.get("steps")
+    if not isinstance(listed, list):
+        raise values.wrong("steps", "a list of processor steps")
+    steps: list[Step] = []
+    for index, entry in enumerate(cast("list[object]", listed)):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: step {index} is no object; copy the checkpoint again")
+        step = Settings(cast("dict[str, Any]", entry), f"{path}: step {index}")
+        config = step.inner("config").values if step.values.get("config") else {}
+        state_file = step.text("state_file", "") if step.values.get("state_file") is not None else ""
+        name = step.text("registry_name" if step.values.get("registry_name") else "class")
+        steps.append(Step(config, state_file or None, name))
+    return steps
+
+
 def read_steps(folder: Path, name: str, told: Told) -> dict[str, Step]:
     """Steps of a processor by registered name, in their order; none when the file is not there."""
     path = folder / f"{name}.json"
     if not path.is_file():
         return {}
     steps: dict[str, Step] = {}
-    try:
-        for step in read_object(path).values["steps"]:
-            registered = str(step.get("registry_name") or step["class"])
-            config = step.get("config") or {}
-            if config.get("enabled") is False:
-                config = {"enabled": False}  # the rest is of no effect
-            elif registered not in STEP_KEYS:
-                told.changing.append(f"{path.name} has the step {short(registered)}, which is not known")
-            elif registered in steps:
-                told.changing.append(f"{path.name} has the step {registered} twice")
-            else:
-                config = {key: value for key, value in config.items() if (key, value) not in _PALIGEMMA}
-                told.add(config, STEP_KEYS[registered], f"{registered} of {path.name}")
-            steps[registered] = Step(config, step.get("state_file"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no list of processor steps ({error!r}); copy the checkpoint again") from error
+    for step in stored_steps(path):
+        config = step.config
+        if config.get("enabled") is False:
+            config = {"enabled": False}  # the rest is of no effect
+        elif step.name not in STEP_KEYS:
+            told.changing.append(f"{path.name} has the step {short(step.name)}, which is not known")
+        elif step.name in steps:
+            told.changing.append(f"{path.name} has the step {step.name} twice")
+        else:
+            config = {key: value for key, value in config.items() if (key, value) not in _PALIGEMMA}
+            told.add(config, STEP_KEYS[step.name], f"{step.name} of {path.name}")
+        steps[step.name] = replace(step, config=config)
     order = [step for step in steps if step in (RELATIVE, NORMALIZE)]
     if order == [NORMALIZE, RELATIVE] and steps[RELATIVE].config.get("enabled"):
         told.changing.append(f"{path.name} makes actions relative after it normalises them")

@@ -1,7 +1,7 @@
 """Checkpoints of LeRobot's `pi0` and `pi05` policies (version 0.6.1): config.json, model.safetensors, two processors.
 
 The tensors have the names of openpi's port, with the prefix "model." or without it. config.json names the variants of
-the experts but not their sizes; `lerobot_processors` reads and writes what LeRobot knows of the robot.
+the experts but not their sizes; `processors` reads and writes what LeRobot knows of the robot.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from torch import Tensor
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.lerobot.keys import NORMALIZE, UNNORMALIZE, Step
 from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, Mode, NormStats, StatsError
-from pizero.types import UserError
 
 STATE, ACTION = "observation.state", "action"
 MODES: dict[str, Mode] = {"MEAN_STD": "zscore", "QUANTILES": "quantile"}
@@ -56,7 +55,7 @@ def _read_norm_stats(
     if selected is not None and STATE not in selected:
         raise UnknownError("the state is not normalised")
     epsilons = {float(step.config.get("eps", LEROBOT_EPSILON)) for step in steps}
-    tensors = [_state_tensors(folder, step) for step in steps]
+    tensors = [state_tensors(folder, step) for step in steps]
     actions = [_field(found, ACTION) for found in tensors]
     if len(epsilons) > 1 or actions[0].to_json() != actions[1].to_json():
         raise UnknownError("the two processors hold different statistics of the actions or epsilons")
@@ -87,15 +86,9 @@ def _as_range(stats: FieldStats, tensors: Mapping[str, Tensor], key: str, mode: 
     return replace(stats, q01=low, q99=high)
 
 
-def _state_tensors(folder: Path, step: Step) -> Mapping[str, Tensor]:
-    name = step.state_file
-    if name is None:
-        return {}
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-        raise UserError(f"{folder}: a processor names the state file {name!r}, not a file of this folder; not read")
-    if not (folder / name).is_file():
-        raise UserError(f"{folder} has no {name}, which a processor names; copy the checkpoint again")
-    return SafetensorsWeights(folder, name)
+def state_tensors(folder: Path, step: Step) -> Mapping[str, Tensor]:
+    """Of a step of a processor in this folder: statistics by `feature.statistic`; none where it has no such file."""
+    return {} if step.state_file is None else SafetensorsWeights(folder, step.state_file)
 
 
 def _field(tensors: Mapping[str, Tensor], key: str) -> FieldStats:
