@@ -35,6 +35,7 @@ from pizero.policy.real_time import RealTime
 from pizero.types import Env, RobotDict
 from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import EVALUATION_SEED, write_json
+from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
 
 HORIZON, EXECUTION_HORIZON, MAX_DELAY = 24, 8, 10
@@ -96,7 +97,9 @@ def train(folder: Path, *names: str) -> None:
         collect_once(COLLECT[name], data)
         for kind in TRAININGS:
             start = None if kind == "base" else folder / f"{name}-base"
-            train_policy(data, folder / f"{name}-{kind}", preset_of(name, kind), resume=True, start=start)
+            train_policy(
+                data, folder / f"{name}-{kind}", preset_of(name, kind), resume=True, initial=Initialization(start)
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pizero.checkpoints.load import load_model, save_model
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import compile_blocks
 from pizero.train.config import TrainConfig
+from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 from pizero.workflows.memory import keep_freed_memory
@@ -93,7 +94,7 @@ def serve_ours(name: str, folder: Path, inputs: Path, threads: int) -> None:
         compile_blocks(model)
     config = TrainConfig(batch_size=len(arrays["actions"]), **settings)
     loader = cast(Any, SimpleNamespace(batch_size=config.batch_size))
-    trainer = Trainer(model, cast(Any, None), config, loader, None, folder / "run")
+    trainer = Trainer(model, config, loader, None, RunOutput(folder / "run", cast(Any, None)))
     trainer._to_device = lambda batch, generator: (observation, arrays["actions"])  # type: ignore[method-assign]
     keep_freed_memory()  # as `pizero train` does
     drawn = {"noise": arrays["noise"][None], "time": arrays["time"][None]}

@@ -39,7 +39,9 @@ from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.train.activations import checkpoint_activations, compile_blocks
 from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
+from pizero.train.distributed import Placement
 from pizero.train.parts import choose_parts
+from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 
@@ -166,7 +168,8 @@ class Bench:
         if recompute:
             checkpoint_activations(model)
         loader = cast(Any, SimpleNamespace(batch_size=1))
-        return Trainer(model, cast(Any, None), config, loader, None, Path(folder), device=str(self.device))
+        output = RunOutput(Path(folder), cast(Any, None))
+        return Trainer(model, config, loader, None, output, placement=Placement(self.device))
 
     def steps(self, trainer: Trainer, batch: int, operations: tuple[int, int]) -> dict[str, Any]:
         cuda = self.device.type == "cuda"

@@ -27,6 +27,7 @@ from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig, small_conf
 from pizero.train.activations import checkpoint_activations
 from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, plan_step
+from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 from pizero.workflows.memory import keep_freed_memory, proc_bytes
@@ -102,7 +103,7 @@ def _steps(network: Pi0Config, config: TrainConfig, recompute: bool, inputs: Any
         checkpoint_activations(model)
     loader = SimpleNamespace(batch_size=config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, cast(Any, None), config, cast(Any, loader), None, Path(folder))
+        trainer = Trainer(model, config, cast(Any, loader), None, RunOutput(Path(folder), cast(Any, None)))
         trainer._to_device = lambda batch, generator: inputs  # type: ignore[method-assign]
         for _ in range(3):
             trainer.train_step(cast(Any, SimpleNamespace(action_dims=None)))

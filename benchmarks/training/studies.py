@@ -52,7 +52,9 @@ from pizero.train.run_folder import checkpoint_folder
 from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
 from pizero.workflows.replay import replay, spread_over
-from pizero.workflows.train import train_policy
+from pizero.workflows.start import Initialization
+from pizero.workflows.train import Runtime, train_policy
+from pizero.workflows.training_data import DataOptions
 
 DEMONSTRATIONS, EPISODES, CHUNKS = 2_000, 40, 256
 """EPISODES: of each of five tasks."""
@@ -100,10 +102,14 @@ class Run:
         rounding = mock.patch("pizero.train.low_memory.round_at_random", lambda exact, _: exact.bfloat16())
         with rounding if self.nearest else nullcontext():
             train_policy(
-                root / "dataset", folder, self.preset(steps, **changes), resume=True, frames="disk",
-                start=_half_way(root) if self.study == "finetune" else None,
-                device="cuda" if self.on_gpu else "cpu", workers=2 if self.on_gpu else 0,
-            )  # fmt: skip
+                root / "dataset",
+                folder,
+                self.preset(steps, **changes),
+                resume=True,
+                initial=Initialization(_half_way(root) if self.study == "finetune" else None),
+                data=DataOptions(frames="disk", workers=2 if self.on_gpu else 0),
+                runtime=Runtime("cuda" if self.on_gpu else "cpu"),
+            )
 
 
 # AdamW, for bfloat16 weights have no other optimizer; the final rate is a tenth of the peak, as in openpi's recipe

@@ -12,6 +12,8 @@ from pizero.configs.presets import Preset
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, SelectionConfig
 from pizero.workflows import train
 from pizero.workflows.measures import MeasureConfig
+from pizero.workflows.start import Initialization
+from pizero.workflows.training_data import DataOptions
 
 
 def settings(arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Preset, dict[str, Any]]:
@@ -44,10 +46,8 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.precision, config.optimizer, config.ema_decay) == ("bfloat16", "adamw8bit", 0.5)
     assert (config.validate_every, config.validation_fraction, config.steps) == (11, 0.2, 12)
     assert config.learning_rate == 5e-5  # the preset's own
-    assert options["measure"] == MeasureConfig(16, "tabletop", 7, 2)
-    assert options["track"] == ("tensorboard", "wandb")
-    assert options["compiled"]
-    assert options["recompute"]
+    assert options["measure"] == MeasureConfig(16, "tabletop", 7, 2, ("tensorboard", "wandb"))
+    assert options["runtime"] == train.Runtime(recompute=True, compiled=True)
 
 
 def test_without_options_the_preset_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,9 +56,9 @@ def test_without_options_the_preset_stays(monkeypatch: pytest.MonkeyPatch) -> No
     preset, options = settings("--preset tabletop", monkeypatch)
     assert preset == get_preset("tabletop")
     assert options["measure"] == MeasureConfig()
-    assert options["track"] == ()
-    assert not options["compiled"]
-    assert not options["recompute"]
+    assert options["initial"] == Initialization()
+    assert options["data"] == DataOptions()
+    assert options["runtime"] == train.Runtime()
 
 
 def test_a_setting_that_contradicts_another_is_one_line(

@@ -17,6 +17,7 @@ import torch
 from pizero.model.pi0 import Pi0
 from pizero.train import trainer as training
 from pizero.train.config import TrainConfig
+from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 
@@ -61,7 +62,7 @@ def test_ten_adamw_steps(golden: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     )  # fmt: skip
     start = {name: tensor.detach().double().numpy().copy() for name, tensor in model.named_parameters()}
     loader: Any = SimpleNamespace(batch_size=len(actions))
-    trainer = Trainer(model, None, config, loader, None, tmp_path)  # type: ignore[arg-type]
+    trainer = Trainer(model, config, loader, None, RunOutput(tmp_path, None))  # type: ignore[arg-type]
     exact = reference.AdamW(dict(start), config.weight_decay, config.clip_norm, config.ema_decay)
     for step in range(STEPS):
         weights = {name: torch.from_numpy(weight).requires_grad_() for name, weight in exact.weights.items()}

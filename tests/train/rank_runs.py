@@ -16,11 +16,15 @@ from pizero.train.config import GradientConfig, LoraConfig, PartsConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig
-from pizero.workflows.train import train_policy
+from pizero.workflows.start import Initialization
+from pizero.workflows.train import Runtime, train_policy
+from pizero.workflows.training_data import DataOptions
+
+OPTIONS = {"initial": Initialization, "data": DataOptions, "runtime": Runtime, "measure": MeasureConfig}
 
 
 def train(dataset: Path, run: dict[str, Any]) -> None:
-    """run: `output` folder; `changes` of nano_preset; `arguments` of train_policy; `stop`, a step it does not take;
+    """run: `output` folder; `changes` of nano_preset; `options` of train_policy; `stop`, a step it does not take;
     `full_disk`, a step from which on files cannot grow beyond 20 kB.
     """
     changes = dict(run.get("changes", {}))
@@ -30,9 +34,9 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
         changes["parts"] = PartsConfig(lora=LoraConfig(**changes.pop("lora")))
     if "freeze" in changes:
         changes["parts"] = PartsConfig(freeze=tuple(changes.pop("freeze")))
-    arguments = dict(run.get("arguments", {}))
-    if "measure" in arguments:
-        arguments["measure"] = MeasureConfig(**arguments["measure"])
+    options = dict(run.get("options", {}))
+    for name, kind in OPTIONS.items():
+        options[name] = kind(**options.get(name, {}))
     preset = nano_preset(**changes)
     if run.get("pi05"):
         preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
@@ -49,7 +53,7 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", step)
         try:
-            train_policy(dataset, Path(run["output"]), preset, **arguments)
+            train_policy(dataset, Path(run["output"]), preset, **options)
             assert stop is None
         except KeyboardInterrupt:
             assert stop is not None

@@ -79,29 +79,29 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
 
     def run(name: str, changes: dict[str, Any], sharding: str = "ddp", **more: Any) -> dict[str, Any]:
-        arguments = {"sharding": sharding, **more.pop("arguments", {})}
-        return {"output": str(root / name), "changes": changes, "arguments": arguments, **more}
+        options = {"runtime": {"sharding": sharding}, **more.pop("options", {})}
+        return {"output": str(root / name), "changes": changes, "options": options, **more}
 
-    resume, start = {"resume": True}, {"start": str(root / "one" / "checkpoints" / "0000008")}
+    resume, start = {"resume": True}, {"initial": {"checkpoint": str(root / "one" / "checkpoints" / "0000008")}}
     for alone in (
         run("one", PLAIN), run("one_muon", MUON), run("one_mixed", MIXED), run("one_pi05", PLAIN, pi05=True),
-        run("one_then_two", PARTED, stop=4), run("one_lora", LORA, arguments=start),
+        run("one_then_two", PARTED, stop=4), run("one_lora", LORA, options=start),
     ):  # fmt: skip
         train(dataset, alone)
     two = [
         run("ddp_muon", MUON | TWICE), run("fsdp", PLAIN, "fsdp"), run("fsdp_mixed", MIXED, "fsdp"),
-        run("fsdp_pi05", PLAIN | TWICE, "fsdp", pi05=True, arguments={"recompute": True}),
-        run("fsdp_lora", LORA, "fsdp", arguments=start),
-        run("one_then_two", PARTED, "fsdp", arguments=resume), run("two_four_one", PARTED, "fsdp", stop=4),
+        run("fsdp_pi05", PLAIN | TWICE, pi05=True, options={"runtime": {"sharding": "fsdp", "recompute": True}}),
+        run("fsdp_lora", LORA, "fsdp", options=start),
+        run("one_then_two", PARTED, "fsdp", options=resume), run("two_four_one", PARTED, "fsdp", stop=4),
     ]  # fmt: skip
     launch(1, two, dataset, root)
     four = [
         run("ddp", PLAIN), run("hsdp", PLAIN, "hsdp"),
-        run("two_four_one", PARTED, "fsdp", stop=6, arguments=resume),
+        run("two_four_one", PARTED, "fsdp", stop=6, options=resume),
     ]  # fmt: skip
     launch(2, four, dataset, root)
     assert list_checkpoints(root / "two_four_one")[-1].name == "0000006"
-    train(dataset, run("two_four_one", PARTED, arguments=resume))
+    train(dataset, run("two_four_one", PARTED, options=resume))
     return root
 
 

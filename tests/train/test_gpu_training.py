@@ -16,11 +16,12 @@ from pizero.train.seeds import Purpose, stream
 
 pytestmark = pytest.mark.gpu
 FROZEN = {"threads": 1, "precision": "mixed", "freeze": ["vision", "prefix"], "save_every": 4}
-MEASURED = {"device": "cuda", "measure": {"open_loop_chunks": 2}}
+MEASURED = {"measure": {"open_loop_chunks": 2}}
 
 
-def run(folder: Path, changes: dict[str, Any], **arguments: Any) -> dict[str, Any]:
-    return {"output": str(folder), "changes": changes, "arguments": MEASURED | arguments}
+def run(folder: Path, changes: dict[str, Any], sharding: str = "ddp", **more: Any) -> dict[str, Any]:
+    runtime = {"device": "cuda", "sharding": sharding}
+    return {"output": str(folder), "changes": changes, "options": {**MEASURED, "runtime": runtime, **more}}
 
 
 def test_a_measured_training_with_frozen_parts(dataset: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
 from pizero.train.lora import LoraLinear, add_lora, is_adapter, load_adapters
 from pizero.train.parts import choose_parts, part_of
 from pizero.types import UserError
+from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
 
 LORA = LoraConfig(prefix_rank=4, prefix_alpha=8.0, expert_rank=2, expert_alpha=2.0)
@@ -114,10 +115,10 @@ def base(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_lora_training(dataset: Path, base: Path, tmp_path: Path, precision: str) -> None:
     """Resumes to the same losses; its checkpoint is a plain one; base and adapters alone give that checkpoint too."""
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    result = train_policy(dataset, whole, lora_preset(precision=precision), start=base)
+    result = train_policy(dataset, whole, lora_preset(precision=precision), initial=Initialization(base))
     shutil.copytree(whole, parted)
     shutil.rmtree(parted / "checkpoints" / "0000008")
-    train_policy(dataset, parted, lora_preset(precision=precision), start=base, resume=True)
+    train_policy(dataset, parted, lora_preset(precision=precision), initial=Initialization(base), resume=True)
     assert losses(parted) == losses(whole)
     verify_example(load_checkpoint(result.checkpoint))
     trained, started = (load_model(path).state_dict() for path in (result.checkpoint, base))
@@ -159,10 +160,10 @@ def with_openpi_adapters(folder: Path, base: Path) -> Path:
 
 def test_the_adapters_of_openpi_are_trained_further(dataset: Path, base: Path, tmp_path: Path) -> None:
     start = with_openpi_adapters(tmp_path / "openpi", base)
-    options = {"tokenizer": base / "tokenizer.model", "start": start}
+    initial = Initialization(start, base / "tokenizer.model")
     preset = nano_preset(steps=1, save_every=1, parts=PartsConfig(lora=LoraConfig()), precision="float32")
     still = dataclasses.replace(preset, train=dataclasses.replace(preset.train, learning_rate=1e-12, ema_decay=0.0))
-    result = train_policy(dataset, tmp_path / "run", still, **options)
+    result = train_policy(dataset, tmp_path / "run", still, initial=initial)
     trained, merged = load_model(result.checkpoint).state_dict(), load_model(start).state_dict()
     for name, tensor in merged.items():
         torch.testing.assert_close(trained[name], tensor, atol=2e-5, rtol=1e-5)
@@ -175,11 +176,12 @@ def test_the_adapters_of_openpi_are_trained_further(dataset: Path, base: Path, t
     ):
         other = dataclasses.replace(preset.train, parts=PartsConfig(lora=lora))
         with pytest.raises(UserError, match=message):
-            train_policy(dataset, tmp_path / "other", dataclasses.replace(preset, train=other), **options)
+            train_policy(dataset, tmp_path / "other", dataclasses.replace(preset, train=other), initial=initial)
 
 
 def test_adapters_and_a_checkpoint_that_do_not_belong_together(dataset: Path, base: Path, tmp_path: Path) -> None:
-    run = train_policy(dataset, tmp_path / "run", lora_preset(steps=2, save_every=2), start=base).checkpoint
+    preset = lora_preset(steps=2, save_every=2)
+    run = train_policy(dataset, tmp_path / "run", preset, initial=Initialization(base)).checkpoint
     other = load_model(base)
     with torch.no_grad():
         other.get_parameter("transformer.layers.1.expert.query.weight").mul_(1.05)

@@ -17,6 +17,7 @@ from pizero.checkpoints.models import make_model
 from pizero.model.config import small_config
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, StepPlan, plan_step
+from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer
 from pizero.types import Observation
 
@@ -36,7 +37,7 @@ def one_step(config: TrainConfig, folder: Path) -> Trainer:
     )
     actions = torch.randn(config.batch_size, network.action_horizon, network.action_dim)
     loader = cast(Any, SimpleNamespace(batch_size=config.batch_size))
-    trainer = Trainer(make_model(network), cast(Any, None), config, loader, None, folder)
+    trainer = Trainer(make_model(network), config, loader, None, RunOutput(folder, cast(Any, None)))
     trainer._to_device = lambda batch, generator: (observation, actions)  # type: ignore[method-assign]
     trainer.train_step(cast(Any, SimpleNamespace(action_dims=None)))
     return trainer

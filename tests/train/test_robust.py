@@ -51,7 +51,7 @@ def moments(run: Path, cache: Path) -> dict[str, Callable[[], bool]]:
 def kill_and_resume(dataset: Path, folder: Path, kinds: list[str]) -> dict[str, int]:
     """Runs a training that is killed at a moment of each of these kinds, then to its end; how many kills came."""
     run, cache, chance, killed = folder / "run", folder / "cache", random.Random(0), dict.fromkeys(kinds, 0)
-    settings = {"output": str(run), "changes": LONG, "arguments": {"resume": True, "frames": "disk"}}
+    settings = {"output": str(run), "changes": LONG, "options": {"resume": True, "data": {"frames": "disk"}}}
     environment = os.environ | {"PIZERO_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
     for kind in [*kinds, "never"]:
         if kind == "cache":
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_all_ranks(dataset: Path, tmp_path: Path) -> None:
         "output": str(tmp_path / "run"),
         "changes": {"threads": 1},
         "full_disk": 5,
-        "arguments": {"sharding": "fsdp"},
+        "options": {"runtime": {"sharding": "fsdp"}},
     }
     with pytest.raises(AssertionError) as error:
         launch(1, [run], dataset, tmp_path)
@@ -132,5 +132,5 @@ def test_a_full_disk_ends_all_ranks(dataset: Path, tmp_path: Path) -> None:
     assert all("could not be written" in line for line in lines)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["0000004"]
     without = {name: value for name, value in run.items() if name != "full_disk"}
-    launch(1, [{**without, "arguments": {"sharding": "fsdp", "resume": True}}], dataset, tmp_path)
+    launch(1, [{**without, "options": {"runtime": {"sharding": "fsdp"}, "resume": True}}], dataset, tmp_path)
     assert list_checkpoints(tmp_path / "run")[-1].name == "0000008"

@@ -25,7 +25,9 @@ from pizero.train.run_folder import list_checkpoints
 from pizero.train.run_lock import LOCK, only_training
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
+from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
+from pizero.workflows.training_data import DataOptions
 
 HOLD = (
     "import sys; from pathlib import Path; from pizero.train.run_lock import only_training\n"
@@ -151,7 +153,7 @@ def test_data_that_changed_is_refused(kind: str, dataset: Path, tmp_path: Path) 
     assert f"--checkpoint {newest} and another --output" in str(caught.value)
     # its advice works, and so does the run with its own data, at another place
     more = nano_preset(steps=1, save_every=1)
-    train_policy(data, tmp_path / "new", more, start=newest)
+    train_policy(data, tmp_path / "new", more, initial=Initialization(newest))
     moved = shutil.copytree(dataset, tmp_path / "moved")
     train_policy(moved, run, nano_preset(), resume=True)
     train_policy(dataset, tmp_path / "whole", nano_preset())
@@ -161,7 +163,7 @@ def test_data_that_changed_is_refused(kind: str, dataset: Path, tmp_path: Path) 
 def test_other_episodes_are_refused(dataset: Path, tmp_path: Path) -> None:
     stopped_run(dataset, tmp_path / "run")
     with pytest.raises(UserError, match=r"number of episodes \(8, now 7\)"):
-        train_policy(dataset, tmp_path / "run", nano_preset(), resume=True, episodes=range(7))
+        train_policy(dataset, tmp_path / "run", nano_preset(), resume=True, data=DataOptions(range(7)))
 
 
 def test_a_checkpoint_that_names_no_data_goes_on(dataset: Path, tmp_path: Path) -> None:

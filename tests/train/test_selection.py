@@ -121,19 +121,19 @@ class Recorder:
 def test_trackers_get_every_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Recorder] = []
     monkeypatch.setitem(TRACKERS, "recorder", lambda folder: made.append(Recorder(folder)) or made[-1])
-    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), track=["recorder"])
+    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), measure=MeasureConfig(track=("recorder",)))
     lines = [(line.pop("step"), line) for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert made[0].values == lines
     assert made[0].closed
     assert made[0].folder == tmp_path / "run"
     with pytest.raises(UserError, match="unknown tracker 'paper'; expected one of tensorboard, wandb"):
-        train_policy(dataset, tmp_path / "other", nano_preset(), track=["paper"])
+        train_policy(dataset, tmp_path / "other", nano_preset(), measure=MeasureConfig(track=("paper",)))
 
 
 def test_tensorboard_writes_event_files(dataset: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), track=["tensorboard"])
+    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), measure=MeasureConfig(track=("tensorboard",)))
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     recorded = {event.step: event.value for event in events.Scalars("loss")}
@@ -142,7 +142,7 @@ def test_tensorboard_writes_event_files(dataset: Path, tmp_path: Path) -> None:
 
 def test_wandb_without_an_account(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), track=["wandb"])
+    train_policy(dataset, tmp_path / "run", nano_preset(steps=2), measure=MeasureConfig(track=("wandb",)))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 

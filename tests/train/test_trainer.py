@@ -39,8 +39,9 @@ from pizero.train.optim import WeightAverage
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
-from pizero.workflows.train import train_policy
-from pizero.workflows.training_data import build_pipelines, make_tokenizer, open_sources
+from pizero.workflows.start import Initialization
+from pizero.workflows.train import Runtime, train_policy
+from pizero.workflows.training_data import DataOptions, build_pipelines, make_tokenizer, open_sources
 
 RESUMED: list[tuple[NetworkConfig, dict[str, Any]]] = [
     (nano_model(), {}),
@@ -114,7 +115,7 @@ def test_the_average_is_told_the_step_after_a_resume_too(dataset: Path, tmp_path
 def test_a_device_that_is_not_here(dataset: Path, tmp_path: Path) -> None:
     for device, text in (("gpu", "unknown device 'gpu'"), ("cuda:63", "device 'cuda:63' cannot be used here")):
         with pytest.raises(UserError, match=text):
-            train_policy(dataset, tmp_path / "run", nano_preset(), device=device)
+            train_policy(dataset, tmp_path / "run", nano_preset(), runtime=Runtime(device))
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +206,7 @@ def test_activation_checkpointing_gives_the_same_losses(dataset: Path, tmp_path:
 def test_compiling_reaches_every_block(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    train_policy(dataset, tmp_path / "run", nano_preset(steps=1), compiled=True)
+    train_policy(dataset, tmp_path / "run", nano_preset(steps=1), runtime=Runtime(compiled=True))
     blocks = [getattr(function, "__self__", None) for function in compiled]
     expected = [module for module in Pi0(nano_model()).modules() if isinstance(module, BLOCKS)]
     assert [type(block) for block in blocks if isinstance(block, BLOCKS)] == [type(block) for block in expected]
@@ -215,21 +216,21 @@ def test_compiling_reaches_every_block(dataset: Path, tmp_path: Path, monkeypatc
 def test_compiled_blocks_give_the_same_losses(dataset: Path, tmp_path: Path) -> None:
     preset = nano_preset(precision="float32", steps=4)
     train_policy(dataset, tmp_path / "plain", preset)
-    train_policy(dataset, tmp_path / "compiled", preset, compiled=True, recompute=True)
+    train_policy(dataset, tmp_path / "compiled", preset, runtime=Runtime(recompute=True, compiled=True))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 
 def test_compiling_that_cannot_be_is_an_error(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = dataclasses.replace(nano_preset(), model=nano_baseline())
     with pytest.raises(UserError, match="not for several ranks or the baseline"):
-        train_policy(dataset, tmp_path / "baseline", baseline, compiled=True)
+        train_policy(dataset, tmp_path / "baseline", baseline, runtime=Runtime(compiled=True))
 
     def no_compiler(*_: object) -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(UserError, match=r"train without --compile: no C\+\+ compiler$"):
-        train_policy(dataset, tmp_path / "run", nano_preset(), compiled=True)
+        train_policy(dataset, tmp_path / "run", nano_preset(), runtime=Runtime(compiled=True))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -269,14 +270,14 @@ def test_a_diffusion_policy_is_fine_tuned(dataset: Path, tmp_path: Path) -> None
     still = dataclasses.replace(
         preset, train=dataclasses.replace(preset.train, steps=1, learning_rate=1e-12, ema_decay=0.0)
     )
-    second = train_policy(dataset, tmp_path / "second", still, start=first.checkpoint)
+    second = train_policy(dataset, tmp_path / "second", still, initial=Initialization(first.checkpoint))
     before, after = (load_checkpoint(result.checkpoint).model.state_dict() for result in (first, second))
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
     with pytest.raises(
         UserError, match="holds a model 'diffusion', but 'pi0' is to be trained; give --model diffusion"
     ):
-        train_policy(dataset, tmp_path / "third", nano_preset(), start=first.checkpoint)
+        train_policy(dataset, tmp_path / "third", nano_preset(), initial=Initialization(first.checkpoint))
 
 
 def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path: Path) -> None:
@@ -289,12 +290,13 @@ def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path:
     pipeline = dataclasses.replace(pipelines["tabletop"], convention="lerobot")
     save_checkpoint(tmp_path / "start", Pi0(model), pipeline)
     preset = nano_preset(steps=1, save_every=1, validate_every=1)
-    found = load_checkpoint(train_policy(dataset, tmp_path / "run", preset, start=tmp_path / "start").checkpoint)
+    result = train_policy(dataset, tmp_path / "run", preset, initial=Initialization(tmp_path / "start"))
+    found = load_checkpoint(result.checkpoint)
     assert found.pipeline is not None
     assert (found.pipeline.tokenizer.vocab_size, found.pipeline.convention) == (259, "lerobot")
     save_checkpoint(tmp_path / "alone", Pi0(model))
     with pytest.raises(UserError, match=r"does not tell tokenizer.*give --tokenizer"):
-        train_policy(dataset, tmp_path / "other", preset, start=tmp_path / "alone")
+        train_policy(dataset, tmp_path / "other", preset, initial=Initialization(tmp_path / "alone"))
 
 
 def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     preset = dataclasses.replace(nano_preset(steps=1, save_every=1, validate_every=1, learning_rate=1e-12), model=model)
     tokenizer = train_tokenizer(["lift the red block"], tmp_path / "t.model", 384)
-    result = train_policy(dataset, tmp_path / "run", preset, start=golden, tokenizer=tmp_path / "t.model")
+    result = train_policy(dataset, tmp_path / "run", preset, initial=Initialization(golden, tmp_path / "t.model"))
     started = Pi0(model)
     start_from_paligemma(golden, started)
     found = load_checkpoint(result.checkpoint)
@@ -316,7 +318,7 @@ def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
     assert found.pipeline.tokenizer.vocab_size == tokenizer.vocab_size
     baseline = dataclasses.replace(preset, model=nano_baseline())
     with pytest.raises(UserError, match=r"a start for π0 and π0\.5 alone"):
-        train_policy(dataset, tmp_path / "no", baseline, start=golden)
+        train_policy(dataset, tmp_path / "no", baseline, initial=Initialization(golden))
 
 
 def test_an_episode_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: Path) -> None:
@@ -333,7 +335,7 @@ def test_an_episode_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: 
     preset = nano_preset(steps=1, save_every=1, validate_every=1)
     with pytest.raises(UserError, match=r"episode 1: frame 0 of .* cannot be decoded"):
         train_policy(copy, tmp_path / "strict", preset)
-    train_policy(copy, tmp_path / "run", preset, skip_bad_episodes=True)
+    train_policy(copy, tmp_path / "run", preset, data=DataOptions(skip_bad_episodes=True))
 
 
 def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:

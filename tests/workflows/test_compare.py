@@ -19,6 +19,7 @@ from pizero.workflows import compare as compare_runner
 from pizero.workflows import compare_runs
 from pizero.workflows.compare import CompareConfig, compare, print_comparison
 from pizero.workflows.compare_runs import SPEED_STEPS
+from pizero.workflows.training_data import DataOptions
 
 NANO = LadderConfig("tabletop", size="nano", steps=3, batch_size=4, execution_horizon=8)
 
@@ -93,10 +94,10 @@ def test_a_faster_variant_gets_more_steps(tmp_path: Path, monkeypatch: pytest.Mo
     for name, rate, steps in (("slow", 40.0, 200), ("fast", 100.0, 500), ("too_slow", 1.0, SPEED_STEPS)):
         monkeypatch.setattr(compare_runs, "_samples_per_second", lambda folder, preset, rate=rate: rate)
         (tmp_path / name).mkdir()
-        fitted = compare_runs._fit_to_time(preset, 20.0, tmp_path, [0], tmp_path / name)
+        fitted = compare_runs._fit_to_time(preset, 20.0, tmp_path, DataOptions([0]), tmp_path / name)
         assert fitted.train.steps == steps
     monkeypatch.setattr(compare_runs, "_samples_per_second", lambda folder, preset: 1e6)
-    again = compare_runs._fit_to_time(preset, 20.0, tmp_path, [0], tmp_path / "fast")
+    again = compare_runs._fit_to_time(preset, 20.0, tmp_path, DataOptions([0]), tmp_path / "fast")
     assert again.train.steps == 500  # measured once, so that a resumed run agrees
 
 

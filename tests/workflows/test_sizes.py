@@ -19,7 +19,7 @@ from pizero.types import UserError
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.sizes import sized
 from pizero.workflows.train import train_policy
-from pizero.workflows.training_data import open_sources
+from pizero.workflows.training_data import DataOptions, open_sources
 
 CAMERAS = ("top", "wrist", "side", "back")
 LONG = "take the third screw from the left box and put it beside the other two of its size, then close the lid"
@@ -140,7 +140,7 @@ def test_a_preset_from_scratch_has_room_for_every_instruction(tmp_path: Path, re
 def test_a_resume_on_other_data_changes_nothing(tmp_path: Path) -> None:
     """Whatever the data is refused for, the run's own settings stay."""
     folder, first = tmp_path / "run", record(tmp_path / "data", prompts=("pick", "place"))
-    train_policy(first, folder, short(steps=1), frames="memory")
+    train_policy(first, folder, short(steps=1), data=DataOptions(frames="memory"))
     before = (folder / "run.json").read_bytes()
     for name, options, message in (
         ("wider", {"dims": 7}, r"is of 6 state and 5 action dimensions, .*wider has 7 and 6; give the datasets that"),
@@ -148,7 +148,7 @@ def test_a_resume_on_other_data_changes_nothing(tmp_path: Path) -> None:
     ):
         other = record(tmp_path / name, **options)
         with pytest.raises(UserError, match=message):
-            train_policy(other, folder, short(steps=2), resume=True, frames="memory")
+            train_policy(other, folder, short(steps=2), resume=True, data=DataOptions(frames="memory"))
         assert (folder / "run.json").read_bytes() == before
-    train_policy(first, folder, short(steps=2), resume=True, frames="memory")
+    train_policy(first, folder, short(steps=2), resume=True, data=DataOptions(frames="memory"))
     assert json.loads((folder / "run.json").read_text())["train"]["steps"] == 2

@@ -35,6 +35,7 @@ from pizero.workflows.evaluate import (
 )
 from pizero.workflows.inspect import inspect, model_config
 from pizero.workflows.norm_stats import norm_stats
+from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
 
 
@@ -294,7 +295,8 @@ def test_training_with_the_statistics_of_a_checkpoint(
     once = dataclasses.replace(preset, train=dataclasses.replace(preset.train, steps=1, save_every=1, validate_every=1))
 
     def trained(name: str, stats: object) -> NormStats:
-        result = train_policy(folder / "dataset", tmp_path / name, once, start=tmp_path / "start", stats=stats)  # type: ignore[arg-type]
+        initial = Initialization(tmp_path / "start", norm_stats=stats)  # type: ignore[arg-type]
+        result = train_policy(folder / "dataset", tmp_path / name, once, initial=initial)
         return NormStats.load(result.checkpoint / "norm_stats.json")
 
     kept = trained("kept", str(tmp_path / "start"))

@@ -134,7 +134,9 @@ def run(arguments: Arguments) -> int:
     from pizero.configs.presets import get_preset
     from pizero.workflows.measures import MeasureConfig
     from pizero.workflows.progress import console
-    from pizero.workflows.train import train_policy
+    from pizero.workflows.start import Initialization
+    from pizero.workflows.train import Runtime, train_policy
+    from pizero.workflows.training_data import DataOptions
 
     preset = get_preset(arguments.preset, arguments.model)
     changes = _given(arguments, SETTINGS)
@@ -152,16 +154,24 @@ def run(arguments: Arguments) -> int:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     if arguments.plan:
         return _plan(arguments, preset)
-    measure = MeasureConfig(
-        arguments.open_loop_chunks, arguments.evaluate_env, arguments.evaluate_every, arguments.evaluate_episodes
-    )
     result = train_policy(
-        arguments.dataset, arguments.output, preset, resume=arguments.resume, start=arguments.checkpoint,
-        tokenizer=arguments.tokenizer, stats=arguments.norm_stats, device=arguments.device,
-        skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers,
-        measure=measure, track=arguments.track, sharding=arguments.sharding, recompute=arguments.recompute,
-        compiled=arguments.compile,
-    )  # fmt: skip
+        arguments.dataset,
+        arguments.output,
+        preset,
+        resume=arguments.resume,
+        initial=Initialization(arguments.checkpoint, arguments.tokenizer, arguments.norm_stats),
+        data=DataOptions(
+            skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers
+        ),
+        runtime=Runtime(arguments.device, arguments.sharding, arguments.recompute, arguments.compile),
+        measure=MeasureConfig(
+            arguments.open_loop_chunks,
+            arguments.evaluate_env,
+            arguments.evaluate_every,
+            arguments.evaluate_episodes,
+            arguments.track,
+        ),
+    )
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0
 

@@ -38,7 +38,7 @@ def compile_blocks(model: AnyModule) -> AnyModule:
     return model
 
 
-def check_compiler(device: str) -> None:
+def check_compiler(device: torch.device) -> None:
     """UserError where torch.compile cannot work for this device: a compiler or its headers are missing."""
     try:
         torch.compile(torch.cos)(torch.ones(2, device=device))

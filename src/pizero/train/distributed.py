@@ -123,6 +123,23 @@ class Ranks:
 ALONE = Ranks()
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a training runs: this rank's device, its ranks, and how they share the work."""
+
+    device: torch.device
+    ranks: Ranks = ALONE
+    sharding: Sharding = "ddp"
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the ranks divide weights, gradients, optimizer and average among them."""
+        return self.ranks.count > 1 and self.sharding != "ddp"
+
+
+ON_CPU = Placement(torch.device("cpu"))
+
+
 @contextmanager
 def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
     """The ranks that torchrun has started, and this rank's device; one process where it has not.
@@ -136,17 +153,20 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
     backend = "gloo"
     if torch.device(device).type == "cuda":
         device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(device)
     index = int(os.environ["RANK"])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
+    on_device = torch.cuda.device(device) if backend != "gloo" else nullcontext()
     try:
-        if not dist.is_initialized():  # once: a process cannot leave and come back under the same address
-            dist.init_process_group(backend)
-            atexit.register(dist.destroy_process_group)
-        control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
-        yield Ranks(index, count, int(os.environ["LOCAL_WORLD_SIZE"]), control), device
-        dist.barrier(group=control)  # a rank that is done must not look like one that died
+        with on_device, warnings.catch_warnings():
+            # a layer returns keys and values that are views; nothing writes into them
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            if not dist.is_initialized():  # once: a process cannot leave and come back under the same address
+                dist.init_process_group(backend)
+                atexit.register(dist.destroy_process_group)
+            control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+            yield Ranks(index, count, int(os.environ["LOCAL_WORLD_SIZE"]), control), device
+            dist.barrier(group=control)  # a rank that is done must not look like one that died
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -160,17 +180,16 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
 # -------------------------------------------------------------------- spreading a model
 
 
-def spread_model(
-    model: Any, ranks: Ranks, sharding: Sharding, device: torch.device, bfloat16: bool
-) -> Callable[..., Tensor]:
+def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[..., Tensor]:
     """Puts `model` onto the ranks' devices, in place, and returns its `loss`, whose gradients are the ranks' mean.
 
     bfloat16: with shards, the blocks' weights are gathered in bfloat16; gradients are added up in float32.
     """
-    if ranks.count == 1 or sharding == "ddp":
+    ranks, device = placement.ranks, placement.device
+    if not placement.in_shards:
         model.to(device)
         return model.loss if ranks.count == 1 else _data_parallel(model, device)
-    shards = ranks.count if sharding == "fsdp" else ranks.local_count
+    shards = ranks.count if placement.sharding == "fsdp" else ranks.local_count
     fully_shard_model(model, make_mesh(ranks.count, shards, device.type), bfloat16)
     return model.loss
 
@@ -188,8 +207,6 @@ def fully_shard_model(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> Non
     """FSDP2, a unit each for the modules of `WRAP_UNITS` and one for the rest. After it `model.loss` gathers what it
     needs. The weights that stay in float32 outside the blocks are gathered in float32.
     """
-    # a layer returns keys and values that are views; nothing writes into them
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for module in [module for module in model.modules() if isinstance(module, WRAP_UNITS)]:
         kept = MixedPrecisionPolicy() if isinstance(module, nn.Embedding) else policy

@@ -28,7 +28,8 @@ from pizero.data.pipeline import Pipeline
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import matrix_dtypes
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import Ranks
+from pizero.train.distributed import Placement
+from pizero.train.metrics import Tracker
 from pizero.train.optim import WeightAverage, product_context
 from pizero.train.parts import choose_parts
 from pizero.train.run_folder import checkpoint_folder, list_checkpoints, note_best, prune
@@ -46,38 +47,49 @@ from pizero.train.sharded_state import (
 from pizero.types import UserError
 
 
-@dataclass
-class Checkpoints:
-    """Saves and restores a training. sharded: for ranks that share the state; their checkpoints are written while the
-    training goes on, and `finish` waits for the last one.
-    """
+@dataclass(frozen=True)
+class RunOutput:
+    """Where a training writes to, and what its checkpoints hold beside its weights and settings."""
 
     folder: Path
-    model: Network
     pipeline: Pipeline
+    robots: Sequence[Pipeline] = ()
+    """Pipelines of the other robots of a mixture."""
+    make_example: Callable[[Network], Example] | None = None
+    data: Sequence[Mark] = ()
+    """What tells the training's datasets apart from others, which a resume refuses; none where nobody says."""
+    trackers: Sequence[Tracker] = ()
+    """Take the numbers too that go into metrics.jsonl."""
+
+
+@dataclass
+class Checkpoints:
+    """Saves and restores a training. Those of ranks that divide the state are written while the training goes on, and
+    `finish` waits for the last one.
+    """
+
+    output: RunOutput
+    placement: Placement
     config: TrainConfig
+    model: Network
     optimizers: Sequence[torch.optim.Optimizer]
     average: WeightAverage
     selection: Selection
-    device: torch.device
-    ranks: Ranks
-    sharded: ShardedSaver | None
-    make_example: Callable[[Network], Example] | None
-    robots: Sequence[Pipeline]
-    data: Sequence[Mark] = ()
-    """What tells the training's datasets apart from others; none where nobody says."""
     seed_rule: SeedRule = SEED_RULE
     """The run's own, which a resume takes from its checkpoint."""
 
+    def __post_init__(self) -> None:
+        self._sharded = ShardedSaver(self.placement.ranks) if self.placement.in_shards else None
+
     def save(self, step: int, skipped_steps: int, losses: Sequence[float]) -> Path:
         """losses: of the steps since the last line of the log."""
-        target = checkpoint_folder(self.folder, step)
+        target = checkpoint_folder(self.output.folder, step)
         progress = {
             "step": step, "selection": self.selection.state(), "skipped_steps": skipped_steps,
-            "losses": list(losses), "seed_rule": self.seed_rule, "data": [dict(mark) for mark in self.data],
+            "losses": list(losses), "seed_rule": self.seed_rule, "data": [dict(mark) for mark in self.output.data],
         }  # fmt: skip
-        if self.sharded is not None:
-            self._save_sharded(target, progress, self.sharded)
+        if self._sharded is not None:
+            self._save_sharded(target, progress, self._sharded)
             return target
         state = progress | {
             "weights": self.model.state_dict(),  # keeps the weights while the average takes their place
@@ -88,25 +100,25 @@ class Checkpoints:
             with self.average.applied():
                 self._write(target, self.model, progress, lambda folder: torch.save(state, folder / "state.pt"))
 
-        self.ranks.by_first(write)
+        self.placement.ranks.by_first(write)
         return target
 
     def finish(self) -> None:
-        if self.sharded is not None:
-            self.sharded.finish()
+        if self._sharded is not None:
+            self._sharded.finish()
 
     def resume(self) -> tuple[int, int, list[float]] | None:
         """Restores the newest complete checkpoint; returns what `save` was given, or None when there is none.
 
         UserError for other data than the run's.
         """
-        found = self.ranks.from_first(lambda: list_checkpoints(self.folder))
+        found = self.placement.ranks.from_first(lambda: list_checkpoints(self.output.folder))
         if not found:
             return None
         folder = found[-1] / "training_state"
         sharded = (folder / SHARDS).is_dir()
         file = folder / ("progress.pt" if sharded else "state.pt")
-        state = torch.load(file, map_location=self.device, weights_only=True)
+        state = torch.load(file, map_location=self.placement.device, weights_only=True)
         self._check_data(found[-1], state.get("data", ()))
         if sharded:
             read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
@@ -119,22 +131,23 @@ class Checkpoints:
 
     def whole_model(self) -> Network:
         """The model; where it is in shards, on the first rank a copy on the host, and on the others an empty one."""
-        if self.sharded is None:
+        if self._sharded is None:
             return self.model
-        weights, model = whole_weights(self.model, self.ranks), empty_model(self.model.config)
+        weights, model = whole_weights(self.model, self.placement.ranks), empty_model(self.model.config)
         choose_parts(model, self.config.parts)
-        if self.ranks.is_first:
+        if self.placement.ranks.is_first:
             model.load_state_dict(weights, assign=True)
         return model
 
     # ---------------------------------------------------------------- inside
 
     def _check_data(self, checkpoint: Path, before: Sequence[Mark]) -> None:
-        changed = differences(before, self.data) if before and self.data else []
+        changed = differences(before, self.output.data) if before and self.output.data else []
         if changed:
             raise UserError(
-                f"{self.folder} was trained on other data; changed: {', '.join(changed)}. Give the data that it was "
-                f"started with, or begin a new run with these weights: --checkpoint {checkpoint} and another --output"
+                f"{self.output.folder} was trained on other data; changed: {', '.join(changed)}. Give the data that it "
+                f"was started with, or begin a new run with these weights: --checkpoint {checkpoint} and another "
+                "--output"
             )
 
     def _save_sharded(self, target: Path, progress: Mapping[str, Any], saver: ShardedSaver) -> None:
@@ -156,6 +169,7 @@ class Checkpoints:
         self, target: Path, model: Network, progress: Mapping[str, Any], write_state: Callable[[Path], None]
     ) -> None:
         """With LoRA the weights are merged, and `adapters` holds what was trained alone. Older checkpoints go."""
+        output = self.output
 
         def write_more(folder: Path) -> None:
             state = folder / "training_state"
@@ -163,13 +177,13 @@ class Checkpoints:
             write_state(state)
             (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
             if self.config.parts.lora is not None and isinstance(model, Pi0):
-                adapters.save_adapters(folder / adapters.FOLDER, model, self.pipeline)
+                adapters.save_adapters(folder / adapters.FOLDER, model, output.pipeline)
 
         with sampling(model):
-            example = self.make_example(model) if self.make_example is not None else None
+            example = output.make_example(model) if output.make_example is not None else None
         try:
             target.parent.mkdir(exist_ok=True)
-            save_checkpoint(target, model, self.pipeline, example, write_more, self.robots, widen=True)
+            save_checkpoint(target, model, output.pipeline, example, write_more, output.robots, widen=True)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
             raise UserError(
                 f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before "
@@ -177,8 +191,8 @@ class Checkpoints:
             ) from error
         kept, best = self.config.selection, progress["selection"]
         if kept.keep_best and best["best_step"] == progress["step"]:
-            note_best(self.folder, progress["step"], kept.metric, best["best"])
-        prune(self.folder, self.config.keep, best["best_step"] if kept.keep_best else None)
+            note_best(output.folder, progress["step"], kept.metric, best["best"])
+        prune(output.folder, self.config.keep, best["best_step"] if kept.keep_best else None)
 
     def _restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """From a state.pt; the weights of its checkpoint, or of its adapters, are the average."""
@@ -187,7 +201,7 @@ class Checkpoints:
             SafetensorsWeights(checkpoint / adapters.FOLDER, adapters.WEIGHTS)
             if with_adapters else SafetensorsWeights(checkpoint)
         )  # fmt: skip
-        if self.sharded is not None:
+        if self._sharded is not None:
             take_parts(state, self.model, self.optimizers)
             return
         self.model.load_state_dict(state["weights"])

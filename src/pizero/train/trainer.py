@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.models import Network
-from pizero.checkpoints.native.example import Example
 from pizero.data.augment import Augmentation, Part
-from pizero.data.mark import Mark
-from pizero.data.pipeline import Pipeline
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import ALONE, Ranks, Sharding, spread_model, whole, without_exchange
+from pizero.train.distributed import ON_CPU, Placement, spread_model, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
 from pizero.train.inputs import draw, trimmed
 from pizero.train.lora import load_adapters
-from pizero.train.metrics import Interval, MetricsFile, Tracker
+from pizero.train.metrics import Interval, MetricsFile
 from pizero.train.optim import (
     WeightAverage,
     learning_rate,
@@ -33,10 +30,9 @@ from pizero.train.optim import (
 )
 from pizero.train.parts import choose_parts, keep_in_precision
 from pizero.train.run_folder import checkpoint_folder
-from pizero.train.saving import Checkpoints, sampling
+from pizero.train.saving import Checkpoints, RunOutput, sampling
 from pizero.train.seeds import Purpose, stream
 from pizero.train.selection import Selection
-from pizero.train.sharded_state import ShardedSaver
 from pizero.train.utilization import peak_memory, share_of_peak
 from pizero.types import Observation, UserError
 
@@ -72,51 +68,37 @@ class Measure:
 
 
 class Trainer:
-    """Trains `model` on batches of `loader` and writes checkpoints, `metrics.jsonl` and `train.json` into `folder`."""
+    """Trains `model` on batches of `loader` and writes checkpoints and `metrics.jsonl` into the output's folder."""
 
     def __init__(
         self,
         model: Network,
-        pipeline: Pipeline,
         config: TrainConfig,
         loader: Loader,
         validation: Loader | None,
-        folder: Path,
+        output: RunOutput,
         *,
-        make_example: Callable[[Network], Example] | None = None,
-        robots: Sequence[Pipeline] = (),
         measures: Sequence[Measure] = (),
-        trackers: Sequence[Tracker] = (),
-        start_adapters: Mapping[str, Tensor] | None = None,
-        device: str = "cpu",
-        ranks: Ranks = ALONE,
-        sharding: Sharding = "ddp",
-        data: Sequence[Mark] = (),
+        adapters: Mapping[str, Tensor] | None = None,
+        placement: Placement = ON_CPU,
     ) -> None:
-        """robots: pipelines of the other robots of a mixture, saved with the checkpoint.
+        """loader: gives this rank's part of each batch; validation: whole batches.
 
-        start_adapters: those of a training that is continued, by name.
-        data: what tells the datasets apart from others; a resume refuses those.
-        ranks: `loader` gives this rank's part of each batch, `validation` whole batches.
+        adapters: LoRA's of another training, by name, which are trained further.
         """
-        self.model, self.pipeline, self.config, self.folder = model, pipeline, config, folder
-        self.loader, self.validation, self.measures, self._trackers = loader, validation, measures, trackers
-        self.device, self.ranks, self._part = torch.device(device), ranks, Part(ranks.index, ranks.count)
+        self.model, self.config, self.output, self.folder = model, config, output, output.folder
+        self.loader, self.validation, self.measures = loader, validation, measures
+        self.device, self.ranks = placement.device, placement.ranks
+        self._part = Part(self.ranks.index, self.ranks.count)
         self._check()
-        self._prepare_model(start_adapters)
-        self._loss = spread_model(
-            model, ranks, sharding, self.device, bfloat16=multiplies_in_bfloat16(config.precision, self.device)
-        )
+        self._prepare_model(adapters)
+        self._loss = spread_model(model, placement, bfloat16=multiplies_in_bfloat16(config.precision, self.device))
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizers = make_optimizers(model, config)
         self.average = WeightAverage(model, config.ema_decay, config.ema_power)
         self.augmentation = Augmentation(config.augmentation)
         self.selection = Selection(config.selection)
-        self._checkpoints = Checkpoints(
-            folder, model, pipeline, config, self.optimizers, self.average, self.selection, self.device, ranks,
-            ShardedSaver(ranks) if ranks.count > 1 and sharding != "ddp" else None, make_example, robots,
-            data,
-        )  # fmt: skip
+        self._checkpoints = Checkpoints(output, placement, config, model, self.optimizers, self.average, self.selection)
         self.step = self.skipped_steps = 0
         self._interval, self._carried = Interval(), list[float]()
         self._norm = torch.zeros(())
@@ -143,12 +125,12 @@ class Trainer:
                 "it needs held-out episodes (validation_fraction), open-loop chunks or a simulator"
             )
 
-    def _prepare_model(self, start_adapters: Mapping[str, Tensor] | None) -> None:
+    def _prepare_model(self, adapters: Mapping[str, Tensor] | None) -> None:
         config = self.config
         self.model.expect_delays(config.max_delay)  # the checkpoint says what the model was trained to continue
         choose_parts(self.model, config.parts, config.seed)
-        if start_adapters is not None:
-            load_adapters(self.model, start_adapters)
+        if adapters is not None:
+            load_adapters(self.model, adapters)
         keep_in_precision(self.model, config.precision, multiplies_in_bfloat16(config.precision, self.device))
         self.model.train()
 
@@ -158,7 +140,7 @@ class Trainer:
         """Trains to the last step, or until nothing gets better, and returns the folder of the last checkpoint."""
         config = self.config
         metrics = MetricsFile(
-            self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self._trackers
+            self.folder / "metrics.jsonl" if self.ranks.is_first else None, self.step, self.output.trackers
         )  # fmt: skip
         if self.ranks.is_first:
             self._share_of_peak = share_of_peak(self.model.config, config, self.ranks, self.device)
@@ -336,7 +318,7 @@ class Trainer:
         return (torch.arange(batch.actions.shape[-1]) < dims).to(self.device)
 
     def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
-        observation = self.pipeline.observation(trimmed(batch.inputs), self.device)
+        observation = self.output.pipeline.observation(trimmed(batch.inputs), self.device)
         if generator is not None:
             images = {
                 name: self.augmentation(name, image, generator, self._part)

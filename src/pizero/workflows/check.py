@@ -168,7 +168,8 @@ def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:
     return [Finding(
         "note", "more cameras", f"cameras {', '.join(embodiment.cameras[camera] for camera in other)}",
         f"the released models have the {len(CAMERAS)} cameras {', '.join(CAMERAS)}, and no {', '.join(other)}",
-        "train with --preset small, which has as many cameras as the robot, or remove them from the robot file",
+        "a model that is fine-tuned on this robot gets them and learns them anew; without them in the robot file it "
+        "learns less",
     )]  # fmt: skip
 
 

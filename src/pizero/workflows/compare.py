@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -96,8 +97,14 @@ def _jobs(config: CompareConfig, num_tasks: int, folder: Path) -> Iterator[Job]:
                 yield path.stem, path, evaluate_steps, (shared, run, count, path)
 
 
+def _begin_run() -> None:
+    """In the process that a run has for itself: one thread, and silence, for several runs share one terminal."""
+    torch.set_num_threads(1)
+    console.quiet = True
+
+
 def _run(jobs: Sequence[Job], workers: int) -> None:
-    with progress_bar() as bars, Workers(workers, tasks_each=1) as pool:
+    with progress_bar() as bars, Workers(workers, _begin_run, tasks_each=1) as pool:
         bar = bars.add_task("runs", total=len(jobs), note="")
         waiting = {pool.submit(function, *arguments): (name, path) for name, path, function, arguments in jobs}
         left = set(waiting)

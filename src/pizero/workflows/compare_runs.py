@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pizero.baseline.policy import DiffusionPolicy
@@ -26,9 +25,10 @@ from pizero.policy.policy import ModelPolicy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
-from pizero.workflows.progress import console
 from pizero.workflows.replay import recorded_observation
+from pizero.workflows.threads import torch_threads
 from pizero.workflows.train import train_policy
+from pizero.workflows.training_data import DataOptions
 
 LATENCY_CALLS = 10
 OPEN_LOOP_FRAMES = 64
@@ -57,22 +57,21 @@ def train_and_measure(
 
     result.json appears when all is done.
     """
-    console.quiet = True  # several runs would write into one terminal
     preset = variant_preset(variant, config.ladder, seed)
-    episodes = list(range(demonstrations))  # the tasks take turns in the dataset
+    first = DataOptions(episodes=range(demonstrations))  # the tasks take turns in the dataset
     if config.ladder.seconds > 0:
-        preset = _fit_to_time(preset, config.ladder.seconds, dataset, episodes, folder)
-    trained = train_policy(dataset, folder, preset, resume=True, episodes=episodes)
+        preset = _fit_to_time(preset, config.ladder.seconds, dataset, first, folder)
+    trained = train_policy(dataset, folder, preset, resume=True, data=first)
     policy = load_policy(trained.checkpoint)
     rollouts = _evaluate(config, variant.name, policy, preset.model.image_size)
     samples = preset.train.steps * preset.train.batch_size
     seconds = samples / _samples_per_second(folder, preset)
-    data = LeRobotDataset(dataset, episodes=episodes)
+    data = LeRobotDataset(dataset, episodes=first.episodes)
     observations, expected = _held_out(data, policy, preset)
     error = _open_loop_error(policy, observations, expected, preset.execution_horizon)
     result = {
         "variant": variant.name, "rung": variant.rung, "change": variant.change, "seed": seed,
-        "demonstrations": len(episodes), "learning_rate": preset.train.learning_rate,
+        "demonstrations": demonstrations, "learning_rate": preset.train.learning_rate,
         "parameters": trained.parameters, "loss": trained.loss, "samples": samples, "train_seconds": round(seconds, 2),
         "samples_per_second": round(samples / seconds, 1), **rollouts,
         "open_loop_error": error.round(4).tolist(),
@@ -88,7 +87,6 @@ def evaluate_steps(config: RunConfig, run: Path, num_steps: int, path: Path) -> 
 
     DDIM visits its few steps from the last one down ("trailing"), which suits few steps better than training's order.
     """
-    console.quiet = True
     trained = json.loads((run / "result.json").read_text())
     policy = load_policy(run, num_steps=num_steps)
     model = policy.model
@@ -122,14 +120,14 @@ def _evaluate(config: RunConfig, name: str, policy: ModelPolicy, image_size: int
     return {"successes": results["successes"], "episodes": results["episodes"], "successes_by_task": per_task}
 
 
-def _fit_to_time(preset: Preset, seconds: float, dataset: Path, episodes: list[int], folder: Path) -> Preset:
+def _fit_to_time(preset: Preset, seconds: float, dataset: Path, data: DataOptions, folder: Path) -> Preset:
     """As many steps as fit into the CPU seconds, by a short training; measured once, so that a resumed run agrees."""
     path = folder / "steps.json"
     if not path.is_file():
         trial = dataclasses.replace(preset, train=dataclasses.replace(
             preset.train, steps=SPEED_STEPS, warmup_steps=1, log_every=SPEED_STEPS // 2, validation_fraction=0.0,
         ))  # fmt: skip
-        train_policy(dataset, folder / "speed", trial, resume=True, episodes=episodes)
+        train_policy(dataset, folder / "speed", trial, resume=True, data=data)
         rate = _samples_per_second(folder / "speed", trial)
         write_json(path, {"steps": max(round(seconds * rate / preset.train.batch_size), SPEED_STEPS)})
     steps = json.loads(path.read_text())["steps"]
@@ -174,11 +172,11 @@ def _in_spreads(error: NDArray[np.float32], expected: NDArray[np.float32]) -> fl
 
 def _latency(policy: ModelPolicy, observation: RobotDict) -> float:
     """Milliseconds: median CPU time of single calls on one core."""
-    torch.set_num_threads(1)
-    policy.infer(observation)
     times: list[float] = []
-    for _ in range(LATENCY_CALLS):
-        started = time.process_time()
+    with torch_threads(1):
         policy.infer(observation)
-        times.append(time.process_time() - started)
+        for _ in range(LATENCY_CALLS):
+            started = time.process_time()
+            policy.infer(observation)
+            times.append(time.process_time() - started)
     return round(1e3 * float(np.median(times)), 1)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
@@ -25,6 +24,7 @@ from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
 from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar
+from pizero.workflows.threads import torch_threads
 
 EVALUATION_SEED = 1_000_000
 """Far from the seeds of `collect`, so that no evaluated scene was a demonstration."""
@@ -64,12 +64,11 @@ def evaluate_policy(
     alter: Alter | None = None,
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
-    torch.set_num_threads(config.threads or usual_threads())
     if config.execution_horizon is None:
         config = dataclasses.replace(config, execution_horizon=max(policy.noise_shape[0] // 2, 1))
     assert config.execution_horizon is not None
     started, done, successes = time.perf_counter(), 0, 0
-    with progress_bar() as bars:
+    with torch_threads(config.threads or usual_threads()), progress_bar() as bars:
         bar = bars.add_task(label, total=None, note="")
 
         def count(result: Any) -> None:

@@ -14,6 +14,7 @@ from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import evaluate
 from pizero.policy.policy import ModelPolicy
 from pizero.train.config import TrainConfig
+from pizero.train.metrics import TRACKERS
 from pizero.train.trainer import Measure
 from pizero.types import UserError
 from pizero.workflows.evaluate import EVALUATION_SEED
@@ -23,23 +24,27 @@ from pizero.workflows.replay import replay, spread_over
 @dataclass(frozen=True)
 class MeasureConfig:
     """open_loop_chunks: of the held-out episodes of each dataset, replayed at every validation; 0 for none. env: the
-    simulator in which `episodes` of each of `tasks` (none given: all) are run every `evaluate_every` steps.
+    simulator in which `episodes` of each task are run every `evaluate_every` steps. track: where the numbers go beside
+    metrics.jsonl, names of `train.metrics.TRACKERS`.
     """
 
     open_loop_chunks: int = 0
     env: str | None = None
     evaluate_every: int = 5_000
     episodes: int = 10
-    tasks: tuple[str, ...] = ()
+    track: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        unknown = next((name for name in self.track if name not in TRACKERS), None)
+        if unknown is not None:
+            raise UserError(f"unknown tracker {unknown!r}; expected one of {', '.join(TRACKERS)}")
         if self.open_loop_chunks < 0 or min(self.evaluate_every, self.episodes) < 1:
             raise UserError(f"steps, episodes and chunks of measurements must be positive, got {self}")
 
     def check(self) -> None:
         """Makes the simulator once: UserError now, and not after thousands of steps, where that fails."""
         if self.env is not None:
-            make_env(self.env, tasks=self.tasks or None).close()
+            make_env(self.env).close()
 
 
 def make_measures(
@@ -81,8 +86,8 @@ def _simulator(config: MeasureConfig, env: str, pipeline: Pipeline, execution_ho
     def run(model: Network) -> dict[str, float]:
         policy = ModelPolicy(model, pipeline, fast=False)
         results = evaluate(
-            policy, env, tasks=config.tasks or None, episodes=config.episodes, seed=EVALUATION_SEED,
-            execution_horizon=execution_horizon, image_size=pipeline.image_size[0],
+            policy, env, episodes=config.episodes, seed=EVALUATION_SEED, execution_horizon=execution_horizon,
+            image_size=pipeline.image_size[0],
         )  # fmt: skip
         if results["errors"]:
             raise UserError(f"{results['errors']} episodes in {env} ended by an error: {results['error_texts']}")

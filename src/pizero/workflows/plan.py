@@ -95,7 +95,7 @@ def plan_training(
     if sources is not None:
         preset = sized(preset, sources)
     robots = [get_embodiment(preset.embodiment)] if sources is None else [source.embodiment for source in sources]
-    preset = replace(preset, model=_sizes(preset, start, {name for robot in robots for name in robot.cameras}))
+    preset = replace(preset, model=_sizes(preset, start, [name for robot in robots for name in robot.cameras]))
     step, memory = _plan(preset, place), _memory(place)
     advice = tuple(_advice(preset, place, step, memory)) if memory is not None and step.total > memory else ()
     speed, measured = _speed(place.device, multiplies_in_bfloat16(preset.train.precision, torch.device(place.device)))
@@ -133,8 +133,8 @@ def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
 # -------------------------------------------------------------------- inside
 
 
-def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
-    """With the cameras that the robot has, `present`: a batch lacks the others."""
+def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Config:
+    """With the cameras that the robots have, `present`: a batch lacks the model's others."""
     model = preset.model
     if not isinstance(model, Pi0Config):
         raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
@@ -142,7 +142,7 @@ def _sizes(preset: Preset, start: str | None, present: set[str]) -> Pi0Config:
         known = read_checkpoint(folder).config
         if isinstance(known, Pi0Config):
             model = replace(known, action_horizon=model.action_horizon)
-    return replace(model, cameras=tuple(name for name in model.cameras if name in present) or model.cameras)
+    return replace(model, cameras=tuple(dict.fromkeys(present)))
 
 
 def _plan(preset: Preset, place: Place) -> StepPlan:

@@ -30,7 +30,7 @@ def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
     """A preset `from_data` with the sizes of these datasets; another as it is."""
     if not preset.from_data:
         return preset
-    cameras = list(dict.fromkeys(name for source in sources for name in source.embodiment.cameras))
+    cameras = robot_cameras(sources)
     horizon = min(max(round(max(source.dataset.fps for source in sources)), SHORTEST), LONGEST)
     widths = [robot_widths(source.dataset, source.embodiment) for source in sources]
     sizes: dict[str, Any] = {
@@ -44,6 +44,17 @@ def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
     else:
         sizes["vision"] = replace(preset.model.vision, patch_size=16 if sizes["image_size"] > 32 else 8)
     return replace(preset, model=replace(preset.model, **sizes), execution_horizon=max(horizon // 2, 1))
+
+
+def robot_cameras(sources: Sequence[Source]) -> list[str]:
+    """The model's names of the cameras that the robots have."""
+    return list(dict.fromkeys(name for source in sources for name in source.embodiment.cameras))
+
+
+def with_cameras(preset: Preset, sources: Sequence[Source]) -> Preset:
+    """The preset with the robots' cameras after its own."""
+    cameras = tuple(dict.fromkeys([*preset.model.cameras, *robot_cameras(sources)]))
+    return replace(preset, model=replace(preset.model, cameras=cameras))
 
 
 def with_prompts(preset: Preset, sources: Sequence[Source], tokenizer: PaligemmaTokenizer) -> Preset:
@@ -62,7 +73,8 @@ def as_started(preset: Preset, model: NetworkConfig) -> Preset:
     """The preset with what the model of its run took from the data, which may have grown since."""
     if type(model) is not type(preset.model):
         return preset
-    names = [name for name in OF_THE_DATA if hasattr(model, name)] if preset.from_data else ["prompt_length"]
+    kept = OF_THE_DATA if preset.from_data else ("cameras", "prompt_length")
+    names = [name for name in kept if hasattr(model, name)]
     changes = {name: getattr(model, name) for name in names}
     horizon = max(model.action_horizon // 2, 1) if preset.from_data else preset.execution_horizon
     return replace(preset, model=replace(preset.model, **changes), execution_horizon=horizon)

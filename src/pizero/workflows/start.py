@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,19 @@ from pizero.types import UserError
 from pizero.workflows.progress import console
 
 Adapters = Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What a training begins with in the place of fresh weights, a tokenizer and statistics of its own.
+
+    checkpoint: of any format, whose weights are fine-tuned, or a PaliGemma for the prefix of a π0. tokenizer:
+    SentencePiece model. norm_stats: as for `read_norm_stats`.
+    """
+
+    checkpoint: str | Path | None = None
+    tokenizer: Path | None = None
+    norm_stats: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,14 @@ def open_start(path: str | Path, preset: Preset) -> Start:
     return Start(folder, source, adapters)
 
 
-def initial_model(preset: Preset, start: Start | None, resume: bool) -> tuple[Network, Facts | None, Adapters]:
+def initial_model(
+    preset: Preset, start: Start | None, cameras: Sequence[str], resume: bool
+) -> tuple[Network, Facts | None, Adapters]:
     """With fresh weights, which the seed gives, or with the start's, what that one tells of its inputs, and the LoRA
-    adapters that it has and that are trained further.
+    adapters that it has and that are trained further. cameras: the robots'.
     """
     if start is not None and start.source is not None:
-        source = replace(start.source, config=_with_free_fields(start.source.config, preset.model))
+        source = replace(start.source, config=_with_free_fields(start.source.config, preset.model, cameras))
         return source.build(dtype=torch.float32), source.facts, start.adapters
     if start is None and preset.train.parts.lora is not None and not resume:
         raise UserError("LoRA adapts trained weights; give them with --checkpoint")
@@ -83,12 +98,19 @@ def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint
     return unmerged, adapters
 
 
-def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig) -> NetworkConfig:
-    """What no weight depends on is the preset's choice: the action horizon, and whether the prompt holds the state."""
+def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Sequence[str]) -> NetworkConfig:
+    """What no weight depends on: the action horizon and whether the prompt holds the state are the preset's choice, and
+    cameras that the checkpoint does not have come after its own.
+    """
     if not isinstance(config, Pi0Config) or not isinstance(wanted, Pi0Config):
         return config
     state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
-    changed = replace(config, action_horizon=wanted.action_horizon, state_input=state_input)
+    more = tuple(name for name in cameras if name not in config.cameras)
+    changed = replace(
+        config, action_horizon=wanted.action_horizon, state_input=state_input, cameras=(*config.cameras, *more)
+    )
+    if more:
+        console.print(f"cameras: {', '.join(more)} beside the checkpoint's {', '.join(config.cameras)}")
     for name in ("action_horizon", "state_input"):
         new, old = getattr(changed, name), getattr(config, name)
         if new != old:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
 from pizero.checkpoints.files.remote import local_folder
@@ -27,6 +28,8 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.robot_columns import action_names, robot_widths, state_names
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
+from pizero.processes import usable_cores
+from pizero.train.distributed import Placement
 from pizero.types import UserError
 from pizero.workflows.norm_stats import datasets_norm_stats
 from pizero.workflows.own_robot import own_robot
@@ -34,6 +37,26 @@ from pizero.workflows.progress import tell, tell_notes
 
 Pipelines = dict[str, Pipeline]
 """By the embodiment's name; the first is the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a training reads its data.
+
+    episodes: some of a single dataset's. skip_bad_episodes: those with missing, damaged or contradictory files are left
+    out with one warning. frames: where decoded frames are kept. workers: processes that read ahead; None takes none on
+    the CPU, else up to 4.
+    """
+
+    episodes: Sequence[int] | None = None
+    skip_bad_episodes: bool = False
+    frames: FrameStore = "auto"
+    workers: int | None = None
+
+    def workers_beside(self, device: torch.device) -> int:
+        if self.workers is not None:
+            return self.workers
+        return 0 if device.type == "cpu" else min(4, usable_cores())
 
 
 @dataclass(frozen=True)
@@ -201,23 +224,19 @@ def make_loaders(
     pipelines: Pipelines,
     preset: Preset,
     bars: Any,
-    *,
-    frames: FrameStore = "auto",
-    workers: int = 0,
-    skip_bad_episodes: bool = False,
-    rank: int = 0,
-    num_ranks: int = 1,
+    options: DataOptions,
+    placement: Placement,
 ) -> tuple[Loader, Loader | None]:
     """Of the training and of the held-out episodes, whose frames are decoded now, or opened; None where none are.
 
-    rank, num_ranks: of the training's loader; the other one gives every rank the whole batches.
+    The first gives this rank's part of each batch, the other one whole batches.
     """
-    config = preset.train
+    config, ranks = preset.train, placement.ranks
     train: list[Member] = []
     held_out: list[Member] = []
     for source in sources:
         pipeline = pipelines[source.embodiment.name]
-        dataset, cache = _frames(source.dataset, pipeline, bars, frames, skip_bad_episodes)
+        dataset, cache = _frames(source.dataset, pipeline, bars, options)
         split = split_episodes(dataset, config.validation_fraction, config.seed)
         train.append(Member(dataset, pipeline, cache, split[0], source.weight))
         if len(split[1]):
@@ -229,7 +248,8 @@ def make_loaders(
             early_frames=config.early_frames, **settings,
         )  # fmt: skip
 
-    training = loader(train, workers=workers, rank=rank, num_ranks=num_ranks)
+    workers = options.workers_beside(placement.device)
+    training = loader(train, workers=workers, rank=ranks.index, num_ranks=ranks.count)
     if training.batch_size < config.batch_size:
         tell(
             "warning",
@@ -239,7 +259,7 @@ def make_loaders(
 
 
 def _frames(
-    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, frames: FrameStore, skip_bad_episodes: bool
+    dataset: LeRobotDataset, pipeline: Pipeline, bars: Any, options: DataOptions
 ) -> tuple[LeRobotDataset, FrameCache]:
     """The frames, and the dataset without the episodes whose images cannot be decoded."""
     bar = bars.add_task("reading frames", total=None, note="")
@@ -248,20 +268,20 @@ def _frames(
     while True:
         try:
             cache = FrameCache(
-                dataset, cameras, pipeline.image_size, store=frames, convention=pipeline.convention,
-                on_progress=report, skip_bad_episodes=skip_bad_episodes,
+                dataset, cameras, pipeline.image_size, store=options.frames, convention=pipeline.convention,
+                on_progress=report, skip_bad_episodes=options.skip_bad_episodes,
             )  # fmt: skip
             break
         except BadEpisodeError as error:
             good = [int(episode) for episode in dataset.episodes if episode not in error.episodes]
-            if not skip_bad_episodes or not good:
+            if not options.skip_bad_episodes or not good:
                 raise
             tell("skipped", f"episodes {ranges(error.episodes)}: {error}")
             columns = pipeline.embodiment.columns
             dataset = LeRobotDataset(dataset.root, episodes=good, cameras=(), columns=columns)
     count = dataset.num_frames * len(cameras)
     bars.update(bar, completed=count, total=count)
-    if frames == "auto" and cache.store == "decode":
+    if options.frames == "auto" and cache.store == "decode":
         tell(
             "warning",
             f"{cache.num_bytes / 1e9:.0f} GB of decoded frames fit neither into memory nor on the "
