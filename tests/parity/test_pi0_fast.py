@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.openpi.jax import fast_table
+from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.tokens import FastTokenizer
+from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import GemmaConfig, SiglipConfig
 from pizero.model.pi0_fast import END_ID, Pi0Fast, Pi0FastConfig, Positions
+from pizero.policy.action_constraint import ActionConstraint
 from pizero.types import Observation
 
 FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden")
@@ -142,3 +146,24 @@ def test_generated_tokens(recorded: Golden, positions: Positions) -> None:
         assert not any(row[length:])
     alone = model.generate(recorded.observation("infer")[1:2], steps)[0].tolist()
     assert alone == tokens[1].tolist()[: len(alone)]
+
+
+def test_constrained_decoding(recorded: Golden) -> None:
+    """Where training's positions give a chunk it changes nothing; where openpi's give none, there is one."""
+    sizes = recorded.sizes
+    places = [(recorded.folder / sizes[name]).resolve() for name in ("sentencepiece", "codec")]
+    if not all(place.exists() for place in places):
+        pytest.skip(f"{recorded.folder} names a tokenizer or a codec that is not there")
+    tokenizer = FastTokenizer(PaligemmaTokenizer(places[0]), FastCodec.load(places[1]), sizes["fast_skip"])
+    shape, observation = (sizes["action_horizon"], sizes["action_dim"]), recorded.observation("infer")
+    for positions in get_args(Positions):
+        model = recorded.with_positions(positions)
+        constraint = ActionConstraint(tokenizer, *shape, observation.batch_size)
+        rows = model.generate(observation, constraint.max_tokens, constraint=constraint).tolist()
+        chunks = np.stack([tokenizer.decode(row, *shape) for row in rows])
+        free = model.generate(observation, sizes["max_decoding_steps"]).tolist()
+        if positions == "exact":
+            assert rows == free
+            np.testing.assert_allclose(chunks, recorded.arrays["out/actions_exact"], atol=1e-9)
+        else:
+            assert not any(tokenizer.decode(row, *shape, on_malformed="zeros").any() for row in free)
