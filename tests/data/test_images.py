@@ -110,11 +110,11 @@ def test_color_jitter_changes_colours_only() -> None:
     assert 1.25 < factors.max() <= 1.3
 
 
-KINDS = [Augmentation("openpi"), Augmentation("shift", 3), Augmentation("shift", 3, color_jitter=True)]
+KINDS = [Augmentation("openpi"), Augmentation("shift")]
 
 
 @pytest.mark.parametrize("camera", ["base_0_rgb", "left_wrist_0_rgb"])
-@pytest.mark.parametrize("augmentation", KINDS, ids=lambda a: f"{a.kind}-{a.color_jitter}")
+@pytest.mark.parametrize("augmentation", KINDS, ids=lambda a: a.kind)
 def test_the_frames_of_a_history_share_a_draw(augmentation: Augmentation, camera: str) -> None:
     """Frame by frame the result is that of images without a history and the same draws."""
     frames = [noise_images(seed=seed) for seed in range(3)]
@@ -134,8 +134,7 @@ def test_kinds() -> None:
     assert torch.equal(wrist, color_jitter(images, seeded()))
     base = Augmentation("openpi")("base_0_rgb", images, seeded())
     assert not torch.equal(base, wrist)
-    shifted = Augmentation("shift", shift=2)("left_wrist_0_rgb", images, seeded())
-    assert torch.equal(shifted, random_shift(images, 2, seeded()))
-    assert not torch.equal(Augmentation("shift", 2, color_jitter=True)("base_0_rgb", images, seeded()), shifted)
-    with pytest.raises(UserError, match="got kind 'mirror'"):
+    shifted = Augmentation("shift")("left_wrist_0_rgb", images, seeded())
+    assert torch.equal(shifted, random_shift(images, 4, seeded()))
+    with pytest.raises(UserError, match="got 'mirror'"):
         Augmentation("mirror")  # type: ignore[arg-type]

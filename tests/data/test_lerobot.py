@@ -85,16 +85,11 @@ def test_description() -> None:
 @pytest.mark.parametrize("root", [PNG, H264, AV1, PNG_V21, AV1_V21], ids=lambda root: root.name)
 def test_images_in_any_order_with_repeats(root: Path) -> None:
     dataset = LeRobotDataset(root)
-    in_order = np.concatenate([images for _, images in dataset.iter_images("top", chunk=50)])
+    in_order = dataset.images("top", np.arange(161))
     assert len(in_order) == 161
     frames = np.random.default_rng(0).integers(0, 161, 40)
     np.testing.assert_array_equal(dataset.images("top", frames), in_order[frames])
     assert dataset.images("top", []).shape == (0, 96, 96, 3)
-
-
-def test_iter_images_covers_all_frames_in_order() -> None:
-    ranges = [positions for positions, _ in LeRobotDataset(H264).iter_images("wrist", chunk=64)]
-    assert [frame for positions in ranges for frame in positions] == list(range(161))
 
 
 @pytest.mark.parametrize("root", [PNG, H264], ids=lambda root: root.name)
@@ -197,7 +192,7 @@ def test_few_keyframes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(video.ENCODERS, "h264", (name, {**options, "g": "120", "crf": "0"}))
     _write(tmp_path / "d", image_format="h264", lengths=[120], fps=30)
     dataset = LeRobotDataset(tmp_path / "d")
-    in_order = np.concatenate([images for _, images in dataset.iter_images("top")])
+    in_order = dataset.images("top", np.arange(120))
     assert np.all(np.abs(in_order[:, 8, 8, 0].astype(int) - np.arange(120) * 2) <= 2)
     frames = np.array([110, 3, 59, 60, 61, 100, 0])
     np.testing.assert_array_equal(dataset.images("top", frames), in_order[frames])

@@ -89,7 +89,7 @@ def test_png_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.column("observation.state"), [state for state, _, _ in frames])
     np.testing.assert_array_equal(dataset.column("action"), [action for _, action, _ in frames])
     for camera in SIZES:
-        images = np.concatenate([images for _, images in dataset.iter_images(camera)])
+        images = dataset.images(camera, np.arange(dataset.num_frames))
         np.testing.assert_array_equal(images, [images[camera] for _, _, images in frames])
     expected = np.concatenate([np.arange(length) for length in lengths])
     np.testing.assert_array_equal(dataset.frame_index, expected)
@@ -107,7 +107,7 @@ def test_video_round_trip(tmp_path: Path, codec: str, fps: float) -> None:
     dataset, frames = LeRobotDataset(tmp_path / "d"), source(lengths)
     assert dataset.fps == fps
     for camera in SIZES:
-        images = np.concatenate([images for _, images in dataset.iter_images(camera)]).astype(int)
+        images = dataset.images(camera, np.arange(dataset.num_frames)).astype(int)
         true = np.array([images[camera] for _, _, images in frames]).astype(int)
         assert np.abs(images - true).mean() < 6
         # Each frame is nearest to its own source: none is early or late.

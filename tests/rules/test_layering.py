@@ -94,6 +94,11 @@ def test_the_rule_finds_a_wrong_import() -> None:
     assert violations("data", {"pizero.policy.policy", "pizero.types"}) == ["pizero.policy.policy"]
 
 
+def test_only_the_benchmark_knows_ablations() -> None:
+    users = {str(path.relative_to(SOURCE)) for path in MODULES if "pizero.engine.ablation" in imported(path)}
+    assert users == {"cli/bench.py", "workflows/bench_inference.py"}
+
+
 def test_the_model_needs_torch_and_types_only() -> None:
     allowed = {"torch", "pizero", "__future__", *sys.stdlib_module_names}
     for path in (SOURCE / "model").glob("*.py"):

@@ -140,11 +140,6 @@ class BaselineConfig:
         return self.stem_stride * 2 ** (len(self.encoder_widths) - 1)
 
     @property
-    def horizon_multiple(self) -> int:
-        """The UNet pads the horizon to a multiple of this."""
-        return 2 ** (len(self.down_dims) - 1)
-
-    @property
     def default_num_steps(self) -> int:
         """Steps of `sample_actions`: 10 of Euler, 20 of DDIM or the next lower divisor of `diffusion_steps`."""
         if self.objective == "flow":

@@ -45,6 +45,9 @@ class Part:
 WHOLE = Part()
 
 
+SHIFT = 4
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Changes a camera's images [B, h, w, 3] in [-1, 1], each sample by its own draw; the result stays in range.
@@ -53,20 +56,15 @@ class Augmentation:
 
     "openpi": crops 95 % and rotates by up to 5 degrees, but not the wrist cameras (those with "wrist" in their name);
         brightness, contrast and saturation change on all cameras.
-    "shift": moves each image by up to `shift` pixels, the edge repeated; with `color_jitter` also the colours.
+    "shift": moves each image by up to `SHIFT` pixels, the edge repeated.
     "none": nothing.
     """
 
     kind: AugmentationKind = "openpi"
-    shift: int = 4
-    color_jitter: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(AugmentationKind) or self.shift < 0:
-            raise UserError(
-                f"augmentation: got kind {self.kind!r} and shift {self.shift}, "
-                f"expected a kind of {get_args(AugmentationKind)} and a shift of at least 0"
-            )
+        if self.kind not in get_args(AugmentationKind):
+            raise UserError(f"augmentation: got {self.kind!r}, expected one of {', '.join(get_args(AugmentationKind))}")
 
     def __call__(self, camera: str, image: Tensor, generator: Generator | None = None, part: Part = WHOLE) -> Tensor:
         """camera: the model camera's name. image: [B, h, w, 3] or [B, T, h, w, 3], `part` of a batch."""
@@ -75,10 +73,10 @@ class Augmentation:
         frames = image.shape[1] if image.ndim == 5 else 1
         flat = image.flatten(0, -4)  # [B * T, h, w, 3]
         if self.kind == "shift":
-            flat = random_shift(flat, self.shift, generator, frames, part)
+            flat = random_shift(flat, SHIFT, generator, frames, part)
         elif self.kind == "openpi" and "wrist" not in camera:
             flat = crop_and_rotate(flat, generator, frames, part)
-        if self.kind == "openpi" or (self.kind == "shift" and self.color_jitter):
+        if self.kind == "openpi":
             flat = color_jitter(flat, generator, frames, part)
         return flat.view(image.shape)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pizero.files import write_bytes
 
@@ -19,10 +18,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     paths = (folder / "checkpoints").glob("[0-9]" * 7)
     complete = ("state.pt", "shards/.metadata")  # of ranks that have all of the state, or parts of it
     return sorted(path for path in paths if any((path / "training_state" / name).is_file() for name in complete))
-
-
-def read_train_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "training_state" / "train.json").read_text())
 
 
 def note_best(folder: Path, step: int, metric: str, value: float) -> None:

@@ -244,12 +244,6 @@ class LeRobotDataset:
                 )
         self.cameras = tuple(self._camera_keys)
 
-    def iter_images(self, camera: str, chunk: int = 256) -> Iterator[tuple[range, NDArray[np.uint8]]]:
-        """All frames in order, as (range of frame positions, uint8 [n, h, w, 3]), n at most `chunk`."""
-        for start in range(0, self.num_frames, chunk):
-            positions = range(start, min(start + chunk, self.num_frames))
-            yield positions, self.images(camera, np.arange(positions.start, positions.stop))
-
     def _frame(self, position: int) -> Frame:
         ordinal = int(self._ordinals[position])
         return Frame(self._episodes[ordinal], position - int(self.episode_starts[ordinal]), int(self._rows[position]))
