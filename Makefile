@@ -22,7 +22,7 @@ demo-metaworld: setup
 # make results-smoke   two tasks of Meta-World from nothing, minutes; fails when success collapses
 results-smoke: setup
 	rm -rf runs/results-smoke
-	$(BIN)/pizero benchmark metaworld-mt10 --tasks drawer-close window-close --demonstrations 15 --steps 250 --episodes 5 \
+	$(BIN)/pizero benchmark metaworld-mt10 --tasks drawer-close window-close --demonstrations 15 --steps 400 --episodes 5 \
 		--at-least 0.5 --output runs/results-smoke
 
 compare-smoke: setup

@@ -9,17 +9,16 @@ import pytest
 
 from pizero.cli.main import run
 from pizero.workflows import benchmark
-from pizero.workflows.evaluate import EvaluateConfig, evaluate_checkpoint
 
 
 @pytest.mark.parametrize(("actor", "successes"), [("demonstrator", 2), ("random", 0)])
 def test_demonstrator_and_random_actions_are_evaluated_like_a_checkpoint(
     tmp_path: Path, actor: str, successes: int
 ) -> None:
-    config = EvaluateConfig("tabletop", tasks=("lift", "turn"), episodes=1, image_size=28)
-    results = evaluate_checkpoint(actor, config, tmp_path)
-    assert (results["successes"], results["episodes"]) == (successes, 2)
-    assert json.loads((tmp_path / "results.json").read_text())["settings"]["tasks"] == ["lift", "turn"]
+    arguments = [actor, "--env", "tabletop", "--tasks", "lift", "turn", "--episodes", "1", "--image-size", "28"]
+    assert run("evaluate", [*arguments, "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["successes"], results["episodes"], results["settings"]["image_size"]) == (successes, 2, 28)
     assert "Success rate per task" in (tmp_path / "report.html").read_text()
 
 

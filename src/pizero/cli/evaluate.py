@@ -36,6 +36,8 @@ class Arguments:
     """Environments side by side, served by one model call; does not change the results."""
     envs: int = 0
     """Above 0: so many environments instead, each in a process of its own, for simulators that need the time."""
+    image_size: int | None = None
+    """Pixels per side of every camera, as the demonstrations had them; the simulator's own without it."""
     num_videos: int = 4
     """Episodes that are recorded."""
     embodiment: str | None = None

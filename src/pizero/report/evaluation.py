@@ -30,7 +30,7 @@ def evaluation_report(path: Path, results: Mapping[str, Any], films: Sequence[Pa
     """
     check_completed({"the evaluation": results})
     sections = [outcome(results), *film_grid(films), *repeat(results)]
-    write_report(path, title="pizero: a policy evaluated", facts=result_facts(results), sections=sections)
+    write_report(path, title="pizero: an evaluation", facts=result_facts(results), sections=sections)
 
 
 def check_completed(rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -66,7 +66,7 @@ def outcome(results: Mapping[str, Any]) -> Section:
     rows = [[*_rate_row("this policy", results), "trained here"]]
     rows += [[*_rate_row(name, entry), BASELINES.get(name, "")] for name, entry in baselines.items()]
     table = Table(("Who acts", "Success", "95 % interval", "Episodes", "What it is"), rows, numbers=(1, 2, 3))
-    text = "Episodes in the simulator in which the policy, acting alone, did what its prompt says."
+    text = "Episodes in the simulator in which the prompt was done, without any help."
     return Section("Does it work?", text, [*blocks, table] if baselines else blocks)
 
 
@@ -80,15 +80,15 @@ def film_grid(films: Sequence[Path]) -> Iterator[Section]:
             shown.append(Video(film.read_bytes(), film.stem))
     if films:
         more = f" {len(films) - len(shown)} more lie in {films[0].parent.name}/." if len(shown) < len(films) else ""
-        text = f"The first episode of each task, named by its task and seed.{more}"
+        text = f"Recorded episodes, named by task and seed.{more}"
         yield Section("Films", text, [Films(shown)])
 
 
 def repeat(results: Mapping[str, Any]) -> Iterator[Section]:
     """Settings and command."""
     blocks: list[Block] = []
-    if results.get("settings"):
-        rows = [(str(name), str(value)) for name, value in results["settings"].items()]
+    rows = [(str(name), str(value)) for name, value in results.get("settings", {}).items() if value not in (None, ())]
+    if rows:
         blocks.append(Table(("Setting", "Value"), rows))
     if results.get("command"):
         blocks.append(Code(results["command"]))
