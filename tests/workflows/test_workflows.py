@@ -66,6 +66,17 @@ def test_collect_records_each_task_as_often_though_one_fails_at_times(tmp_path: 
     assert result.attempts > result.episodes == 6
 
 
+def test_large_simulators_are_recorded_task_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pizero.envs.tabletop.env import TabletopEnv
+
+    monkeypatch.setattr(TabletopEnv, "most_at_once", 1, raising=False)
+    monkeypatch.setattr(TabletopEnv, "demonstrated_tasks", ("lift", "reach"), raising=False)
+    collect(small_collect(episodes=4), tmp_path / "data")
+    dataset = LeRobotDataset(tmp_path / "data")
+    prompts = dataset.prompts(dataset.episode_starts)
+    assert ["lift" in prompt for prompt in prompts] == [True, True, False, False], prompts
+
+
 def test_collect_executes_noise_and_records_clean_actions(tmp_path: Path) -> None:
     collect(small_collect(noise=0.0), tmp_path / "clean")
     collect(small_collect(noise=0.02), tmp_path / "noisy")

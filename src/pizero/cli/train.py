@@ -27,8 +27,8 @@ class Arguments:
     (examples/mixture.toml)."""
     preset: str
     """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset; tabletop,
-    metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim: for these simulators. full: for any robot, with the
-    full sizes, as aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file
+    metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim, libero-sim: for these simulators. full: for any
+    robot, with the full sizes, as aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file
     (examples/my_preset.toml), module:function, or a name that an installed package offers (docs/simulators.md)."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""

@@ -120,10 +120,24 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
     return _rung_0(replace(preset, execution_horizon=8)) if model == "diffusion" else preset
 
 
+def libero_sim(model: ModelName = "pi0") -> Preset:
+    """Small π0 for a suite of LIBERO, from scratch.
+
+    command   pizero train DATASET --preset libero-sim --output RUN
+    hardware  2 CPU cores; needs the `libero` extra for demonstrations and evaluation
+    result    not measured
+    """
+    config = small_config(
+        "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
+    )
+    preset = Preset("libero_sim", config, _small_train(20_000), norm_mode(model), 512, execution_horizon=5)
+    return _rung_0(preset) if model == "diffusion" else preset
+
+
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
     "small": small, "tabletop": tabletop, "metaworld": metaworld, "metaworld-mt10": metaworld_mt10,
-    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "full": full, "aloha": aloha,
-    "droid": droid, "libero": libero, "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
+    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "libero-sim": libero_sim, "full": full,
+    "aloha": aloha, "droid": droid, "libero": libero, "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
 }  # fmt: skip
 
 

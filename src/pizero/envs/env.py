@@ -40,6 +40,12 @@ def _aloha(**options: Any) -> Env:
     return AlohaEnv(**options)
 
 
+def _libero(suite: str, **options: Any) -> Env:
+    from pizero.envs.libero.env import LiberoEnv
+
+    return LiberoEnv(suite, **options)
+
+
 ENVS: dict[str, Callable[..., Env]] = {
     "tabletop": _tabletop,
     "metaworld": _metaworld,
@@ -49,6 +55,10 @@ ENVS: dict[str, Callable[..., Env]] = {
     "pusht": _pusht,
     "aloha": _aloha,
 }
+for _suite in ("libero-spatial", "libero-object", "libero-goal", "libero-10"):
+    ENVS[_suite] = partial(_libero, _suite)
+    ENVS[f"{_suite}-published"] = partial(_libero, _suite, published_images=True)
+
 _REGISTRY = Registry("simulator", "pizero.envs", ENVS)
 _MEMBERS = [*Env.__annotations__, *(name for name in vars(Env) if not name.startswith("_"))]
 

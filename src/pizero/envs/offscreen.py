@@ -77,39 +77,53 @@ def import_mujoco() -> Any:
 class OffscreenRenderer:
     """Draws any number of MuJoCo models through one OpenGL context, in the thread that made it.
 
-    Shadows, reflections and multisampling are off: in software they cost ten times the rest of the frame. Each frame is
-    drawn at twice its size and averaged instead, which adds a fourth at 64 pixels and keeps thin parts visible.
+    Shadows, reflections and multisampling are off, unless a frame is to be exact: in software they cost ten times the
+    rest of the frame. Each frame is drawn at twice its size and averaged instead, which adds a fourth at 64 pixels and
+    keeps thin parts visible.
     """
 
     def __init__(self) -> None:
         """Raises UserError when no OpenGL works."""
         gl = importlib.import_module(f"mujoco.{require_opengl()}")
         self._context: Any = gl.GLContext(8, 8)  # the size of a window that is never drawn to
-        self._drawings: dict[Hashable, tuple[Any, Any]] = {}  # key -> scene, its meshes and textures in OpenGL
+        self._drawings: dict[tuple[Hashable, bool], tuple[Any, Any]] = {}  # scene; meshes, textures in OpenGL
 
-    def frame(self, key: Hashable, model: Any, data: Any, camera: Any, size: int) -> NDArray[np.uint8]:
+    def frame(
+        self, key: Hashable, model: Any, data: Any, camera: Any, size: int, *, exact: bool = False,
+        hidden_group: int | None = None,
+    ) -> NDArray[np.uint8]:  # fmt: skip
         """One picture, uint8 [size, size, 3] RGB, first row at the top.
 
         key: names the compiled model; copies of one model share what was uploaded for the first.
-        camera: a `mujoco.MjvCamera`.
+        camera: a `mujoco.MjvCamera`. exact: as MuJoCo draws the model by itself. hidden_group: of geoms.
         """
         mujoco = import_mujoco()
-        side = size * _SUPERSAMPLING
+        side = size if exact else size * _SUPERSAMPLING
         self._context.make_current()
-        if key not in self._drawings:
-            self._drawings[key] = _upload(model)
-        scene, drawing = self._drawings[key]
-        if drawing.offWidth < side:
-            mujoco.mjr_resizeOffscreen(side, side, drawing)
+        if (key, exact) not in self._drawings:
+            self._drawings[key, exact] = _upload(model, exact)
+        scene, drawing = self._drawings[key, exact]
+        if min(drawing.offWidth, drawing.offHeight) < side:
+            mujoco.mjr_resizeOffscreen(max(drawing.offWidth, side), max(drawing.offHeight, side), drawing)
         # Another model may have been drawn last, and MuJoCo would go on with that one's buffer.
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, drawing)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, everything, scene)
+        shown = mujoco.MjvOption()
+        if hidden_group is not None:
+            shown.geomgroup[hidden_group] = 0
+        mujoco.mjv_updateScene(model, data, shown, None, camera, everything, scene)
         pixels = np.empty((side, side, 3), np.uint8)
         viewport = mujoco.MjrRect(0, 0, side, side)
         mujoco.mjr_render(viewport, scene, drawing)
         mujoco.mjr_readPixels(pixels, None, viewport, drawing)
-        return _halve(pixels[::-1])  # OpenGL's first row is the lowest
+        upright = pixels[::-1]  # OpenGL's first row is the lowest
+        return upright if exact else _halve(upright)
+
+    def forget(self, key: Hashable) -> None:
+        """Frees what was uploaded of a model, if anything; it is uploaded again when it is drawn."""
+        self._context.make_current()
+        for which in [(key, exact) for exact in (False, True) if (key, exact) in self._drawings]:
+            self._drawings.pop(which)[1].free()
 
     def close(self) -> None:
         """Frees what OpenGL holds; the renderer cannot be used afterwards."""
@@ -133,6 +147,12 @@ def shared_renderer() -> OffscreenRenderer:
     return _of_thread.renderer
 
 
+def forget(key: Hashable) -> None:
+    """`OffscreenRenderer.forget` of the calling thread's renderer, where there is one."""
+    if hasattr(_of_thread, "renderer"):
+        _of_thread.renderer.forget(key)
+
+
 _of_thread = threading.local()
 
 
@@ -142,13 +162,14 @@ def _close_shared() -> None:
         del _of_thread.renderer
 
 
-def _upload(model: Any) -> tuple[Any, Any]:
+def _upload(model: Any, exact: bool) -> tuple[Any, Any]:
     mujoco = import_mujoco()
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
     scene = mujoco.MjvScene(model, maxgeom=1000)
-    scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-    scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    if not exact:
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
     drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
     return scene, drawing
 

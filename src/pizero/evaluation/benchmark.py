@@ -77,6 +77,10 @@ def evaluate(
     envs = [make_env(env_name, **options)]
     try:
         specs = episode_specs(envs[0], episodes, seed)
+        most = getattr(envs[0], "most_at_once", None)
+        if most is not None:  # task by task, as another task takes a simulator of its own
+            specs.sort(key=lambda spec: envs[0].task_names.index(spec.task))
+            num_envs = min(num_envs, most)
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {

@@ -34,7 +34,7 @@ class CollectConfig:
     episodes: int = 100
     """In all; the tasks take turns."""
     tasks: tuple[str, ...] = ()
-    """None given: all tasks of the environment."""
+    """None given: all tasks of the environment, or those that it names as `demonstrated_tasks`."""
     seed: int = 0
     noise: float | None = None
     image_size: int | None = None
@@ -70,20 +70,21 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
     """Records `config.episodes` successful episodes at `root`, of each task as many; failed attempts are thrown away
     and counted.
 
-    Attempt k has the seed `config.seed + k` and is of task k, counted in turns, so the same configuration records the
-    same dataset.
+    Attempt k has the seed `config.seed + k` and is of task k, counted in turns (LIBERO: task by task), so the same
+    configuration records the same dataset.
     """
     started = time.perf_counter()
     env = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
     try:
-        observation, _ = env.reset(seed=config.seed)
+        names = _tasks(config, env)
+        observation, _ = env.reset(seed=config.seed, options={"task": names[0]})
         cameras = {name: image.shape[:2] for name, image in observation["images"].items()}
         writer = LeRobotWriter(
             root, fps=env.fps, robot_type=config.env, state_names=env.state_names, action_names=env.action_names,
             cameras=cameras, image_format=config.image_format,  # type: ignore[arg-type]
         )  # fmt: skip
         saved = frames = 0
-        tasks = len(env.task_names)
+        tasks = len(names)
         missing = [(config.episodes + tasks - 1 - task) // tasks for task in range(tasks)]  # episodes, by task
         tried, failed = [0] * tasks, [0] * tasks
         with writer, closing(_attempts(config, env, missing)) as demonstrations:
@@ -103,7 +104,7 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
                     break
                 if tried[task] >= 20 and failed[task] > 0.9 * tried[task]:
                     raise UserError(
-                        f"{env.task_names[task]}: the demonstrator failed in {failed[task]} of {tried[task]} attempts; "
+                        f"{names[task]}: the demonstrator failed in {failed[task]} of {tried[task]} attempts; "
                         "lower the noise"
                     )
     finally:
@@ -147,11 +148,15 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
 
 def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Generator[tuple[int, Demonstration]]:
     """Attempts 0, 1, 2, ... without end, in their order, each with its task's number, from this process or from
-    several. A task of which none is `missing` is passed over.
+    several. A task of which none is `missing` is passed over. Where the environment has `most_at_once`, a task is
+    finished before the next one.
     """
-    tasks = env.task_names
-    turns = ((attempt % len(tasks), config.seed + attempt) for attempt in count())
-    wanted = ((task, seed) for task, seed in turns if missing[task])
+    tasks = _tasks(config, env)
+    if hasattr(env, "most_at_once"):
+        wanted = ((next(task for task, left in enumerate(missing) if left), seed) for seed in count(config.seed))
+    else:
+        turns = ((attempt % len(tasks), config.seed + attempt) for attempt in count())
+        wanted = ((task, seed) for task, seed in turns if missing[task])
     if config.workers <= 1:
         for task, seed in wanted:
             yield task, record_episode(env, tasks[task], seed, config.noise)
@@ -160,6 +165,11 @@ def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Genera
         while True:
             yield from waiting.popleft().result()
             waiting.append(workers.submit(_work, list(islice(wanted, 8))))
+
+
+def _tasks(config: CollectConfig, env: Env) -> Sequence[str]:
+    """What is recorded: the tasks that were named, else those that the environment has a good demonstrator for."""
+    return env.task_names if config.tasks else getattr(env, "demonstrated_tasks", env.task_names)
 
 
 _worker: dict[str, Any] = {}
@@ -172,7 +182,8 @@ def _start_worker(config: CollectConfig) -> None:
 
 def _work(turns: Sequence[tuple[int, int]]) -> list[tuple[int, Demonstration]]:
     config, env = _worker["config"], _worker["env"]
-    return [(task, record_episode(env, env.task_names[task], seed, config.noise)) for task, seed in turns]
+    names = _tasks(config, env)
+    return [(task, record_episode(env, names[task], seed, config.noise)) for task, seed in turns]
 
 
 def _write(writer: LeRobotWriter, demonstration: Demonstration) -> None:

@@ -12,7 +12,7 @@ from pizero.data.embodiments.aloha import aloha, aloha_sim
 from pizero.data.embodiments.droid import droid, droid_joint_position
 from pizero.data.embodiments.embodiment import Embodiment, Key
 from pizero.data.embodiments.generic import generic
-from pizero.data.embodiments.libero import libero
+from pizero.data.embodiments.libero import libero, libero_sim
 from pizero.data.embodiments.metaworld import metaworld, metaworld_mt
 from pizero.data.embodiments.pusht import pusht
 from pizero.data.embodiments.tabletop import tabletop
@@ -21,8 +21,8 @@ from pizero.plugins import Registry
 from pizero.types import UserError
 
 __all__ = [
-    "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "aloha_sim", "droid",
-    "droid_joint_position", "generic", "get_embodiment", "libero", "metaworld", "metaworld_mt", "pusht", "tabletop",
+    "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "aloha_sim", "droid", "droid_joint_position", "generic",
+    "get_embodiment", "libero", "libero_sim", "metaworld", "metaworld_mt", "pusht", "tabletop",
 ]  # fmt: skip
 
 EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
@@ -31,6 +31,7 @@ EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
     "droid": droid,
     "droid_joint_position": droid_joint_position,
     "libero": libero,
+    "libero_sim": libero_sim,
     "metaworld": metaworld,
     "metaworld_mt": metaworld_mt,
     "pusht": pusht,

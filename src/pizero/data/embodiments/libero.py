@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pizero.data.embodiments.embodiment import Embodiment
 
 
@@ -23,3 +25,11 @@ def libero() -> Embodiment:
         image_prefix="",
         grippers=(6,),
     )
+
+
+def libero_sim() -> Embodiment:
+    """The same robot in datasets that are recorded here in LIBERO's simulator, with LeRobot's usual columns."""
+    return replace(
+        libero(), name="libero_sim", state_key=Embodiment.state_key, action_key=Embodiment.action_key,
+        image_prefix=Embodiment.image_prefix,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 
 from pizero.envs.aloha.scene import JOINTS, START_JOINTS, Array, Scene
 from pizero.envs.offscreen import import_mujoco
+from pizero.envs.rotations import rotation_vector
 
 TIPS = np.array([0.135, 0.0, 0.0])  # from the gripper's frame to between the finger tips, metres
 _TURN_WEIGHT = 0.3  # a radian counts as so many metres
@@ -53,24 +54,3 @@ class Arm:
             step = step.clip(-_LARGEST_STEP, _LARGEST_STEP)
             self.joints = (self.joints + step).clip(self._low, self._high)
         return self.joints.copy()
-
-
-def rotation_vector(turn: Array) -> Array:
-    """Axis times angle [3] of a rotation [3, 3]."""
-    mujoco = import_mujoco()
-    quaternion, vector = np.zeros(4), np.zeros(3)
-    mujoco.mju_mat2Quat(quaternion, turn.ravel())
-    mujoco.mju_quat2Vel(vector, quaternion, 1.0)
-    return vector
-
-
-def rotation(vector: Array) -> Array:
-    """The inverse of `rotation_vector`."""
-    mujoco = import_mujoco()
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-9:
-        return np.eye(3)
-    quaternion, turn = np.zeros(4), np.zeros(9)
-    mujoco.mju_axisAngle2Quat(quaternion, vector / angle, angle)
-    mujoco.mju_quat2Mat(turn, quaternion)
-    return turn.reshape(3, 3)

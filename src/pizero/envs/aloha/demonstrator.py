@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.envs.aloha.arm import TIPS, Arm, rotation, rotation_vector
+from pizero.envs.aloha.arm import TIPS, Arm
 from pizero.envs.aloha.scene import SIDES, Array, Scene
+from pizero.envs.rotations import rotation, rotation_vector
 
 Pose = tuple[Array, Array]
 """Position [3] between the finger tips, metres, and rotation [3, 3] of the gripper, whose x points ahead."""

