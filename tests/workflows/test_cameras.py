@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pizero.checkpoints.load import load_policy
 from pizero.cli.main import run
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.model.config import CAMERAS, small_config
-from pizero.policy.policy import load_policy
 from pizero.train.config import TrainConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
