@@ -284,7 +284,7 @@ def test_no_dataset(tmp_path: Path) -> None:
         ({"data_path": 3}, "data_path is 3; expected text such as"),
         ({"data_path": "data/{chunk}.parquet"}, r"but \{chunk\} is not known; a path can have chunk_index, file_index"),
         ({"data_path": "data/{chunk_index.parquet"}, r"data_path is .* cannot be read"),
-        ({"data_path": "data/{chunk_index:zz}.parquet"}, "cannot be filled in"),
+        ({"data_path": "data/{chunk_index:zz}.parquet"}, "numbers are written as by"),
     ],
 )
 def test_info_contradicts(png_copy: Path, change: dict[str, object], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,8 +38,7 @@ class ActionConstraint:
         words = list(dict.fromkeys([*self._before, *self._after]))
         self.candidates = torch.tensor([*tokenizer.to_text(range(self._codes)), *words], device=device)
         self._word_places = {word: self._codes + place for place, word in enumerate(words)}
-        last = tokenizer.text.vocab_size - 1 - tokenizer.skip
-        self._to_code = lambda ids: last - ids  # of one that is a code here
+        self._code_zero = tokenizer.to_text([0])[0]
         self._written = np.zeros(batch, dtype=np.int64)  # words before the chunk, then 1 more for each one after it
         self.max_tokens = len(self._before) + self._grammar.length + len(self._after)
 
@@ -53,9 +54,9 @@ class ActionConstraint:
 
     def advance(self, tokens: Tensor) -> None:
         """One allowed id per row [B]; what a finished row is given does not matter."""
-        ids = tokens.cpu().numpy()
+        ids = cast("NDArray[np.int64]", tokens.cpu().numpy())
         within = self._within_chunk()
-        codes = np.where(within, self._to_code(ids), 0)
+        codes = np.where(within, self._code_zero - ids, 0)
         after = self._grammar.advance(self._state, codes)
         self._state = type(after)(
             np.where(within, after.characters, self._state.characters), np.where(within, after.open, self._state.open)

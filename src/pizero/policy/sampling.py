@@ -36,7 +36,7 @@ def sample_chunks(
     device = device_of(model, device)
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
     marks.append(time.perf_counter())
-    noises = torch.from_numpy(noise).to(device)
+    noises = torch.from_numpy(noise).to(device)  # pyright: ignore[reportUnknownMemberType]
     actions = model.sample_actions(observation, num_steps=num_steps, noise=noises, **options)
     states = np.stack([np.asarray(raw["state"]) for raw in observations])
     chunk = actions[:, model.config.past_actions :].float().cpu().numpy()
