@@ -88,6 +88,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     ) -> None:  # fmt: skip
         self.model, self.config, self.device = model, model.config, model.action_in_proj.weight.device
         check_kernels(kernels, self.device, model.transformer.dtype)
+        _check_weights(model, self.device)
         compile = self.device.type == "cuda" if compile is None else compile
         self._kernels: Kernels = "torch" if compile and kernels == "auto" else kernels
         self._keep = tuple(keep)
@@ -363,6 +364,18 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
 
 def _as_it_is(function: AnyCall) -> AnyCall:
     return function
+
+
+def _check_weights(model: Pi0, device: torch.device) -> None:
+    """Before any weight is packed or given up."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_a"):
+            raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
+        if parameter.device != device:
+            raise ValueError(
+                f"{name} is on {parameter.device} and the model on {device}; after consume=True a model has no weights "
+                "to pack: load it again"
+            )
 
 
 def _give_up(block: VisionBlock | GemmaBlock) -> None:

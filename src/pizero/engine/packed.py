@@ -63,8 +63,6 @@ class PackedBlock:
     @staticmethod
     def of(block: GemmaBlock, name: str, packing: Packing, keys_only: bool = False) -> PackedBlock:
         """name: of the block, such as "prefix.17"; its products are "prefix.17.query", ".output", ".gate", ".down"."""
-        if any(part.endswith("lora_a") for part, _ in block.named_parameters()):
-            raise ValueError("the fast path reads plain weights; merge the LoRA adapters first")
         dim = block.head_dim
         heads, kv_heads = block.query.out_features // dim, block.key.out_features // dim
         projection = packing.product(projection_weight(block, packing.fold, keys_only), None, f"{name}.query")

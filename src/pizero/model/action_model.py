@@ -95,6 +95,10 @@ class ChunkFromNoise(Generic[Config]):
             shape = batch, config.action_horizon, config.action_dim
             noise = torch.randn(shape, generator=generator, device=observation.prompt_tokens.device)
         self._check_actions(noise, batch, "noise")
+        if settled is not None:
+            self._check_actions(settled.actions, batch, "settled")
+            if tuple(settled.length.shape) != (batch,):
+                raise ValueError(f"settled: got lengths of shape {tuple(settled.length.shape)}, expected {(batch,)}")
         num_steps = config.default_num_steps if num_steps is None else num_steps
         return self._sample(observation, noise, Sampling(num_steps, solver, settled, guide))
 

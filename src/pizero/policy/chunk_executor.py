@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -142,9 +143,16 @@ class ChunkExecutor:
         self._asked, self._next_question = None, self._played
 
     def load(self, chunk: Chunk) -> None:
-        """Takes a new chunk [H, robot_action_dim]: the answer to the last question, or without one an unasked chunk."""
-        if chunk.ndim != 2:
-            raise UserError(f"an action chunk has the shape [H, robot_action_dim], got {chunk.shape}")
+        """Takes a new chunk [H, robot_action_dim]: the answer to the last question, or without one an unasked chunk.
+
+        UserError for a chunk that cannot be played; the one before it is played on.
+        """
+        width = None if self._last is None else len(self._last)
+        if chunk.ndim != 2 or chunk.shape[1] != (width or chunk.shape[1]):
+            expected = f"[H, {width or 'robot_action_dim'}]"
+            raise UserError(f"an action chunk has the shape {expected}, got {chunk.shape}")
+        if not np.isfinite(chunk).all():
+            raise UserError("an action chunk with NaN or infinite values is not played; check the policy's weights")
         if len(chunk) < self.execution_horizon:
             raise UserError(
                 f"execution_horizon {self.execution_horizon} is longer than the policy's action chunk of {len(chunk)}; "
@@ -193,7 +201,8 @@ class ChunkExecutor:
         horizon: length of the shorter one of the chunk that was played and the answer.
         """
         delay, played = self._waited, self._waited - self.held
-        if self._warned == 0 or (delay >= horizon > self._warned):
+        before, self._warned = self._warned, max(self._warned, self._waited)  # a warning may be raised
+        if before == 0 or (delay >= horizon > before):
             longest = self.expected_delay
             advice = (
                 f"an execution_horizon of {horizon - longest} or less asks early enough"
@@ -211,7 +220,6 @@ class ChunkExecutor:
                 "faster, or the control steps longer)",
                 stacklevel=3,
             )
-        self._warned = max(self._warned, delay)
 
     def _average(self, planned: list[Action]) -> Action:
         assert self.ensemble is not None
@@ -260,13 +268,14 @@ class RobotLoop:
         if self.executor.needs_chunk:
             if observation is None:
                 raise UserError("this control step needs an observation: look at needs_observation first")
-            question = self.executor.question(observation)
-            if self._pool is None:
-                self._load(lambda: self.policy.infer(question))
-            else:
-                self._answer = self._pool.submit(self.policy.infer, question)
-                if not self._started:
-                    self._take(self._answer)
+            with self._withdrawing():
+                question = self.executor.question(observation)
+                if self._pool is None:
+                    self.executor.load(self.policy.infer(question)["actions"])
+                else:
+                    self._answer = self._pool.submit(self.policy.infer, question)
+            if self._answer is not None and not self._started:
+                self._take(self._answer)
         self._started = True
         return self.executor.next_action()
 
@@ -290,11 +299,14 @@ class RobotLoop:
 
     def _take(self, answer: Future[dict[str, Any]]) -> None:
         self._answer = None
-        self._load(answer.result)
+        with self._withdrawing():
+            self.executor.load(answer.result()["actions"])
 
-    def _load(self, answer: Callable[[], dict[str, Any]]) -> None:
+    @contextmanager
+    def _withdrawing(self) -> Generator[None]:
+        """Whatever fails here, the next control step may ask again."""
         try:
-            self.executor.load(answer()["actions"])
+            yield
         except BaseException:
             self.executor.withdraw()
             raise

@@ -14,7 +14,7 @@ from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.warm_up import padded_batch, warm_up
 from pizero.model.action_model import ActionSampler
 from pizero.model.pi0 import Pi0
-from pizero.policy.real_time import FAR, RealTime, sampling_options
+from pizero.policy.real_time import FAR, RealTime, float_array, sampling_options
 from pizero.policy.sampling import device_of, sample_chunks
 from pizero.types import RobotDict, UserError
 
@@ -128,10 +128,7 @@ class ModelPolicy:
         given = observation.get("noise")
         if given is None:
             return torch.randn(self.noise_shape, generator=self._generator).numpy()
-        try:
-            noise = np.asarray(given, dtype=np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"noise: got {type(given).__name__}, expected an array of numbers") from None
+        noise = float_array("noise", given)
         if noise.shape != self.noise_shape or not (np.abs(noise) <= FAR).all():
             raise UserError(
                 f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), within {FAR:g}"

@@ -95,12 +95,21 @@ def sampling_options(
 
 
 def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArray[np.float32]:
-    actions = np.asarray(observation["previous_actions"], np.float32)
+    actions = float_array("previous_actions", observation["previous_actions"])
     if actions.ndim != 2 or not 0 < len(actions) <= horizon or actions.shape[1] != width:
         raise UserError(f"previous_actions: got shape {actions.shape}, expected (1 to {horizon}, {width})")
     if not np.isfinite(actions).all():
         raise UserError("previous_actions: NaN or infinite; expected numbers")
     return actions
+
+
+def float_array(name: str, given: Any) -> NDArray[np.float32]:
+    """What a robot sent under this name, infinite where float32 ends. UserError where it is no array of numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(given, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name}: got {type(given).__name__}, expected an array of numbers") from None
 
 
 def whole_number(name: str, given: Any, of: str) -> int:
