@@ -77,10 +77,7 @@ def evaluate(
     envs = [make_env(env_name, **options)]
     try:
         specs = episode_specs(envs[0], episodes, seed)
-        most = getattr(envs[0], "most_at_once", None)
-        if most is not None:  # task by task, as another task takes a simulator of its own
-            specs.sort(key=lambda spec: envs[0].task_names.index(spec.task))
-            num_envs = min(num_envs, most)
+        num_envs = min(num_envs, getattr(envs[0], "most_at_once", num_envs))
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {
@@ -102,7 +99,11 @@ def evaluate(
 
 
 def episode_specs(env: Env, episodes: int, seed: int) -> list[EpisodeSpec]:
-    """`episodes` of each task. Seed by seed and not task by task, so that the first videos show different tasks."""
+    """`episodes` of each task. Seed by seed, so that the first videos show different tasks; task by task where another
+    task takes a simulator of its own (`most_at_once`).
+    """
+    if hasattr(env, "most_at_once"):
+        return [EpisodeSpec(task, seed + number) for task in env.task_names for number in range(episodes)]
     return [EpisodeSpec(task, seed + number) for number in range(episodes) for task in env.task_names]
 
 
