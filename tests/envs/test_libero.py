@@ -148,6 +148,20 @@ def test_demonstrator_puts_the_bowl_on_the_plate(env: LiberoEnv) -> None:
 
 
 @needs_libero
+def test_a_grasp_that_failed_is_not_tried_again(env: LiberoEnv) -> None:
+    from pizero.envs.libero.geometry import Geometry
+
+    env.reset(seed=3)
+    geometry = Geometry(env._simulator)
+    first = geometry.grasp("akita_black_bowl_1")
+    second = geometry.grasp("akita_black_bowl_1", [first])
+    assert abs(second.yaw - first.yaw) > 0.3
+    third = geometry.grasp("akita_black_bowl_1", [first, second])
+    assert min(abs(third.yaw - first.yaw), abs(third.yaw - second.yaw)) > 0.3
+    assert len(LiberoEnv("libero-goal").demonstrated_tasks) == 7
+
+
+@needs_libero
 def test_mistakes_are_told(env: LiberoEnv) -> None:
     env.reset(seed=0)
     with pytest.raises(UserError, match="7 finite numbers"):

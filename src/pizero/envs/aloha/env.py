@@ -85,7 +85,9 @@ class AlohaEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         super().reset(seed=seed)
         drawn = self.task_names[int(self.np_random.integers(len(self.task_names)))]
         task = _check_task((options or {}).get("task", drawn), self.task_names)
-        self.scene = self._scenes.setdefault(task, Scene(task))
+        if task not in self._scenes:
+            self._scenes[task] = Scene(task)
+        self.scene = self._scenes[task]
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self.scene.reset(self._seed)
         self._steps = 0

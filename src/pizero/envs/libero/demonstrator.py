@@ -7,7 +7,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.envs.libero.geometry import Geometry
+from pizero.envs.libero.geometry import Geometry, Grasp
 from pizero.envs.libero.simulator import Array, Simulator
 from pizero.envs.rotations import rotation_vector
 from pizero.types import UserError
@@ -15,6 +15,8 @@ from pizero.types import UserError
 _OPEN, _CLOSED = -1.0, 1.0
 _FULL_STEP, _FULL_TURN = 0.05, 0.5  # metres and radians that an action of 1 asks for
 _SLOW = 0.6
+_LIFTED = 0.03  # metres
+_TRIES = 3
 _UP = np.array([0.0, 0.0, 1.0])
 
 Actions = Generator[Array]
@@ -47,12 +49,13 @@ class LiberoDemonstrator:
     def _put(self, inside: bool, name: str, where: str) -> Actions:
         """Takes an object and puts it on or in a place."""
         geometry = self._geometry
-        grasp = geometry.grasp(name)
-        yield from self._go(grasp.position + 0.10 * _UP, grasp.turn, _OPEN, 0.015)
-        grasp = geometry.grasp(name)  # once more from near: it may have moved
-        yield from self._go(grasp.position + 0.06 * _UP, grasp.turn, _OPEN, 0.015, most=40)
-        yield from self._go(grasp.position, grasp.turn, _OPEN, 0.006, most=40, speed=_SLOW)
-        yield from self._hold(_CLOSED, 10)
+        failed: list[Grasp] = []
+        while True:
+            before = geometry.pose(name)[0][2]
+            grasp = yield from self._take(name, failed)
+            if geometry.pose(name)[0][2] > before + _LIFTED or len(failed) == _TRIES:
+                break
+            failed.append(grasp)
 
         place, support, top = self._place(where)
         hand, _ = geometry.hand()
@@ -72,6 +75,20 @@ class LiberoDemonstrator:
         hand, _ = geometry.hand()
         yield from self._go(hand + 0.10 * _UP, grasp.turn, _OPEN, 0.02, most=30)
 
+    def _take(self, name: str, failed: list[Grasp]) -> Generator[Array, None, Grasp]:
+        """Closes the hand around an object and lifts it a little; returns the grasp."""
+        geometry = self._geometry
+        grasp = geometry.grasp(name, failed)
+        reached = yield from self._go(grasp.position + 0.10 * _UP, grasp.turn, _OPEN, 0.015)
+        if reached:
+            grasp = geometry.grasp(name, failed)  # once more from near: it may have moved
+            yield from self._go(grasp.position + 0.06 * _UP, grasp.turn, _OPEN, 0.015, most=40)
+            yield from self._go(grasp.position, grasp.turn, _OPEN, 0.006, most=40, speed=_SLOW)
+            yield from self._hold(_CLOSED, 10)
+        hand, _ = geometry.hand()
+        yield from self._go(hand + 0.08 * _UP, grasp.turn, _CLOSED, 0.02, most=20)
+        return grasp
+
     def _place(self, where: str) -> tuple[Array, float, float]:
         """Of an object or region: x, y [2], the height where things stand there, and of what is to be flown over."""
         world = self._simulator.world
@@ -85,16 +102,17 @@ class LiberoDemonstrator:
 
     def _go(
         self, position: Array, turn: Array, gripper: float, near: float, *, most: int = 80, speed: float = 1.0
-    ) -> Actions:
-        """Until the hand is as near (metres) and turned, or after `most` steps."""
+    ) -> Generator[Array, None, bool]:
+        """Until the hand is as near (metres) and turned, or after `most` steps; returns whether it is."""
         for _ in range(most):
             hand, turned = self._geometry.hand()
             move, rotate = position - hand, rotation_vector(turn @ turned.T)
             if np.linalg.norm(move) < near and np.linalg.norm(rotate) < 0.08:
-                return
+                return True
             step = move / _FULL_STEP
             step *= speed / max(speed, float(np.abs(step).max()))
             yield np.array([*step, *(rotate / _FULL_TURN).clip(-1.0, 1.0), gripper])
+        return False
 
     def _hold(self, gripper: float, steps: int) -> Actions:
         """Stays where the hand is, and opens or closes."""

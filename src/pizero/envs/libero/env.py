@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SUITES = {"libero-spatial": 220, "libero-object": 280, "libero-goal": 300, "libero-10": 520}
 """Steps of an episode, as openpi's evaluation has them (examples/libero/main.py)."""
 NOT_DEMONSTRATED = {
+    "pick_up_the_black_bowl_next_to_the_cookie_box_and_place_it_on_the_plate",
+    "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
     "open_the_middle_drawer_of_the_cabinet",
     "open_the_top_drawer_and_put_the_bowl_inside",
     "turn_on_the_stove",
@@ -31,7 +33,7 @@ NOT_DEMONSTRATED = {
     "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
     "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
 }
-"""Tasks with a drawer, knob or door, which the demonstrator cannot move."""
+"""Two that the demonstrator failed, and those with a drawer, knob or door, which it cannot move."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Robot camera -> LIBERO's."""
 _PUBLISHED_SIZE, _SHRUNK_SIZE = 256, 224

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ _FINGER_DEPTH = 0.035  # how far the fingers reach below an object's top
 _RIM_DEPTH = 0.018
 _REACH = 0.13  # of the open hand
 _UP = np.array([0.0, 0.0, 1.0])
+_OTHER = math.radians(20)  # between the hand's angles of two tries
 _DOWN = np.diag([1.0, -1.0, -1.0])
 
 
@@ -74,12 +76,16 @@ class Geometry:
         own = self.points(name)
         return points[((points > own.min(0) - _REACH) & (points < own.max(0) + _REACH)).all(1)]
 
-    def grasp(self, name: str) -> Grasp:
+    def grasp(self, name: str, failed: Sequence[Grasp] = ()) -> Grasp:
         """The best grasp from above: across a narrow object's middle, else at a wide one's rim.
 
-        It is the one with the least turn and the fewest points of other objects where the open hand would be.
+        It is the one with the least turn and the fewest points of other objects where the open hand would be, and like
+        none that `failed`.
         """
         candidates = self._across(name) or self._rim(name)
+        candidates = [
+            (cost, grasp) for cost, grasp in candidates if all(abs(grasp.yaw - old.yaw) > _OTHER for old in failed)
+        ] or candidates
         others = self.others(name)
         costs = [cost + 0.3 * abs(grasp.yaw) + 0.02 * _in_the_way(others, grasp) for cost, grasp in candidates]
         return candidates[int(np.argmin(costs))][1]
