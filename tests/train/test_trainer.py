@@ -317,7 +317,7 @@ def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
     assert found.pipeline is not None
     assert found.pipeline.tokenizer.vocab_size == tokenizer.vocab_size
     baseline = dataclasses.replace(preset, model=nano_baseline())
-    with pytest.raises(UserError, match=r"a start for π0 and π0\.5 alone"):
+    with pytest.raises(UserError, match=r"from which only π0 and π0\.5 can start"):
         train_policy(dataset, tmp_path / "no", baseline, initial=Initialization(golden))
 
 
