@@ -148,13 +148,13 @@ def test_train_with_workers(tmp_path: Path, name: str) -> None:
 
 ENDLESS = """
 import numpy as np
-from pizero.evaluation.benchmark import evaluate
+from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.processes import ended_by_signals
 class Still:
     def infer_batch(self, observations):
         return [{"actions": np.zeros((25, 5), np.float32)} for _ in observations]
 with ended_by_signals():
-    evaluate(Still(), "tabletop", episodes=100_000, execution_horizon=20, processes=2)
+    evaluate(Still(), RolloutConfig("tabletop", 100_000, execution_horizon=20, processes=2))
 """
 
 

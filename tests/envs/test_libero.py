@@ -79,7 +79,7 @@ def test_large_simulators_are_evaluated_task_by_task_two_at_a_time(monkeypatch: 
 
     monkeypatch.setattr(benchmark, "make_env", make)
     monkeypatch.setattr(benchmark, "rollout", play)
-    benchmark.evaluate(None, "large", episodes=3, seed=5)  # type: ignore[arg-type]
+    benchmark.evaluate(None, benchmark.RolloutConfig("large", 3, seed=5, execution_horizon=8))  # type: ignore[arg-type]
     assert len(made) == 2
 
 

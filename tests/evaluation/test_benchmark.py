@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pizero.evaluation import benchmark
-from pizero.evaluation.benchmark import evaluate, summarize, wilson_interval
+from pizero.evaluation.benchmark import RolloutConfig, evaluate, summarize, wilson_interval
 from pizero.evaluation.rollout import EpisodeResult
 from pizero.types import RobotDict, UserError
 
@@ -103,10 +103,11 @@ class StillPolicy:
 
 def test_evaluate_in_the_tabletop(tmp_path: Path) -> None:
     policy, seen = StillPolicy(), list[EpisodeResult]()
-    summary = evaluate(
-        policy, "tabletop", tasks=["push_left", "lift"], episodes=2, seed=7, execution_horizon=13, num_envs=3,
-        image_size=24, videos=tmp_path, num_videos=2, on_episode=seen.append,
+    config = RolloutConfig(
+        "tabletop", tasks=("push_left", "lift"), episodes=2, seed=7, execution_horizon=13, num_envs=3, image_size=24,
+        num_videos=2,
     )  # fmt: skip
+    summary = evaluate(policy, config, videos=tmp_path, on_episode=seen.append)
     assert (summary["success_rate"], summary["episodes"], summary["errors"]) == (0.0, 4, 0)
     assert {(r.task, r.seed) for r in seen} == {(task, seed) for task in ("push_left", "lift") for seed in (7, 8)}
     assert [len(batch) for batch in policy.batches] == [3, 3, 1, 1]
@@ -119,12 +120,13 @@ def test_evaluate_says_what_is_wrong_and_closes_what_it_opened(monkeypatch: pyte
     for options, text in (
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"num_envs": 0}, "num_envs must be at least 1"),
-        ({"tasks": ["juggle"]}, "juggle"),
+        ({"tasks": ("juggle",)}, "juggle"),
+        ({"execution_horizon": None}, "choose an execution_horizon"),
     ):
         with pytest.raises(UserError, match=text):
-            evaluate(StillPolicy(), "tabletop", **options)
+            evaluate(StillPolicy(), RolloutConfig("tabletop", **{"execution_horizon": 8, **options}))
     with pytest.raises(UserError, match="unknown simulator"):
-        evaluate(StillPolicy(), "moon")
+        evaluate(StillPolicy(), RolloutConfig("moon", execution_horizon=8))
 
     closed: list[int] = []
 
@@ -138,7 +140,7 @@ def test_evaluate_says_what_is_wrong_and_closes_what_it_opened(monkeypatch: pyte
             closed.append(1)
 
     monkeypatch.setattr(benchmark, "make_env", lambda *_, **__: BrokenEnv())
-    summary = evaluate(StillPolicy(), "tabletop", episodes=3, num_envs=2)
+    summary = evaluate(StillPolicy(), RolloutConfig("tabletop", 3, seed=0, execution_horizon=8, num_envs=2))
     assert summary["errors"] == 3
     assert summary["per_task"]["only"]["error_texts"] == ["OSError: no display (only, seed 0, and 2 more)"]
     assert len(closed) == 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pizero.evaluation.benchmark import evaluate
+from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.evaluation.rollout import EpisodeResult
 from pizero.types import RobotDict, UserError
 
@@ -61,12 +61,14 @@ def _fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert multiprocessing.active_children() == []
 
 
-def played(env: str = "tabletop", seed: int = 0, **options: Any) -> tuple[dict, list[EpisodeResult], list[Any]]:
+def played(
+    env: str = "tabletop", seed: int = 0, videos: Path | None = None, **options: Any
+) -> tuple[dict, list[EpisodeResult], list[Any]]:
     policy, seen = NoisyPolicy(), list[EpisodeResult]()
-    summary = evaluate(
-        policy, env, tasks=["lift", "push_left"], seed=seed, execution_horizon=4, image_size=16, on_episode=seen.append,
-        **options,
+    config = RolloutConfig(
+        env, tasks=("lift", "push_left"), seed=seed, execution_horizon=4, image_size=16, **options
     )  # fmt: skip
+    summary = evaluate(policy, config, videos=videos, on_episode=seen.append)
     return summary, seen, policy.batches
 
 
@@ -104,4 +106,4 @@ def test_mistakes_are_raised() -> None:
             raise RuntimeError("NaN")
 
     with pytest.raises(RuntimeError, match="NaN"):
-        evaluate(Broken(), "tabletop", episodes=1, processes=1)
+        evaluate(Broken(), RolloutConfig("tabletop", episodes=1, execution_horizon=8, processes=1))

@@ -16,7 +16,7 @@ from pizero.model.config import small_config
 from pizero.report import quickstart
 from pizero.report.html import Code, Picture, Section, Table, Video, write_report
 from pizero.report.pictures import loss_picture
-from pizero.report.quickstart import quickstart_report
+from pizero.report.quickstart import FilmedEpisode, SampledChunk, quickstart_report
 
 PNG = loss_picture([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
 EVIL = '<script>alert("x")</script> & {braces} \''
@@ -134,8 +134,9 @@ def test_quickstart_report_holds_every_part(tmp_path: Path) -> None:
     video.write_bytes(b"\0\0\0\x18ftypisom")
     config = small_config("nano")
     quickstart_report(
-        path, results=results(), metrics=METRICS, config=config, frames=np.zeros((4, 8, 8, 3), np.uint8), fps=10,
-        video=video, trajectory=np.zeros((3, config.action_horizon, config.action_dim)), action_names=["dx", "dy"],
+        path, results=results(), metrics=METRICS, config=config,
+        episode=FilmedEpisode(video, np.zeros((4, 8, 8, 3), np.uint8), 10),
+        chunk=SampledChunk(np.zeros((3, config.action_horizon, config.action_dim)), ["dx", "dy"]),
     )  # fmt: skip
     check_self_contained(path)
     page = Page(path)
@@ -159,7 +160,7 @@ def test_a_large_video_stays_outside(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(quickstart, "MAX_VIDEO_BYTES", 3)
     path, video, config = tmp_path / "report.html", tmp_path / "film.mp4", small_config("nano")
     video.write_bytes(b"1234")
-    quickstart_report(path, results=results(), metrics=METRICS, config=config, video=video)
+    quickstart_report(path, results=results(), metrics=METRICS, config=config, episode=FilmedEpisode(video))
     page = Page(path)
     assert "video" not in page.tags
     assert "film.mp4" in page.text

@@ -40,8 +40,7 @@ LONGER = {"train_policy": 80}
 PARAMETERS = 8
 MORE_PARAMETERS = {
     "load_policy": 14,  # public, keyword-only, and what a user may give in any combination
-    "evaluate": 14, "quickstart_report": 10,
-}  # fmt: skip
+}
 PI0_LINES, CLOSURE_FILES, CLOSURE_LINES = 300, 10, 1_600
 
 

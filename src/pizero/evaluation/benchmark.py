@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpiso
 from pizero.evaluation.simulators import process_simulators
 from pizero.evaluation.video import write_mp4
 from pizero.types import Env, Policy, UserError
+
+EVALUATION_SEED = 1_000_000
+"""Far from the seeds of `collect`, so that no evaluated scene was a demonstration."""
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -46,49 +50,71 @@ def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None 
     return summary
 
 
+@dataclass(frozen=True)
+class RolloutConfig:
+    """episodes: of each of the tasks (none named: all), with the seeds seed, seed + 1, ... execution_horizon: actions
+    played before the next chunk is asked for; None takes half of the policy's action horizon. num_envs: simulators in
+    this process. processes: above 0, so many in processes of their own instead, which gives the same as so many here.
+    num_videos: how many of the first episodes are filmed.
+    """
+
+    env: str
+    episodes: int = 50
+    tasks: tuple[str, ...] = ()
+    seed: int = EVALUATION_SEED
+    execution_horizon: int | None = None
+    num_envs: int = 16
+    processes: int = 0
+    image_size: int | None = None
+    num_videos: int = 0
+
+    def horizon_for(self, policy: Policy) -> int:
+        """The execution horizon with this policy; UserError where neither says one."""
+        if self.execution_horizon is not None:
+            return self.execution_horizon
+        shape: tuple[int, int] | None = getattr(policy, "noise_shape", None)
+        if shape is None:
+            raise UserError("this policy does not say how long its action chunks are; choose an execution_horizon")
+        return max(shape[0] // 2, 1)
+
+
 def evaluate(
     policy: Policy,
-    env_name: str,
+    config: RolloutConfig,
     *,
-    tasks: Sequence[str] | None = None,
-    episodes: int = 50,
-    seed: int = 0,
-    execution_horizon: int = 8,
-    num_envs: int = 16,
-    processes: int = 0,
-    image_size: int | None = None,
     alter: Alter | None = None,
     videos: Path | None = None,
-    num_videos: int = 4,
     on_start: Callable[[int], None] | None = None,
     on_episode: OnEpisode | None = None,
 ) -> dict[str, Any]:
-    """`episodes` episodes of each task (None: all), with the seeds seed, seed + 1, ...; returns what `summarize` does.
+    """Runs the episodes of the config; returns what `summarize` does.
 
     An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
-    errors > 0 as a failed run. num_envs: simulators in this process. processes: above 0, so many in processes of their
-    own instead, which gives the same as so many here. videos: folder for the first `num_videos` episodes as
-    <task>_<seed>.mp4. on_start: told the number of episodes in all.
+    errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4. on_start: told the number
+    of episodes in all. UserError for numbers that cannot be.
     """
-    for name, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("processes", processes, 0)):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
-    options: dict[str, Any] = {"image_size": image_size, "render_in_step": False, "tasks": tasks}
-    envs = [make_env(env_name, **options)]
+    for name, least in (("episodes", 1), ("num_envs", 1), ("processes", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    execution_horizon = config.horizon_for(policy)
+    options: dict[str, Any] = {
+        "image_size": config.image_size, "render_in_step": False, "tasks": config.tasks or None
+    }  # fmt: skip
+    envs = [make_env(config.env, **options)]
     try:
-        specs = episode_specs(envs[0], episodes, seed)
-        num_envs = min(num_envs, getattr(envs[0], "most_at_once", num_envs))
+        specs = episode_specs(envs[0], config.episodes, config.seed)
+        num_envs = min(config.num_envs, getattr(envs[0], "most_at_once", config.num_envs))
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {
-            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else num_videos
+            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else config.num_videos
         }  # fmt: skip
-        if processes:
-            count = min(processes, len(specs))
-            with process_simulators(count, env_name, history_of(policy), options) as simulators:
+        if config.processes:
+            count = min(config.processes, len(specs))
+            with process_simulators(count, config.env, history_of(policy), options) as simulators:
                 results = rollout_in(simulators, policy, specs, execution_horizon, **how)
         else:
-            envs += [make_env(env_name, **options) for _ in range(min(num_envs, len(specs)) - 1)]
+            envs += [make_env(config.env, **options) for _ in range(min(num_envs, len(specs)) - 1)]
             results = rollout(policy, envs, specs, execution_horizon, **how)
         if videos is not None:
             _write_videos(videos, results, envs[0])

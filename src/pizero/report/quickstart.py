@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,53 @@ from pizero.report.html import Block, Picture, Section, Table, Video, write_repo
 from pizero.report.pictures import film_strip, flow_picture, loss_picture, mask_picture
 
 
+@dataclass(frozen=True)
+class FilmedEpisode:
+    """video: its MP4. frames: [n, h, w, 3] at `fps`, shown as pictures."""
+
+    video: Path
+    frames: NDArray[np.uint8] | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class SampledChunk:
+    """trajectory: x_t [num_steps + 1, H, D] of one action chunk, drawn for the dimensions that `action_names` names."""
+
+    trajectory: NDArray[np.floating[Any]]
+    action_names: Sequence[str]
+
+
 def quickstart_report(
     path: Path, *, results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], config: Pi0Config,
-    frames: NDArray[np.uint8] | None = None, fps: float | None = None, video: Path | None = None,
-    films: Sequence[Path] = (),
-    trajectory: NDArray[np.floating[Any]] | None = None, action_names: Sequence[str] | None = None,
+    episode: FilmedEpisode | None = None, films: Sequence[Path] = (), chunk: SampledChunk | None = None,
 ) -> None:  # fmt: skip
     """Writes the HTML report of a run.
 
-    results: as for `evaluation_report`. metrics: lines of `metrics.jsonl`. frames: [n, h, w, 3] of one episode at
-    `fps`, whose MP4 is `video`. films: MP4s of other episodes.
-    trajectory: x_t [num_steps + 1, H, D] of one action chunk, drawn for the dimensions that `action_names` names.
+    results: as for `evaluation_report`. metrics: lines of `metrics.jsonl`. films: MP4s of other episodes.
     """
-    architecture = describe(config, num_steps=10 if trajectory is None else len(trajectory) - 1)
+    architecture = describe(config, num_steps=10 if chunk is None else len(chunk.trajectory) - 1)
     facts = result_facts(results) | {"parameters": f"{architecture.parameters:,}"}
     if "seed" in results:
         facts["seed"] = str(results["seed"])
-    sections = [outcome(results), *_episode(frames, fps, video), *film_grid(films), _training(metrics)]
-    sections += [*_model(architecture, trajectory, action_names), *repeat(results)]
+    sections = [outcome(results), *_episode(episode), *film_grid(films), _training(metrics)]
+    sections += [*_model(architecture, chunk), *repeat(results)]
     write_report(path, title="pizero: a policy trained and evaluated", facts=facts, sections=sections)
 
 
-def _episode(frames: NDArray[np.uint8] | None, fps: float | None, video: Path | None) -> Iterator[Section]:
+def _episode(episode: FilmedEpisode | None) -> Iterator[Section]:
+    if episode is None:
+        return
     blocks: list[Block] = []
-    text = ""
-    if video is not None:
-        size = video.stat().st_size
-        if size <= MAX_VIDEO_BYTES:
-            blocks.append(Video(video.read_bytes(), "Played in a loop."))
-        else:
-            text = f"The video ({size / 1e6:.0f} MB) lies beside this page: {video.name}"
-    if frames is not None:
-        blocks.append(Picture(film_strip(frames, fps=fps), "Frames of one episode, from first to last"))
-    if blocks or text:
-        yield Section("An episode of the policy", text, blocks)
+    text, size = "", episode.video.stat().st_size
+    if size <= MAX_VIDEO_BYTES:
+        blocks.append(Video(episode.video.read_bytes(), "Played in a loop."))
+    else:
+        text = f"The video ({size / 1e6:.0f} MB) lies beside this page: {episode.video.name}"
+    if episode.frames is not None:
+        strip = film_strip(episode.frames, fps=episode.fps)
+        blocks.append(Picture(strip, "Frames of one episode, from first to last"))
+    yield Section("An episode of the policy", text, blocks)
 
 
 def _training(metrics: Sequence[Mapping[str, Any]]) -> Section:
@@ -57,17 +71,17 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> Section:
     return Section("Training", text, [Picture(loss_picture(metrics), "Loss over training steps")])
 
 
-def _model(
-    architecture: Architecture, trajectory: NDArray[np.floating[Any]] | None, action_names: Sequence[str] | None
-) -> Iterator[Section]:
+def _model(architecture: Architecture, chunk: SampledChunk | None) -> Iterator[Section]:
     config = architecture.config
-    if trajectory is not None:
+    if chunk is not None:
         text = (
             "The actions of one chunk start as noise. Each integration step moves them along the predicted velocity; "
             "the bold line is the action chunk that the robot gets."
         )
-        picture = Picture(flow_picture(trajectory, action_names), "Noise becoming an action chunk, per dimension")
-        yield Section("From noise to actions", text, [picture])
+        picture = flow_picture(chunk.trajectory, chunk.action_names)
+        yield Section(
+            "From noise to actions", text, [Picture(picture, "Noise becoming an action chunk, per dimension")]
+        )
     suffix = "The state and the noisy actions form" if config.has_state_token else "The noisy actions form"
     text = (
         f"Images and prompt form the prefix, computed once per observation and cached. {suffix} the suffix, computed "

@@ -25,7 +25,7 @@ from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import Velocity
 from pizero.policy.policy import ModelPolicy
 from pizero.report.evaluation import BASELINES, check_completed
-from pizero.report.quickstart import quickstart_report
+from pizero.report.quickstart import FilmedEpisode, SampledChunk, quickstart_report
 from pizero.train.metrics import read_metrics
 from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import (
@@ -150,8 +150,8 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
         env.close()
     quickstart_report(
         folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
-        config=preset.model, frames=frames, fps=env.fps, video=folder / "episode.mp4", films=films(folder),
-        trajectory=trajectory, action_names=names,
+        config=preset.model, episode=FilmedEpisode(folder / "episode.mp4", frames, env.fps), films=films(folder),
+        chunk=SampledChunk(trajectory, names),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
 from pizero.checkpoints.native.checkpoint import load_example
 from pizero.envs.env import check_env, make_env
-from pizero.evaluation.benchmark import episode_specs, evaluate, summarize, tiers_of
+from pizero.evaluation.benchmark import RolloutConfig, episode_specs, evaluate, summarize, tiers_of
 from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
 from pizero.files import write_bytes
 from pizero.policy.policy import ModelPolicy
@@ -26,28 +26,12 @@ from pizero.types import RobotDict, UserError
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.threads import torch_threads
 
-EVALUATION_SEED = 1_000_000
-"""Far from the seeds of `collect`, so that no evaluated scene was a demonstration."""
-
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """episodes: of each task. execution_horizon: actions played before the next chunk is asked for; None takes half of
-    the policy's action horizon. processes: above 0, so many simulators in processes of their own in the place of
-    num_envs in this one. num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes all
-    cores.
-    """
+class EvaluateConfig(RolloutConfig):
+    """num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes all cores."""
 
-    env: str
-    episodes: int = 50
-    tasks: tuple[str, ...] = ()
-    seed: int = EVALUATION_SEED
-    execution_horizon: int | None = None
     num_steps: int | None = None
-    num_envs: int = 16
-    processes: int = 0
-    image_size: int | None = None
-    num_videos: int = 0
     threads: int = 0
 
 
@@ -64,9 +48,7 @@ def evaluate_policy(
     alter: Alter | None = None,
 ) -> dict[str, Any]:
     """Runs the rollouts with a progress bar; `folder` gets the videos and results.json. Adds seconds and settings."""
-    if config.execution_horizon is None:
-        config = dataclasses.replace(config, execution_horizon=max(policy.noise_shape[0] // 2, 1))
-    assert config.execution_horizon is not None
+    config = dataclasses.replace(config, execution_horizon=config.horizon_for(policy))
     started, done, successes = time.perf_counter(), 0, 0
     with torch_threads(config.threads or usual_threads()), progress_bar() as bars:
         bar = bars.add_task(label, total=None, note="")
@@ -77,10 +59,7 @@ def evaluate_policy(
             bars.update(bar, completed=done, note=f"success {successes}/{done}")
 
         results = evaluate(
-            policy, config.env, tasks=config.tasks or None, episodes=config.episodes, seed=config.seed,
-            execution_horizon=config.execution_horizon, num_envs=config.num_envs, processes=config.processes,
-            image_size=config.image_size, alter=alter, num_videos=config.num_videos,
-            videos=None if folder is None or not config.num_videos else folder / "videos",
+            policy, config, alter=alter, videos=None if folder is None or not config.num_videos else folder / "videos",
             on_start=lambda total: bars.update(bar, total=total), on_episode=count,
         )  # fmt: skip
     results["seconds"] = round(time.perf_counter() - started, 1)

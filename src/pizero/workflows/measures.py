@@ -11,13 +11,12 @@ from pizero.data.doctor.open_loop import summarize
 from pizero.data.loader import Loader
 from pizero.data.pipeline import Pipeline
 from pizero.envs.env import make_env
-from pizero.evaluation.benchmark import evaluate
+from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.policy.policy import ModelPolicy
 from pizero.train.config import TrainConfig
 from pizero.train.metrics import TRACKERS
 from pizero.train.trainer import Measure
 from pizero.types import UserError
-from pizero.workflows.evaluate import EVALUATION_SEED
 from pizero.workflows.replay import replay, spread_over
 
 
@@ -86,9 +85,9 @@ def _simulator(config: MeasureConfig, env: str, pipeline: Pipeline, execution_ho
     def run(model: Network) -> dict[str, float]:
         policy = ModelPolicy(model, pipeline, fast=False)
         results = evaluate(
-            policy, env, episodes=config.episodes, seed=EVALUATION_SEED, execution_horizon=execution_horizon,
-            image_size=pipeline.image_size[0],
-        )  # fmt: skip
+            policy,
+            RolloutConfig(env, config.episodes, execution_horizon=execution_horizon, image_size=pipeline.image_size[0]),
+        )
         if results["errors"]:
             raise UserError(f"{results['errors']} episodes in {env} ended by an error: {results['error_texts']}")
         return {"success_rate": float(results["success_rate"])}
