@@ -29,7 +29,7 @@ from worker import Worker
 
 from pizero.checkpoints.load import load_model, save_model
 from pizero.model.pi0 import Pi0
-from pizero.train.activations import compile_blocks
+from pizero.train.compile import compile_blocks
 from pizero.train.config import TrainConfig
 from pizero.train.saving import RunOutput
 from pizero.train.trainer import Trainer

@@ -37,7 +37,8 @@ from pizero.checkpoints.models import empty_model, make_model
 from pizero.model.attention import attend
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
-from pizero.train.activations import checkpoint_activations, compile_blocks
+from pizero.train.activations import checkpoint_activations
+from pizero.train.compile import compile_blocks
 from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
 from pizero.train.distributed import Placement
 from pizero.train.parts import choose_parts

@@ -89,6 +89,15 @@ def test_recomputed_blocks_keep_their_inputs_alone() -> None:
     assert recomputed.flops > 1.2 * whole.flops
 
 
+def test_a_gpu_keeps_no_logits() -> None:
+    """Its attention is planned for it, and nothing else changes."""
+    config = TrainConfig(batch_size=8, precision="float32")
+    host, gpu = (plan_step(nano_model(), config, Layout(), device) for device in ("cpu", "cuda"))
+    assert gpu.activations < 0.95 * host.activations
+    assert (gpu.weights, gpu.gradients, gpu.optimizer) == (host.weights, host.gradients, host.optimizer)
+    assert plan_step(nano_model(), config, Layout(), "cpu") == host
+
+
 def test_operations_do_not_depend_on_how_a_batch_is_divided() -> None:
     config = TrainConfig(batch_size=8)
     whole = plan_step(nano_model(), config, Layout()).flops

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pizero.model.attention import attend, attend_folded, attend_fused
-
-Attention: TypeAlias = Callable[..., Tensor]
-"""As `attend`: query, key, value and perhaps a mask."""
+from pizero.model.attention import Attention, attend, attend_folded, attend_fused
 
 FEW_QUERIES = 128
 SPLITS_KEYS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

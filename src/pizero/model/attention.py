@@ -16,9 +16,15 @@ Padding is never attended and takes no position. Training and cached inference r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Attention: TypeAlias = Callable[..., Tensor]
+"""As `attend`: query, key, value and perhaps a mask."""
 
 MASKED = -2.3819763e38
 """Logit of a masked pair (Gemma's own constant). Finite: a query row without any key becomes uniform, never NaN."""
@@ -54,7 +60,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return (attend_folded if query.device.type == "cpu" else attend_fused)(query, key, value, mask)
 
 
-def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     bias = None
     if mask is not None:
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)[:, None]
@@ -68,7 +74,7 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     return out.transpose(1, 2).flatten(2)
 
 
-def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     batch, length, heads, head_dim = query.shape
     kv_heads, group = key.shape[2], heads // key.shape[2]
     # [B, K, G * S, head_dim]: heads that share a key head become rows of one product

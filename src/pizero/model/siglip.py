@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pizero.model.attention import attend
+from pizero.model.attention import Attention, attend
 from pizero.model.config import SiglipConfig
 from pizero.model.layers import EPSILON, Float32Linear, cast_once, gelu
 
@@ -26,13 +26,14 @@ class VisionBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=EPSILON)
         self.mlp_in = nn.Linear(width, config.mlp_dim)
         self.mlp_out = nn.Linear(config.mlp_dim, width)
+        self.attend: Attention = attend
 
     def forward(self, x: Tensor) -> Tensor:
         y = cast_once(self.attention_norm(x))
         query, key, value = (
             layer(y).unflatten(-1, (self.num_heads, self.head_dim)) for layer in (self.query, self.key, self.value)
         )  # [n, S_img, heads, head_dim]
-        x = x + self.output(attend(query * self.head_dim**-0.5, key, value))
+        x = x + self.output(self.attend(query * self.head_dim**-0.5, key, value))
         return x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pizero.model.attention import attend, block_mask, token_positions
+from pizero.model.attention import Attention, attend, block_mask, token_positions
 from pizero.model.config import GemmaConfig
 from pizero.model.gemma import GemmaBlock, Rotary, make_norm
 from pizero.model.layers import rotary_table
@@ -49,6 +49,7 @@ class TwoExpertLayer(nn.Module):
         super().__init__()
         self.prefix = GemmaBlock(prefix, adaptive=False)
         self.expert = GemmaBlock(expert, adaptive=adaptive)
+        self.attend: Attention = attend
 
     def forward(
         self,
@@ -68,14 +69,14 @@ class TwoExpertLayer(nn.Module):
             query, key, value, _ = self.prefix.project(x, stream.rotary, None)
             cached = key, value
             if prefix_output:
-                x_prefix = self.prefix.finish(x, attend(query, key, value, stream.mask), None, None)
+                x_prefix = self.prefix.finish(x, self.attend(query, key, value, stream.mask), None, None)
         if cached is None:
             raise ValueError("the suffix needs the prefix or its cached keys and values")
         if suffix is not None:
             x, stream = suffix
             query, key, value, gate = self.expert.project(x, stream.rotary, stream.conditioning)
             key, value = (_after_prefix(part, own) for part, own in zip(cached, (key, value), strict=True))
-            attended = attend(query, key, value, stream.mask)
+            attended = self.attend(query, key, value, stream.mask)
             x_suffix = self.expert.finish(x, attended, gate, stream.conditioning)
         return x_prefix, x_suffix, cached
 

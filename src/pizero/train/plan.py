@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pizero.checkpoints.models import Network, NetworkConfig, make_model
-from pizero.model import attention
+from pizero.model.attention import attend_fused
 from pizero.train.activations import BLOCKS, checkpoint_activations
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import WRAP_UNITS
@@ -61,8 +59,9 @@ class StepPlan:
 def plan_step(network: NetworkConfig, config: TrainConfig, layout: Layout, device: str = "cpu") -> StepPlan:
     """Takes seconds for a small model and about 20 for a full π0, whatever the memory here."""
     mixed = multiplies_in_bfloat16(config.precision, torch.device(device))
-    with FakeTensorMode(), _attention_of(device):
+    with FakeTensorMode():
         model = make_model(network)
+        _attend_as_on(torch.device(device), model)
         choose_parts(model, config.parts)
         keep_in_precision(model, config.precision, mixed)
         if layout.recompute:
@@ -191,11 +190,9 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-@contextmanager
-def _attention_of(device: str) -> Iterator[None]:
-    """The way that attention is computed on this kind of device, for tensors that say that they are on the CPU."""
-    if torch.device(device).type == "cpu":
-        yield
-        return
-    with mock.patch.object(attention, "attend_folded", attention.attend_fused):
-        yield
+def _attend_as_on(device: torch.device, model: nn.Module) -> None:
+    """Attention as it is computed on this kind of device, for tensors that seem to be on the CPU."""
+    if device.type != "cpu":
+        for module in model.modules():
+            if isinstance(module, BLOCKS):
+                module.attend = attend_fused

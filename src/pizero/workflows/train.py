@@ -21,7 +21,8 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
 from pizero.processes import usual_threads
-from pizero.train.activations import check_compiler, checkpoint_activations, compile_blocks
+from pizero.train.activations import checkpoint_activations
+from pizero.train.compile import check_compiler, compile_blocks
 from pizero.train.distributed import Placement, Sharding, torchrun_ranks
 from pizero.train.metrics import TRACKERS, read_metrics
 from pizero.train.run_folder import list_checkpoints
