@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pizero.engine.attention import FEW_QUERIES, attend_compiled
+from pizero.engine.attention_kernels import FEW_QUERIES, attend_compiled
 from pizero.model.attention import attend
 
 

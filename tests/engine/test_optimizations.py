@@ -13,7 +13,7 @@ from model_helpers import VARIANTS, make_observation, random_model, variant_name
 
 from pizero.engine.ablation import OPTIMIZATIONS, Ablated, Optimization
 from pizero.engine.fast_sampler import FastSampler
-from pizero.engine.inputs import make_inputs
+from pizero.engine.needed_inputs import make_inputs
 from pizero.model.pi0 import Pi0
 from pizero.types import Observation, UserError
 

@@ -26,7 +26,7 @@ from rank_runs import train
 from safetensors.torch import load_file
 
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
-from pizero.data.augment import Augmentation, Part
+from pizero.data.augment import Augmentation, BatchPart
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import Ranks, make_mesh
 from pizero.train.inputs import draw
@@ -191,7 +191,7 @@ def test_parts_draw_the_numbers_of_the_whole_batch(kind: Any) -> None:
     drawn = draw(config, actions, generator())
     assert drawn.keys() == {"noise", "time", "delay"}
     for index in range(3):
-        rows, part = slice(2 * index, 2 * index + 2), Part(index, 3)
+        rows, part = slice(2 * index, 2 * index + 2), BatchPart(index, 3)
         torch.testing.assert_close(augment("base_0_rgb", images[rows], generator(), part), together[rows])
         own = draw(config, actions[rows], generator(), part)
         for name, value in drawn.items():

@@ -68,7 +68,7 @@ def test_the_state_is_counted_exactly(changes: dict[str, Any], tmp_path: Path) -
     assert plan.gradients == size(parameter.grad for parameter in parameters)
     state = [value for optimizer in trainer.optimizers for kept in optimizer.state.values() for value in kept.values()]
     assert plan.optimizer == size(value for value in state if isinstance(value, torch.Tensor))
-    assert plan.average == size(trainer.average.parts().values())
+    assert plan.average == size(trainer.average.tensors().values())
 
 
 def test_activations_follow_batch_and_parts() -> None:

@@ -20,7 +20,7 @@ from pizero.model.config import CAMERAS, small_config
 from pizero.train.config import TrainConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
-from pizero.workflows.plan import Place, plan_training
+from pizero.workflows.plan import Resources, plan_training
 from pizero.workflows.replay import recorded_observation, replay
 from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
@@ -118,7 +118,7 @@ def test_the_command(data: Path, three: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_plan_counts_the_cameras_of_the_robot(data: Path, three: Path) -> None:
-    two, four = (plan_training(preset(data, count), Place(), str(three)).step.activations for count in (2, 4))
+    two, four = (plan_training(preset(data, count), Resources(), str(three)).step.activations for count in (2, 4))
     assert four > 1.5 * two
 
 

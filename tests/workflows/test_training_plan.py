@@ -12,7 +12,7 @@ from pizero.configs.finetune import aloha
 from pizero.configs.presets import Preset, tabletop
 from pizero.model.config import small_config
 from pizero.types import UserError
-from pizero.workflows.plan import Place, plan_training
+from pizero.workflows.plan import Resources, plan_training
 
 
 def small_aloha() -> Preset:
@@ -21,7 +21,7 @@ def small_aloha() -> Preset:
 
 
 def test_what_fits_needs_no_advice() -> None:
-    plan = plan_training(small_aloha(), Place(memory=2**30))
+    plan = plan_training(small_aloha(), Resources(memory=2**30))
     assert plan.fits
     assert plan.advice == ()
     assert plan.seconds > 0
@@ -29,20 +29,20 @@ def test_what_fits_needs_no_advice() -> None:
 
 def test_advice_goes_on_until_it_fits() -> None:
     preset = small_aloha()
-    needed = plan_training(preset, Place(memory=2**40)).step.total
-    plan = plan_training(preset, Place(memory=needed // 8))
+    needed = plan_training(preset, Resources(memory=2**40)).step.total
+    plan = plan_training(preset, Resources(memory=needed // 8))
     assert plan.fits is False
     totals = [advice.step.total for advice in plan.advice]
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] <= needed // 8 < totals[-2]
     last = plan.advice[-1]
-    again = plan_training(last.preset, dataclasses.replace(last.place, memory=needed // 8))
+    again = plan_training(last.preset, dataclasses.replace(last.resources, memory=needed // 8))
     assert again.fits
     assert again.step.total == last.step.total
 
 
 def test_too_little_for_any_change_says_so() -> None:
-    plan = plan_training(small_aloha(), Place(memory=1000))
+    plan = plan_training(small_aloha(), Resources(memory=1000))
     assert [advice.options for advice in plan.advice] == [
         "--recompute", "--accumulate 32", "--optimizer adamw8bit", "--ema-decay 0", "--lora", "--freeze vision",
     ]  # fmt: skip
@@ -50,29 +50,29 @@ def test_too_little_for_any_change_says_so() -> None:
 
 
 def test_ranks_are_advised_to_share() -> None:
-    plan = plan_training(small_aloha(), Place(local_ranks=4, memory=1000))
+    plan = plan_training(small_aloha(), Resources(local_ranks=4, memory=1000))
     assert plan.advice[1].options == "--sharding fsdp"
-    assert plan.advice[1].place.layout.shards == 4
+    assert plan.advice[1].resources.layout.shards == 4
 
 
 def test_a_device_of_no_kind() -> None:
     with pytest.raises(UserError, match="unknown device 'gpu'"):
-        Place("gpu")
+        Resources("gpu")
 
 
 def test_a_device_that_is_not_here_is_not_guessed() -> None:
-    assert plan_training(small_aloha(), Place("cuda")).fits is None
+    assert plan_training(small_aloha(), Resources("cuda")).fits is None
 
 
 @pytest.mark.parametrize(("machines", "memory"), [(0, None), (1, 0)])
 def test_impossible_places(machines: int, memory: int | None) -> None:
     with pytest.raises(UserError, match="must be positive"):
-        Place(machines=machines, memory=memory)
+        Resources(machines=machines, memory=memory)
 
 
 def test_a_batch_that_cannot_be_divided() -> None:
     with pytest.raises(UserError, match="32 cannot be divided among 5 ranks"):
-        plan_training(tabletop(), Place(local_ranks=5))
+        plan_training(tabletop(), Resources(local_ranks=5))
 
 
 def test_the_command_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

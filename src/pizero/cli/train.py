@@ -178,19 +178,19 @@ def run(arguments: Arguments) -> int:
 
 def _plan(arguments: Arguments, preset: Preset) -> int:
     from pizero.configs.presets import OWN
-    from pizero.workflows.plan import Place, plan_training, print_plan
+    from pizero.workflows.plan import Resources, plan_training, print_plan
     from pizero.workflows.training_data import open_sources
 
     machines, local_ranks = arguments.plan_ranks
     memory = None if arguments.plan_memory is None else int(arguments.plan_memory * 2**30)
-    place = Place(arguments.device, machines, local_ranks, arguments.sharding, arguments.recompute, memory)
+    resources = Resources(arguments.device, machines, local_ranks, arguments.sharding, arguments.recompute, memory)
     sources = None
     if preset.from_data or preset.embodiment == OWN:
         sources = open_sources(
             arguments.dataset, preset.embodiment, skip_bad_episodes=arguments.skip_bad_episodes,
             cameras=None if preset.from_data else preset.model.cameras,
         )  # fmt: skip
-    print_plan(plan_training(preset, place, arguments.checkpoint, sources), preset, place)
+    print_plan(plan_training(preset, resources, arguments.checkpoint, sources), preset, resources)
     return 0
 
 

@@ -20,7 +20,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = 0.3, 0.4, 0.5
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """Which samples of a batch these are: part `index` of `count` equal ones. All parts draw the same numbers, those of
     the whole batch, and take their own.
     """
@@ -42,7 +42,7 @@ class Part:
         return batch.narrow(dim, self.index * size, size)
 
 
-WHOLE = Part()
+WHOLE = BatchPart()
 
 
 SHIFT = 4
@@ -66,7 +66,9 @@ class Augmentation:
         if self.kind not in get_args(AugmentationKind):
             raise UserError(f"augmentation: got {self.kind!r}, expected one of {', '.join(get_args(AugmentationKind))}")
 
-    def __call__(self, camera: str, image: Tensor, generator: Generator | None = None, part: Part = WHOLE) -> Tensor:
+    def __call__(
+        self, camera: str, image: Tensor, generator: Generator | None = None, part: BatchPart = WHOLE
+    ) -> Tensor:
         """camera: the model camera's name. image: [B, h, w, 3] or [B, T, h, w, 3], `part` of a batch."""
         if self.kind == "none":
             return image
@@ -82,7 +84,7 @@ class Augmentation:
 
 
 def random_shift(
-    image: Tensor, shift: int, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE
+    image: Tensor, shift: int, generator: Generator | None = None, frames: int = 1, part: BatchPart = WHOLE
 ) -> Tensor:
     """Moves each image [B, h, w, 3] by whole pixels in [-shift, shift] both ways; any type.
 
@@ -98,7 +100,9 @@ def random_shift(
     return image.reshape(-1, image.shape[-1]).index_select(0, pixels.flatten()).view(image.shape)
 
 
-def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
+def crop_and_rotate(
+    image: Tensor, generator: Generator | None = None, frames: int = 1, part: BatchPart = WHOLE
+) -> Tensor:
     """A random window of 95 % of each side, enlarged to the whole image, turned by up to 5 degrees; edges repeated.
 
     `frames` images in a row share a draw.
@@ -121,7 +125,7 @@ def crop_and_rotate(image: Tensor, generator: Generator | None = None, frames: i
     return moved.permute(0, 2, 3, 1).clamp(-1, 1)
 
 
-def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1, part: Part = WHOLE) -> Tensor:
+def color_jitter(image: Tensor, generator: Generator | None = None, frames: int = 1, part: BatchPart = WHOLE) -> Tensor:
     """Brightness by a factor in 1 ± 0.3, contrast about the image's mean 1 ± 0.4, saturation 1 ± 0.5.
 
     `frames` images in a row share a draw.
@@ -138,6 +142,8 @@ def color_jitter(image: Tensor, generator: Generator | None = None, frames: int 
     return x * 2 - 1
 
 
-def _uniform(shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device, part: Part) -> Tensor:
+def _uniform(
+    shape: tuple[int, ...], dim: int, generator: Generator | None, device: torch.device, part: BatchPart
+) -> Tensor:
     """Draws in [0, 1) on the generator's own device, so that a CPU generator serves any device."""
     return part.rand(shape, dim, generator, device if generator is None else generator.device).to(device)

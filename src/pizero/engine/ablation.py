@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from pizero.engine.attention import Attention
+from pizero.engine.attention_kernels import Attention
 from pizero.engine.fast_sampler import Cache, FastSampler
-from pizero.engine.inputs import Inputs, take
+from pizero.engine.needed_inputs import Inputs, take
 from pizero.engine.packed import (
     Modulation,
     PackedBlock,

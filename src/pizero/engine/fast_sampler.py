@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pizero.engine.attention import attention_of
+from pizero.engine.attention_kernels import attention_of
 from pizero.engine.capture import AnyCall, CudaGraphs, compiled
-from pizero.engine.inputs import Inputs, make_inputs, with_lost_cameras
+from pizero.engine.needed_inputs import Inputs, make_inputs, with_lost_cameras
 from pizero.engine.packed import (
     Modulation,
     PackedBlock,

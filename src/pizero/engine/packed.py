@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pizero.engine.attention import Attention
+from pizero.engine.attention_kernels import Attention
 from pizero.engine.int8 import ROWS
 from pizero.engine.products import Gated, Kernels, Product, make_gated, make_product
 from pizero.model.gemma import GemmaBlock

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from pizero.engine.fast_sampler import FastSampler
-from pizero.engine.inputs import PROMPT_LENGTHS
+from pizero.engine.needed_inputs import PROMPT_LENGTHS
 from pizero.model.flow_matching import ActionPrefix
 from pizero.types import Observation
 

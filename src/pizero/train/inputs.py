@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pizero.data.augment import WHOLE, Part
+from pizero.data.augment import WHOLE, BatchPart
 from pizero.data.pipeline import ModelInputs
 from pizero.model.flow_matching import sample_time
 from pizero.train.config import TrainConfig
 
 
-def draw(config: TrainConfig, actions: Tensor, generator: torch.Generator, part: Part = WHOLE) -> dict[str, Tensor]:
+def draw(
+    config: TrainConfig, actions: Tensor, generator: torch.Generator, part: BatchPart = WHOLE
+) -> dict[str, Tensor]:
     """What `loss` takes for `part` of a batch, drawn on the host, alike on every device; the batch is axis 1.
 
     noise [draws, B, H, D], time [draws, B], and with `max_delay` delay [draws, B].

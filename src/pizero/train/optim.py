@@ -122,7 +122,7 @@ class WeightAverage:
         for name, tensor in self._average.items():
             local(tensor).copy_(local(spread_like(average[name], tensor)))
 
-    def parts(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """The average by name, divided among ranks as the weights are."""
         return self._average
 

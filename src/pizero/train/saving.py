@@ -121,7 +121,7 @@ class Checkpoints:
         state = torch.load(file, map_location=self.placement.device, weights_only=True)
         self._check_data(found[-1], state.get("data", ()))
         if sharded:
-            read_shards(folder / SHARDS, self.model, self.optimizers, self.average.parts())
+            read_shards(folder / SHARDS, self.model, self.optimizers, self.average.tensors())
         else:
             self._restore(found[-1], state)
         self.seed_rule = state.get("seed_rule", "sum")
@@ -163,7 +163,7 @@ class Checkpoints:
 
             self._write(target, model, progress, write_state)
 
-        saver.start(target, gather_state(self.model, self.optimizers, self.average.parts()), write)
+        saver.start(target, gather_state(self.model, self.optimizers, self.average.tensors()), write)
 
     def _write(
         self, target: Path, model: Network, progress: Mapping[str, Any], write_state: Callable[[Path], None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.models import Network
-from pizero.data.augment import Augmentation, Part
+from pizero.data.augment import Augmentation, BatchPart
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import ON_CPU, Placement, spread_model, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
@@ -89,7 +89,7 @@ class Trainer:
         self.model, self.config, self.output, self.folder = model, config, output, output.folder
         self.loader, self.validation, self.measures = loader, validation, measures
         self.device, self.ranks = placement.device, placement.ranks
-        self._part = Part(self.ranks.index, self.ranks.count)
+        self._part = BatchPart(self.ranks.index, self.ranks.count)
         self._check()
         self._prepare_model(adapters)
         self._loss = spread_model(model, placement, bfloat16=multiplies_in_bfloat16(config.precision, self.device))

@@ -35,7 +35,7 @@ H100 = 989e12
 
 
 @dataclass(frozen=True)
-class Place:
+class Resources:
     """Where a training is to run. memory: bytes for each rank; None takes what is free here, if the device is here."""
 
     device: str = "cpu"
@@ -63,7 +63,7 @@ class Advice:
 
     options: str
     preset: Preset
-    place: Place
+    resources: Resources
     step: StepPlan
 
 
@@ -86,7 +86,7 @@ class TrainingPlan:
 
 
 def plan_training(
-    preset: Preset, place: Place, start: str | None = None, sources: Sequence[Source] | None = None
+    preset: Preset, resources: Resources, start: str | None = None, sources: Sequence[Source] | None = None
 ) -> TrainingPlan:
     """Loads nothing: of a checkpoint in a folder the sizes are read, of one elsewhere those of the preset are taken.
 
@@ -96,15 +96,17 @@ def plan_training(
         preset = sized(preset, sources)
     robots = [get_embodiment(preset.embodiment)] if sources is None else [source.embodiment for source in sources]
     preset = replace(preset, model=_sizes(preset, start, [name for robot in robots for name in robot.cameras]))
-    step, memory = _plan(preset, place), _memory(place)
-    advice = tuple(_advice(preset, place, step, memory)) if memory is not None and step.total > memory else ()
-    speed, measured = _speed(place.device, multiplies_in_bfloat16(preset.train.precision, torch.device(place.device)))
+    step, memory = _plan(preset, resources), _memory(resources)
+    advice = tuple(_advice(preset, resources, step, memory)) if memory is not None and step.total > memory else ()
+    speed, measured = _speed(
+        resources.device, multiplies_in_bfloat16(preset.train.precision, torch.device(resources.device))
+    )
     return TrainingPlan(step, memory, step.flops / (EFFICIENCY * speed), measured, advice)
 
 
-def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
-    ranks = place.layout.ranks
-    shared = f" on each of {ranks} ranks ({place.sharding})" if ranks > 1 else ""
+def print_plan(plan: TrainingPlan, preset: Preset, resources: Resources) -> None:
+    ranks = resources.layout.ranks
+    shared = f" on each of {ranks} ranks ({resources.sharding})" if ranks > 1 else ""
     table = Table(title=f"batch of {preset.train.batch_size}, {preset.train.precision}{shared}")
     table.add_column("memory")
     table.add_column("GiB", justify="right")
@@ -113,7 +115,9 @@ def print_plan(plan: TrainingPlan, preset: Preset, place: Place) -> None:
     table.add_row("in all", _gib(plan.step.total), style="bold")
     console.print(table)
     if plan.memory is None:
-        console.print(f"{place.device} is not here; --plan-memory GIB shows whether it fits there, and what to change")
+        console.print(
+            f"{resources.device} is not here; --plan-memory GIB shows whether it fits there, and what to change"
+        )
     elif plan.fits:
         console.print(f"fits into the {_gib(plan.memory)} GiB that a rank may take")
     else:
@@ -145,45 +149,45 @@ def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Conf
     return replace(model, cameras=tuple(dict.fromkeys(present)))
 
 
-def _plan(preset: Preset, place: Place) -> StepPlan:
-    ranks, accumulate = place.layout.ranks, preset.train.gradient.accumulate
+def _plan(preset: Preset, resources: Resources) -> StepPlan:
+    ranks, accumulate = resources.layout.ranks, preset.train.gradient.accumulate
     if preset.train.batch_size % (ranks * accumulate):
         raise UserError(
             f"a batch of {preset.train.batch_size} cannot be divided among {ranks} ranks and {accumulate} parts"
         )
-    return plan_step(preset.model, preset.train, place.layout, place.device)
+    return plan_step(preset.model, preset.train, resources.layout, resources.device)
 
 
-def _advice(preset: Preset, place: Place, step: StepPlan, memory: int) -> Iterator[Advice]:
+def _advice(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> Iterator[Advice]:
     """First what changes no number, then what changes the optimizer, last what trains fewer weights."""
     for change in (_recompute, _shard, _accumulate, _eight_bit, _no_average, _adapters, _freeze_vision):
         if step.total <= memory:
             return
-        changed = change(preset, place, step, memory)
+        changed = change(preset, resources, step, memory)
         if changed is not None:
-            options, preset, place = changed
-            step = _plan(preset, place)
-            yield Advice(options, preset, place, step)
+            options, preset, resources = changed
+            step = _plan(preset, resources)
+            yield Advice(options, preset, resources, step)
 
 
-_Change = tuple[str, Preset, Place] | None
+_Change = tuple[str, Preset, Resources] | None
 
 
-def _recompute(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
-    return None if place.recompute else ("--recompute", preset, replace(place, recompute=True))
+def _recompute(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
+    return None if resources.recompute else ("--recompute", preset, replace(resources, recompute=True))
 
 
-def _shard(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+def _shard(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     train = preset.train
     plain = (train.optimizer, train.parts.embedding_steps) == ("adamw", "optimizer") and train.precision != "bfloat16"
-    if place.layout.ranks == 1 or place.sharding == "fsdp" or not plain:
+    if resources.layout.ranks == 1 or resources.sharding == "fsdp" or not plain:
         return None
-    return "--sharding fsdp", preset, replace(place, sharding="fsdp")
+    return "--sharding fsdp", preset, replace(resources, sharding="fsdp")
 
 
-def _accumulate(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+def _accumulate(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     """As few parts as it takes, as far as activations shrink with them."""
-    train, share = preset.train, preset.train.batch_size // place.layout.ranks
+    train, share = preset.train, preset.train.batch_size // resources.layout.ranks
     state = step.total - step.activations
     counts = [n for n in range(train.gradient.accumulate + 1, share + 1) if share % n == 0]
     enough = [n for n in counts if state + step.activations * train.gradient.accumulate / n <= memory]
@@ -191,41 +195,41 @@ def _accumulate(preset: Preset, place: Place, step: StepPlan, memory: int) -> _C
         return None
     count = (enough or counts[-1:])[0]
     gradient = replace(train.gradient, accumulate=count)
-    return f"--accumulate {count}", replace(preset, train=replace(train, gradient=gradient)), place
+    return f"--accumulate {count}", replace(preset, train=replace(train, gradient=gradient)), resources
 
 
-def _eight_bit(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
-    if preset.train.optimizer != "adamw" or place.layout.shards > 1:
+def _eight_bit(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
+    if preset.train.optimizer != "adamw" or resources.layout.shards > 1:
         return None
-    return "--optimizer adamw8bit", replace(preset, train=replace(preset.train, optimizer="adamw8bit")), place
+    return "--optimizer adamw8bit", replace(preset, train=replace(preset.train, optimizer="adamw8bit")), resources
 
 
-def _no_average(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+def _no_average(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     if preset.train.ema_decay == 0:
         return None
-    return "--ema-decay 0", replace(preset, train=replace(preset.train, ema_decay=0.0)), place
+    return "--ema-decay 0", replace(preset, train=replace(preset.train, ema_decay=0.0)), resources
 
 
-def _adapters(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
-    return None if preset.train.parts.lora is not None else ("--lora", with_lora(preset), place)
+def _adapters(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
+    return None if preset.train.parts.lora is not None else ("--lora", with_lora(preset), resources)
 
 
-def _freeze_vision(preset: Preset, place: Place, step: StepPlan, memory: int) -> _Change:
+def _freeze_vision(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     parts = preset.train.parts
     if "vision" in parts.freeze:
         return None
     freeze = replace(parts, freeze=(*parts.freeze, "vision"))
-    return "--freeze vision", replace(preset, train=replace(preset.train, parts=freeze)), place
+    return "--freeze vision", replace(preset, train=replace(preset.train, parts=freeze)), resources
 
 
-def _memory(place: Place) -> int | None:
+def _memory(resources: Resources) -> int | None:
     """Of each rank: given, or free on the device that is here; ranks on one machine share its memory."""
-    if place.memory is not None:
-        return place.memory
-    if torch.device(place.device).type == "cuda":
+    if resources.memory is not None:
+        return resources.memory
+    if torch.device(resources.device).type == "cuda":
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     free = free_memory()
-    return None if free is None else free // place.local_ranks
+    return None if free is None else free // resources.local_ranks
 
 
 def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
