@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import Conversion, generic
+from pizero.data.embodiments import Conversion, Embodiment, generic
 from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.images import resize_with_pad
 from pizero.data.loader import Batch, Loader, Member
-from pizero.data.norm_stats import compute_norm_stats
+from pizero.data.norm_stats import NormStats, compute_norm_stats
 from pizero.data.pipeline import Pipeline
+from pizero.data.robot_columns import robot_actions, robot_state
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
 
@@ -28,17 +30,27 @@ CAMERAS = {"base_0_rgb": "top", "left_wrist_0_rgb": "wrist"}
 SIZE = (16, 16)
 
 
-def make_loader(history: int, store: FrameStore = "memory", **changes: Any) -> Loader:
-    """Of frames at, just after and well after the starts of episodes; the first action is relative to the state."""
-    state, actions = DATASET.column("observation.state"), DATASET.column("action")
+def make_loader(
+    history: int, store: FrameStore = "memory", robot: Mapping[str, Any] | None = None, **changes: Any
+) -> Loader:
+    """Of frames at, just after and well after the starts of episodes; the first action is relative to the state.
+
+    robot: what is otherwise in its description.
+    """
+    embodiment = replace(generic(CAMERAS, relative_mask=(True,)), **(robot or {}))
     pipeline = Pipeline(
-        generic(CAMERAS, relative_mask=(True,)), compute_norm_stats(state, actions, "zscore"),
+        embodiment, statistics(embodiment),
         PaligemmaTokenizer.bytes(), tuple(CAMERAS), "pi0", 64, SIZE, state_dim=8, action_dim=6, num_history=history,
     )  # fmt: skip
     cache = FrameCache(DATASET, list(CAMERAS.values()), SIZE, store=store)
     frames = np.array([0, 1, 3, 39, 40, 42, 77, 78, 100, 160])
     settings: dict[str, Any] = {"horizon": 4, "batch_size": 5, "seed": 0}
     return Loader([Member(DATASET, pipeline, cache, frames)], **{**settings, **changes})
+
+
+def statistics(robot: Embodiment) -> NormStats:
+    state, actions = robot_state(DATASET, robot), robot_actions(DATASET, robot)
+    return compute_norm_stats(robot.model_state(state), robot.model_actions(actions), "zscore")
 
 
 def positions_before(frame: int, history: int) -> list[int]:
@@ -59,7 +71,7 @@ def test_a_history_is_a_plain_gather(history: int, store: FrameStore) -> None:
             expected = resize_with_pad(DATASET.images(robot_camera, positions_before(frame, history)), *SIZE)
             assert_array_equal(images[row], expected)
         assert_array_equal(images[:, -1], newest.inputs["images"][camera])
-    stats = single._members[0].pipeline.norm_stats.state
+    stats = single.members[0].pipeline.norm_stats.state
     positions = [positions_before(frame, history) for frame in frames.tolist()]
     expected = (DATASET.column("observation.state")[positions] - stats.mean) / (stats.std + 1e-6)
     assert batch.inputs["state"].shape == (6, history, 8)
@@ -200,18 +212,13 @@ def test_weights_are_shares_and_frames_take_turns() -> None:
 
 def test_a_batch_of_a_robot_with_joined_columns_and_conversions() -> None:
     """State: the action's columns behind the state's, turned round; the prompt is the default where tasks are empty."""
-    loader = make_loader(1)
     state, actions = DATASET.column("observation.state"), DATASET.column("action")
     width = state.shape[1]
-    robot = replace(
-        loader._members[0].pipeline.embodiment,
-        state_key=("observation.state", "action"), conversions=(Conversion((0, width), "state", model=(0, -1)),),
-    )  # fmt: skip
+    turned = Conversion((0, width), "state", model=(0, -1))
+    loader = make_loader(1, robot={"state_key": ("observation.state", "action"), "conversions": (turned,)})
     joined = np.concatenate([state, actions], axis=1)
     joined[:, [0, width]] *= -1
     stats = compute_norm_stats(joined, actions, "zscore")
-    pipeline = replace(loader._members[0].pipeline, embodiment=robot, norm_stats=stats)
-    loader._members[0] = replace(loader._members[0], pipeline=pipeline)
     frames = np.array([0, 39, 160])
     batch = loader.read(frames)
     expected = (joined[frames] - stats.state.mean) / (stats.state.std + 1e-6)
@@ -223,14 +230,12 @@ def test_a_batch_of_a_robot_with_joined_columns_and_conversions() -> None:
 
 
 def test_the_default_prompt_where_a_task_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = make_loader(1)
-    monkeypatch.setattr(loader._members[0].dataset, "tasks", ["", "push it"])
-    own = loader._members[0].pipeline
-    pipeline = replace(own, embodiment=replace(own.embodiment, default_prompt="wait"))
-    loader._members[0] = replace(loader._members[0], pipeline=pipeline)
+    monkeypatch.setattr(DATASET, "tasks", ["", "push it"])
+    loader = make_loader(1, robot={"default_prompt": "wait"})
+    tokenizer = loader.members[0].pipeline.tokenizer
     frames = np.arange(161)
     tokens = loader.read(frames).inputs["prompt_tokens"]
     for text, index in (("wait", 0), ("push it", 1)):
-        expected, _ = own.tokenizer.encode(text, None, 64)
+        expected, _ = tokenizer.encode(text, None, 64)
         assert (DATASET.task_index == index).any()
         assert (tokens[DATASET.task_index == index] == expected).all()

@@ -14,6 +14,7 @@ import torch
 from train_helpers import nano_model
 
 from pizero.checkpoints.models import make_model
+from pizero.data.loader import Batch
 from pizero.model.config import small_config
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, StepPlan, plan_step
@@ -37,9 +38,10 @@ def one_step(config: TrainConfig, folder: Path) -> Trainer:
     )
     actions = torch.randn(config.batch_size, network.action_horizon, network.action_dim)
     loader = cast(Any, SimpleNamespace(batch_size=config.batch_size))
-    trainer = Trainer(make_model(network), config, loader, None, RunOutput(folder, cast(Any, None)))
-    trainer._to_device = lambda batch, generator: (observation, actions)  # type: ignore[method-assign]
-    trainer.train_step(cast(Any, SimpleNamespace(action_dims=None)))
+    pipeline = cast(Any, SimpleNamespace(observation=lambda inputs, device: observation))
+    trainer = Trainer(make_model(network), config, loader, None, RunOutput(folder, pipeline))
+    prompts = {"prompt_tokens": observation.prompt_tokens.numpy(), "prompt_mask": observation.prompt_mask.numpy()}
+    trainer.train_step(Batch(cast(Any, prompts), actions.numpy()))
     return trainer
 
 

@@ -64,13 +64,13 @@ def test_rounding_at_random_differs_between_seeds() -> None:
 
 
 def watched_noise(patch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The noise of every loss that is computed in a training from now on."""
+    """Noise and times of every loss that is computed in a training from now on."""
     seen: list[Tensor] = []
     loss = Pi0.loss
 
     def watched(model: Pi0, *inputs: Any, **options: Any) -> Tensor:
         if model.training:
-            seen.append(options["noise"])
+            seen.append(torch.cat([options["noise"].flatten(), options["time"].flatten()]))
         return loss(model, *inputs, **options)
 
     patch.setattr(Pi0, "loss", watched)
@@ -82,7 +82,8 @@ def test_runs_of_two_seeds_share_no_noise(dataset: Path, tmp_path: Path, monkeyp
     for seed in (0, 2):
         train_policy(dataset, tmp_path / str(seed), nano_preset(seed=seed, precision="bfloat16"))
     assert len(seen) == 16
-    assert len({float(noise.flatten()[0]) for noise in seen}) == 16
+    numbers = torch.cat(seen)
+    assert len(numbers.unique()) > 0.99 * len(numbers)  # single ones may be alike by chance, streams share all
 
 
 def test_an_older_run_goes_on_by_its_own_rule(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

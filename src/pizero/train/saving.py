@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class Checkpoints:
     def resume(self) -> tuple[int, int, list[float]] | None:
         """Restores the newest complete checkpoint; returns what `save` was given, or None when there is none.
 
-        UserError for other data than the run's.
+        UserError for other data than the run's, and for a checkpoint that was cut off.
         """
         found = self.placement.ranks.from_first(lambda: list_checkpoints(self.output.folder))
         if not found:
@@ -118,7 +119,11 @@ class Checkpoints:
         folder = found[-1] / "training_state"
         sharded = (folder / SHARDS).is_dir()
         file = folder / ("progress.pt" if sharded else "state.pt")
-        state = torch.load(file, map_location=self.placement.device, weights_only=True)
+        try:
+            state = torch.load(file, map_location=self.placement.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            before = f"go on from step {int(found[-2].name)}" if len(found) > 1 else "begin anew: it is the only one"
+            raise UserError(f"{file} cannot be read ({reason(error)}); delete {found[-1]} to {before}") from error
         self._check_data(found[-1], state.get("data", ()))
         if sharded:
             read_shards(folder / SHARDS, self.model, self.optimizers, self.average.tensors())
