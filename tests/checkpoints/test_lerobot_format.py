@@ -657,6 +657,9 @@ def test_trained_delays_are_carried(name: str, tmp_path: Path) -> None:
     set_config(rtc_training_max_delay=-1)(folder)
     with pytest.raises(UserError, match="rtc_training_max_delay is not what LeRobot writes there"):
         lerobot.read(folder, arch_of(name))
+    set_config(rtc_training_max_delay=source.config.action_horizon)(folder)
+    with pytest.raises(UserError, match=r"rtc_training_max_delay is \d+, which leaves nothing of a chunk of"):
+        lerobot.read(folder, arch_of(name))
 
 
 def test_the_processors_prompt_length_counts(tmp_path: Path) -> None:

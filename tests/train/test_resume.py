@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from train_helpers import losses, nano_preset
 
-from pizero.train.config import SelectionConfig
+from pizero.train.config import LoraConfig, PartsConfig, SelectionConfig
 from pizero.train.optim import learning_rate
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
+from pizero.workflows.start import Initialization
 from pizero.workflows.train import TrainResult, train_policy
 
 
@@ -82,6 +83,22 @@ def test_what_changes_losses_is_told_old_and_new(dataset: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="is at step 4 of 8, and 3 steps are requested; give --steps 8 to continue"):
         train_policy(dataset, run, nano_preset(steps=3), resume=True)
     assert (run / "run.json").read_bytes() == before
+
+
+def test_another_start_of_a_finished_run_is_not_ignored(
+    dataset: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    train_policy(dataset, run, nano_preset(steps=4, save_every=2), resume=True, initial=Initialization("weights"))
+    assert "weights is not read: its weights begin another run" in told(capsys)
+
+
+def test_adapters_are_not_added_by_a_resume(dataset: Path, run: Path) -> None:
+    with_lora = nano_preset(steps=6, save_every=2, parts=PartsConfig(lora=LoraConfig()))
+    with pytest.raises(UserError, match=r"other settings: parts\.lora was None, now \{'prefix_rank': 16"):
+        train_policy(dataset, run, with_lora, resume=True)
+    train_policy(dataset, run, nano_preset(steps=6, save_every=2), resume=True)
+    assert max(losses(run)) == 6
 
 
 def test_a_run_that_ended_early(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.model.config import small_config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
+from pizero.workflows.norm_stats import norm_stats
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.train import train_policy
 from pizero.workflows.training_data import open_sources
@@ -102,3 +103,8 @@ def test_a_resume_with_another_robot(mixture: Path, tmp_path: Path) -> None:
     train_policy(DATASETS / "v30_png", tmp_path / "run", preset(1, str(tmp_path / "arm.toml")))
     with pytest.raises(UserError, match="knows the robots arm, but the data is of 'cart'"):
         train_policy(mixture, tmp_path / "run", preset(2, str(tmp_path / "arm.toml")), resume=True)
+
+
+def test_statistics_of_a_mixture_are_those_of_its_datasets(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mixture\.toml is no dataset; of a mixture give the datasets that it lists"):
+        norm_stats(tmp_path / "mixture.toml", None, "zscore", 4, None)

@@ -38,7 +38,7 @@ def norm_stats(
     """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are.
 
     skip_bad_episodes: those that training skips as well; videos are looked at for this alone. format: of the
-    file, see `pizero norm-stats`; only pizero's has a default place.
+    file, see `pizero norm-stats`; only pizero's has a default place. UserError for a mixture.
     """
     robot = None if embodiment is None else get_embodiment(embodiment)
     if output is None and format != "pizero":
@@ -48,6 +48,8 @@ def norm_stats(
             f"LeRobot's stats.json is of the columns as they are, but actions of the {robot.name} embodiment are "
             "relative; leave --embodiment out, or choose another format"
         )
+    if root.suffix == ".toml":
+        raise UserError(f"{root} is no dataset; of a mixture give the datasets that it lists, one at a time")
     started = time.perf_counter()
     root = local_folder(root, "dataset")
     cameras = () if not skip_bad_episodes else None if robot is None else list(robot.cameras.values())

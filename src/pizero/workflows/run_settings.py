@@ -48,8 +48,9 @@ def check_settings(folder: Path, preset: Preset, step: int | None) -> None:
     if (warning := short_of_peak(preset.train)) is not None:
         tell("warning", warning)
     if step is not None and path.is_file():
-        new = dict(_flat(_settings(preset)))
-        changed = {name: (old, new.get(name)) for name, old in _flat(read_json(path)) if new.get(name) != old}
+        new = _settings(preset)
+        pairs = ((name, (old, _at(new, name))) for name, old in _flat(read_json(path)))
+        changed = {name: (old, now) for name, (old, now) in pairs if now != old}
         free = {name: values for name, values in changed.items() if name in FREE}
         more = changed.get("train.steps")
         if more is not None and more[1] > more[0]:
@@ -104,6 +105,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _at(values: Any, name: str) -> Any:
+    """The setting, or group of settings, of a dotted name; None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _text(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -99,6 +99,8 @@ def train_policy(
         if step is not None and not resume:
             raise UserError(f"{folder} holds checkpoints up to step {step}; give --resume or another folder")
         if step is not None and is_finished(folder, step, preset.train):
+            if initial.checkpoint is not None:
+                console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
             return _result(folder, found[-1], empty_model(read_checkpoint(found[-1]).config))
         start = None if initial.checkpoint is None else open_start(initial.checkpoint, preset)
         sources = open_sources(

@@ -86,6 +86,11 @@ def read_config(path: Path) -> Mapping[str, Any]:
         wrong += [name] * (not fits)
     if wrong:
         raise UserError(f"{path}: {wrong[0]} is not what LeRobot writes there; copy the checkpoint again")
+    chunk = values.get("chunk_size", delay + 1)
+    if delay >= chunk:
+        raise UserError(
+            f"{path}: rtc_training_max_delay is {delay}, which leaves nothing of a chunk of {chunk} actions"
+        )
     return values
 
 
