@@ -130,7 +130,10 @@ def test_a_connection_knows_the_chunk_that_it_goes_on_with(serve: Serve, policy:
         (pack({**observation(), "state": ["a"] * 7}), "bad request: state: got type"),
         (pack({**observation(), "prompt": 3}), "prompt: got int"),
         (pack({**observation(), "noise": "loud"}), "noise: got str"),
-        (pack({**observation(), "previous_actions": "these"}), "cannot be read"),
+        (
+            pack({**observation(), "previous_actions": "these"}),
+            "previous_actions: got str, expected an array of numbers",
+        ),
         (pack({**observation(), "previous_actions": np.zeros((9, 5))}), r"previous_actions: got shape \(9, 5\)"),
         (pack({**observation(), "previous_actions": noise(), "inference_delay": -1}), "inference_delay: got -1"),
         (pack({**observation(), "images": 3}), "images: got int"),

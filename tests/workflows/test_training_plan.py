@@ -27,6 +27,7 @@ def test_what_fits_needs_no_advice() -> None:
     assert plan.seconds > 0
 
 
+@pytest.mark.slow
 def test_advice_goes_on_until_it_fits() -> None:
     preset = small_aloha()
     needed = plan_training(preset, Resources(memory=2**40)).step.total
@@ -41,6 +42,7 @@ def test_advice_goes_on_until_it_fits() -> None:
     assert again.step.total == last.step.total
 
 
+@pytest.mark.slow
 def test_too_little_for_any_change_says_so() -> None:
     plan = plan_training(small_aloha(), Resources(memory=1000))
     assert [advice.options for advice in plan.advice] == [
