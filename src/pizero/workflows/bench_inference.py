@@ -27,6 +27,7 @@ from pizero.model.pi0 import Pi0
 from pizero.model.precision import float32_names
 from pizero.types import Observation, UserError
 from pizero.workflows.memory import free_memory, proc_bytes
+from pizero.workflows.threads import torch_threads
 
 PathName: TypeAlias = Literal["plain", "fast", "int8", "float8"]
 ModelName: TypeAlias = Literal["pi0", "pi05", "tiny", "tiny-pi05", "small"]
@@ -99,7 +100,7 @@ def bench(settings: BenchConfig, paths: Sequence[PathName], without: Sequence[Op
     without: optimisations disabled in turn, for the ablation. A path whose weights do not fit beside the others' in
     memory is timed before them, on its own: "apart" in the result records it.
     """
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         config = model_config(settings.model, settings.horizon)
         dtype = getattr(torch, settings.dtype)
         for name in paths:  # before minutes are spent
@@ -215,7 +216,7 @@ SWEEP: Mapping[str, tuple[int, ...]] = {
 
 def sweep(settings: BenchConfig) -> list[dict[str, Any]]:
     """The fast path's best time, first as `settings` say, then with one of `SWEEP`'s values in place of theirs."""
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         config = model_config(settings.model, settings.horizon)
         model = random_model(config, getattr(torch, settings.dtype), settings.device)
         sampler = FastSampler(model, consume=True)
@@ -273,15 +274,6 @@ def _rms(a: Tensor, b: Tensor) -> float:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _threads(count: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 def _free_memory() -> int:

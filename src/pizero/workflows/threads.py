@@ -10,9 +10,10 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within it so many; afterwards as many as before."""
+    """Within it so many, 0 for as many as before; afterwards as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if count:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
