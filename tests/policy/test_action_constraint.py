@@ -89,3 +89,17 @@ def test_what_a_trained_model_writes_is_allowed(tokenizer: FastTokenizer) -> Non
         assert token in allowed, places.get(token)
         constraint.advance(torch.tensor([token]))
     assert not constraint.allowed().any()
+
+
+def test_a_row_that_writes_halves_of_characters_ends_in_time(tokenizer: FastTokenizer) -> None:
+    """Each coefficient then takes two tokens."""
+    wide = FastCodec.fit([np.random.default_rng(0).uniform(-8, 8, (40, 6, 2))], vocab_size=300)
+    constraint = ActionConstraint(FastTokenizer(tokenizer.text, wide), 2, 2, 1)
+    codes = zip(constraint.candidates.tolist(), wide.token_bytes, strict=False)  # the words come after them
+    halves = {token for token, text in codes if len(text) == 1 and text > b"\x7f"}
+    written = 0
+    while (allowed := constraint.allowed()[0]).any():
+        ids = constraint.candidates[allowed].tolist()
+        constraint.advance(torch.tensor([next((token for token in ids if token in halves), ids[0])]))
+        written += 1
+    assert written == constraint.max_tokens

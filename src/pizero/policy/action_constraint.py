@@ -16,7 +16,7 @@ from pizero.data.fast.tokens import FastTokenizer
 class ActionConstraint:
     """A `pizero.model.pi0_fast.Constraint` for B rows: whatever the model thinks, each writes a chunk of this shape.
 
-    The longest text has one token for each coefficient: `max_tokens` is enough for every row to end.
+    The longest text has two tokens for each coefficient, a character's halves: after `max_tokens` every row has ended.
     """
 
     candidates: Tensor
@@ -40,7 +40,7 @@ class ActionConstraint:
         self._word_places = {word: self._codes + place for place, word in enumerate(words)}
         self._code_zero = tokenizer.to_text([0])[0]
         self._written = np.zeros(batch, dtype=np.int64)  # words before the chunk, then 1 more for each one after it
-        self.max_tokens = len(self._before) + self._grammar.length + len(self._after)
+        self.max_tokens = len(self._before) + 2 * self._grammar.length + len(self._after)
 
     def allowed(self) -> Tensor:
         """[B, C] bool; none where a row is finished."""
