@@ -134,7 +134,7 @@ record-transformers:
 	$(TRANSFORMERS_ENV)/bin/python benchmarks/peers/record_transformers.py tests/golden/transformers
 
 check: setup
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from pizero.engine.ablation import Ablated
-from pizero.engine.attention import SPLITS_KEYS
+from pizero.engine.attention_kernels import SPLITS_KEYS
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.floor import floor_calls
 from pizero.model.attention import attend_folded, attend_fused

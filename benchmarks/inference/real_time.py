@@ -28,13 +28,13 @@ from pizero.configs.presets import Preset, get_preset
 from pizero.envs.env import ENVS, make_env
 from pizero.envs.tabletop.env import TabletopEnv
 from pizero.envs.tabletop.world import MAX_STEP, MAX_TURN
-from pizero.evaluation.benchmark import wilson_interval
+from pizero.evaluation.benchmark import EVALUATION_SEED, wilson_interval
 from pizero.policy.chunk_executor import ChunkExecutor
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
 from pizero.types import Env, RobotDict
 from pizero.workflows.collect import CollectConfig, collect_once
-from pizero.workflows.evaluate import EVALUATION_SEED, write_json
+from pizero.workflows.evaluate import write_json
 from pizero.workflows.start import Initialization
 from pizero.workflows.train import train_policy
 
