@@ -23,6 +23,7 @@ from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot.diffusion import key_table
 from pizero.checkpoints.load import load_model, load_network, load_policy, read_checkpoint
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint
+from pizero.data.transforms import Normalize
 from pizero.types import Observation, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples with")
@@ -312,17 +313,49 @@ def test_other_normalisations(tmp_path: Path) -> None:
     assert config.lerobot.image_std[1] == pytest.approx(((high - low) / 2).tolist())
 
 
-@pytest.mark.parametrize(
-    ("state", "action"), [("MEAN_STD", "MIN_MAX"), ("IDENTITY", "IDENTITY"), ("QUANTILES", "QUANTILES")]
-)
-def test_statistics_that_stay_unknown(tmp_path: Path, state: str, action: str) -> None:
-    """Mixed modes, none, and quantiles that the file does not have: a note instead of a guess."""
+MODES = ("MEAN_STD", "MIN_MAX", "IDENTITY")
+
+
+@pytest.mark.parametrize("modes_of_both", [(a, b) for a in MODES for b in MODES if (a, b) != ("IDENTITY", "IDENTITY")])
+def test_every_pair_of_modes_gives_lerobots_numbers(modes_of_both: tuple[str, str], tmp_path: Path) -> None:
+    """The modes of state and action, read by the reader that π0's processors have; one dimension is constant."""
     folder = copy_of("group_norm", tmp_path)
     for name in ("preprocessor", "postprocessor"):
-        change_processor(folder, name, modes(STATE=state, ACTION=action))
+        change_processor(folder, name, modes(STATE=modes_of_both[0], ACTION=modes_of_both[1]))
+    stats = read_checkpoint(folder).facts.norm_stats
+    assert stats is not None
+    stored = load_file(folder / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    for key, mode, field in zip(
+        ("observation.state", "action"), modes_of_both, (stats.state, stats.actions), strict=True
+    ):
+        mean, std, low, high = (stored[f"{key}.{name}"].double().numpy() for name in ("mean", "std", "min", "max"))
+        spread = np.where(high == low, 1e-8, high - low)
+        expected = {
+            "MEAN_STD": (x[:, : field.dim] - mean) / (std + 1e-8),
+            "MIN_MAX": 2 * (x[:, : field.dim] - low) / spread - 1,
+            "IDENTITY": x[:, : field.dim].astype(np.float64),
+        }[mode]
+        normalise = Normalize(field, stats.mode, stats.epsilon, stats.convention)
+        moves = high > low
+        np.testing.assert_allclose(normalise(x[:, : field.dim])[:, moves], expected[:, moves], rtol=1e-4, atol=1e-5)
+        back = normalise.inverse(expected)
+        np.testing.assert_allclose(back[:, moves], x[:, : field.dim][:, moves], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("LOG", "the mode LOG is not known"), ("IDENTITY", "nothing is normalised"), ("QUANTILES", "hold no q01 and q99")],
+)
+def test_statistics_that_stay_unknown(tmp_path: Path, mode: str, reason: str) -> None:
+    """No mode, an unknown one, and quantiles that the file does not have: a note instead of a guess."""
+    folder = copy_of("group_norm", tmp_path)
+    for name in ("preprocessor", "postprocessor"):
+        change_processor(folder, name, modes(STATE=mode, ACTION=mode))
     source = read_checkpoint(folder)
     assert source.facts.norm_stats is None
-    assert any(f"statistics of state ({state}) and action ({action}) are unknown" in note for note in source.notes)
+    assert any(f"statistics of state ({mode}) and action ({mode}) are unknown" in note for note in source.notes)
+    assert any(reason in note for note in source.notes)
 
 
 def test_renamed_observations(tmp_path: Path) -> None:

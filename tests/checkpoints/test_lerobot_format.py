@@ -472,7 +472,7 @@ UNKNOWN: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         lambda folder: set_stats(folder, "quantiles", lambda tensors: tensors.pop("action.q01")),
-        "cannot be used (norm stats: mode 'quantile' needs q01 and q99",
+        "the processors hold no q01 and q99 of action",
     ),
     (
         lambda folder: set_stats(folder, "quantiles", lambda tensors: tensors["action.q99"].fill_(-1e6)),

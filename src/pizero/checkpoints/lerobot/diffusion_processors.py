@@ -12,8 +12,16 @@ from torch import Tensor
 from pizero.baseline.lerobot_style import Colours
 from pizero.checkpoints.files.json_file import Settings, short
 from pizero.checkpoints.lerobot.keys import NORMALIZE, POSTPROCESSOR, PREPROCESSOR, RENAME, UNNORMALIZE, stored_steps
-from pizero.checkpoints.lerobot.stats import ACTION, STATE, state_tensors
-from pizero.data.norm_stats import LEROBOT_EPSILON, FieldStats, NormStats
+from pizero.checkpoints.lerobot.stats import (
+    ACTION,
+    IDENTITY,
+    STATE,
+    Feature,
+    UnknownError,
+    state_tensors,
+    stats_in_modes,
+)
+from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats
 from pizero.types import UserError
 
 
@@ -26,15 +34,14 @@ class Normaliser:
     stats: Mapping[str, Tensor]
     renamed: bool
 
-    def field(self, key: str, size: int) -> dict[str, np.ndarray]:
-        """mean, std, min, max, q01, q99 of one feature, each [size], those that are known; none if it is not listed."""
-        names = ("mean", "std", "min", "max", "q01", "q99") if key in self.features else ()
-        stats = {n: self.stats[f"{key}.{n}"].double().flatten().numpy() for n in names if f"{key}.{n}" in self.stats}
-        if wrong := [name for name, value in stats.items() if value.shape != (size,)]:
+    def feature(self, key: str, size: int) -> Feature:
+        """The statistics of a feature of `size` numbers; none of one that is not listed. UserError for other sizes."""
+        found = {name: value.flatten() for name, value in Feature.of(self.stats, key).known.items()}
+        if wrong := sorted(name for name, value in found.items() if value.shape != (size,)):
             raise UserError(
                 f"the statistics of {key} are not {size} numbers: {', '.join(wrong)}; copy the checkpoint again"
             )
-        return stats
+        return Feature(key, found if key in self.features else {})
 
 
 _NORMALISERS = {PREPROCESSOR: NORMALIZE, POSTPROCESSOR: UNNORMALIZE}
@@ -65,19 +72,19 @@ def read_normaliser(folder: Path, name: str) -> Normaliser:
 
 def image_statistics(before: Normaliser, keys: list[str]) -> tuple[tuple[Colours, ...], tuple[Colours, ...]]:
     """(mean, std) of every camera, such that (pixel - mean) / std is what LeRobot gives its encoder."""
-    mode = before.modes.get("VISUAL", "IDENTITY")
+    mode = before.modes.get("VISUAL", IDENTITY)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for key in keys:
-        known = before.field(key, 3)
-        if mode == "IDENTITY" or not known:  # LeRobot leaves a feature without statistics as it is
+        feature = before.feature(key, 3)
+        if mode == IDENTITY or not feature.known:  # LeRobot leaves a feature without statistics as it is
             pairs.append((np.zeros(3), np.ones(3)))
-        elif mode == "MEAN_STD" and {"mean", "std"} <= known.keys():
-            pairs.append((known["mean"], known["std"] + LEROBOT_EPSILON))
-        elif mode == "MIN_MAX" and {"min", "max"} <= known.keys():
-            low, high = known["min"], _above(known["min"], known["max"])
-            pairs.append(((low + high) / 2, (high - low) / 2))
-        else:
-            raise UserError(f"the normalisation {mode!r} of {key} is not supported, or its statistics are missing")
+            continue
+        try:
+            low, high = feature.range(mode, LEROBOT_EPSILON)
+        except UnknownError as error:
+            raise UserError(f"the normalisation {mode!r} of {key} cannot be used: {error}") from None
+        high = np.where(high == low, low + LEROBOT_EPSILON, high)
+        pairs.append(((low + high) / 2, (high - low) / 2))
     mean, std = ([tuple(map(float, pair[index])) for pair in pairs] for index in (0, 1))
     return tuple(mean), tuple(std)  # pyright: ignore[reportReturnType]
 
@@ -85,26 +92,10 @@ def image_statistics(before: Normaliser, keys: list[str]) -> tuple[tuple[Colours
 def norm_stats(
     state_dim: int, action_dim: int, before: Normaliser, after: Normaliser
 ) -> tuple[NormStats | None, list[str]]:
-    """State as it comes in and action as it goes out; None with a note where our statistics cannot say it."""
-    state, action = before.field(STATE, state_dim), after.field(ACTION, action_dim)
-    modes = before.modes.get("STATE"), after.modes.get("ACTION")
-    needed = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
-    low_high = needed.get(str(modes[0]))
-    required = {"mean", "std", *(low_high or ())}
-    if modes[0] != modes[1] or low_high is None or not (required <= state.keys() and required <= action.keys()):
-        return None, [
-            f"statistics of state ({modes[0]}) and action ({modes[1]}) are unknown: both must be there, and be "
-            "normalised in one and the same way, MEAN_STD, MIN_MAX or QUANTILES"
-        ]
-    if modes[0] == "MEAN_STD":
-        return NormStats("zscore", FieldStats(**state), FieldStats(**action), epsilon=LEROBOT_EPSILON), []
-    fields = []
-    for known in (state, action):  # a range from the least to the greatest value is one of quantiles 0 and 1
-        low, high = (known[name] for name in low_high)
-        fields.append(FieldStats(**{**known, "q01": low, "q99": _above(low, high)}))
-    return NormStats("quantile", *fields, epsilon=0.0), []
-
-
-def _above(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """`high`, or a little above `low` where the range is 0."""
-    return np.where(high == low, low + LEROBOT_EPSILON, high)
+    """State as it comes in and action as it goes out; None with a note where they are unknown."""
+    state, action = before.feature(STATE, state_dim), after.feature(ACTION, action_dim)
+    modes = before.modes.get("STATE", IDENTITY), after.modes.get("ACTION", IDENTITY)
+    try:
+        return stats_in_modes(state, action, modes, LEROBOT_EPSILON), []
+    except UnknownError as error:
+        return None, [f"the statistics of state ({modes[0]}) and action ({modes[1]}) are unknown: {error}"]
