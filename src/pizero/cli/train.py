@@ -54,6 +54,9 @@ class Arguments:
     frames: Literal["auto", "memory", "disk", "decode"] = "auto"
     """Decoded frames: kept in memory; kept in a file, decoded once for this and all later runs; or decoded whenever
     they are read. auto: memory up to 2 GiB, else the disk where there is room."""
+    subtasks: str | None = None
+    """What the robot does when, in words: a column of text, or a CSV file with the columns episode,from,to,text
+    (docs/data.md). Without it the dataset's own: meta/subtasks.csv, LeRobot's language columns."""
     workers: int | None = None
     """Processes that prepare batches ahead; without it none on the CPU and up to 4 otherwise."""
     steps: int | None = None
@@ -161,7 +164,10 @@ def run(arguments: Arguments) -> int:
         resume=arguments.resume,
         initial=Initialization(arguments.checkpoint, arguments.tokenizer, arguments.norm_stats),
         data=DataOptions(
-            skip_bad_episodes=arguments.skip_bad_episodes, frames=arguments.frames, workers=arguments.workers
+            skip_bad_episodes=arguments.skip_bad_episodes,
+            frames=arguments.frames,
+            workers=arguments.workers,
+            subtasks=arguments.subtasks,
         ),
         runtime=Runtime(arguments.device, arguments.sharding, arguments.recompute, arguments.compile),
         measure=MeasureConfig(

@@ -32,6 +32,8 @@ class Batch:
     actions: NDArray[np.float32]
     action_dims: NDArray[np.int64] | None = None
     """[B] action dimensions that the sample's robot has; the others are padding. None: not said."""
+    subtasks: Sequence[str] | None = None
+    """[B] what the robot is doing, in words; empty where the data does not say it. None where no dataset says any."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Member:
         prompts = self._prompts(frames)
         inputs = self.pipeline.model_inputs(images, state, prompts)
         dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
-        return Batch(inputs, self.pipeline.model_actions(actions, state), dims)
+        subtasks = None if dataset.subtasks is None else dataset.subtask_texts(frames)
+        return Batch(inputs, self.pipeline.model_actions(actions, state), dims, subtasks)
 
     def tell_cut_prompts(self) -> None:
         """Encodes each instruction once, with the state of its first frame: what must be cut is told now, and not by
@@ -269,7 +272,18 @@ def _merged(parts: Sequence[tuple[Rows, Batch]]) -> Batch:
         inputs["state"] = field("state")
     known = [(rows, batch.action_dims) for rows, batch in parts if batch.action_dims is not None]
     dims = gathered(known) if len(known) == len(parts) else None
-    return Batch(inputs, gathered([(rows, batch.actions) for rows, batch in parts]), dims)
+    actions = gathered([(rows, batch.actions) for rows, batch in parts])
+    return Batch(inputs, actions, dims, _merged_texts(size, [(rows, batch.subtasks) for rows, batch in parts]))
+
+
+def _merged_texts(size: int, parts: Sequence[tuple[Rows, Sequence[str] | None]]) -> Sequence[str] | None:
+    if all(texts is None for _, texts in parts):
+        return None
+    merged = [""] * size
+    for rows, texts in parts:
+        for row, text in zip(rows.tolist(), texts or (), strict=False):
+            merged[row] = text
+    return merged
 
 
 def split_episodes(dataset: LeRobotDataset, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], ...]:

@@ -39,7 +39,9 @@ def _mark(member: Member) -> dict[str, Any]:
     cameras = list(robot.cameras.values())
     every = dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
     files = [(path.name, path.stat().st_size) for path in dataset.image_files(cameras)] if cameras else []
+    subtasks = {} if dataset.subtasks is None else {"subtasks": _hash("\n".join(dataset.subtasks.texts))}
     return {
+        **subtasks,
         "number of episodes": dataset.num_episodes,
         "number of frames": dataset.num_frames,
         "frames per second": float(dataset.fps),

@@ -18,6 +18,7 @@ from pizero.data.datasets.files.parquet import merge
 from pizero.data.datasets.hdf5 import open_hdf5
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.meta.description import read_layout
+from pizero.data.datasets.meta.features import NO_NUMBERS, number_keys
 from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
 from pizero.data.datasets.meta.layout import BadEpisodeError, Layout
 from pizero.data.datasets.writer.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
@@ -88,8 +89,7 @@ def _from_lerobot(
     keys = {camera: dataset.camera_key(camera) for camera in dataset.cameras}
     video = any(dataset.features[key]["dtype"] == "video" for key in keys.values())
     index = _index_columns(dataset)
-    others = ("video", "image", "string")
-    numbers = [key for key, feature in dataset.features.items() if feature["dtype"] not in others]
+    numbers = number_keys(dataset.features)
     totals: dict[str, Stats] = {}
     with new_folder(target) as folder:
         places = _merge_data(dataset, index, folder)
@@ -200,7 +200,7 @@ def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any
     widths = {
         key: feature | {"shape": [dataset.column(key).shape[1]]}
         for key, feature in dataset.features.items()
-        if key not in index and len(feature.get("shape") or ()) == 1 and feature.get("dtype") != "string"
+        if key not in index and len(feature.get("shape") or ()) == 1 and feature.get("dtype") not in NO_NUMBERS
     }
     info["features"] = index | dataset.features | widths
     return info | {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.openpi.folder import save_stats
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.datasets.meta.features import number_keys
 from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES
 from pizero.data.datasets.writer.lerobot_stats import numeric_stats
 from pizero.data.embodiments import Embodiment, Key, generic, get_embodiment
@@ -114,8 +115,8 @@ _NAMES = {"openpi": "assets/<asset id>/norm_stats.json", "lerobot": "meta/stats.
 def _save_lerobot(dataset: LeRobotDataset, path: Path) -> None:
     """The dataset's own stats.json with exact statistics of its numbers; what it has of images and indices stays."""
     values = dict(dataset.stats)
-    for key, feature in dataset.features.items():
-        if feature["dtype"] in ("image", "video", "string") or key in INDEX_TYPES:
+    for key in number_keys(dataset.features):
+        if key in INDEX_TYPES:
             continue
         column = dataset.column(key)
         if not np.isfinite(column).all():

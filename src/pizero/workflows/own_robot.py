@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pizero.configs.preset import OWN
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.meta.features import IMAGE_PREFIX
+from pizero.data.datasets.meta.features import IMAGE_PREFIX, number_keys
 from pizero.data.embodiments import Embodiment, Key
 from pizero.model.config import CAMERAS
 from pizero.types import UserError
@@ -15,7 +15,6 @@ from pizero.types import UserError
 _BASE, _LEFT, _RIGHT = CAMERAS
 _ON_THE_HAND = re.compile(r"wrist|hand|gripper|ego(?![a-z])|eef|effector", re.IGNORECASE)
 _RIGHT_SIDE = re.compile(r"right|(?<![a-z])r(?![a-z])", re.IGNORECASE)
-_NO_NUMBERS = ("video", "image", "string")
 
 
 def own_robot(
@@ -61,7 +60,7 @@ def _places(cameras: Sequence[str]) -> dict[str, str]:
 
 def _column(dataset: LeRobotDataset, what: str, names: tuple[str, ...], groups: tuple[str, ...]) -> Key:
     """The column of one of these names, else the columns that are parts of one."""
-    numeric = [key for key, feature in dataset.features.items() if feature.get("dtype") not in _NO_NUMBERS]
+    numeric = number_keys(dataset.features)
     for name in names:
         if name in numeric:
             return name

@@ -105,7 +105,7 @@ def train_policy(
         start = None if initial.checkpoint is None else open_start(initial.checkpoint, preset)
         sources = open_sources(
             dataset_root, preset.embodiment, episodes=data.episodes, norm_stats=initial.norm_stats,
-            skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start),
+            skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start), subtasks=data.subtasks,
         )  # fmt: skip
         preset, tokenizer = ranks.from_first(lambda: _fitted(preset, sources, found, initial))
         model, facts, adapters = initial_model(preset, start, robot_cameras(sources), resume=bool(found))

@@ -45,13 +45,14 @@ class DataOptions:
 
     episodes: some of a single dataset's. skip_bad_episodes: those with missing, damaged or contradictory files are left
     out with one warning. frames: where decoded frames are kept. workers: processes that read ahead; None takes none on
-    the CPU, else up to 4.
+    the CPU, else up to 4. subtasks: of a single dataset, as for `find_subtasks`.
     """
 
     episodes: Sequence[int] | None = None
     skip_bad_episodes: bool = False
     frames: FrameStore = "auto"
     workers: int | None = None
+    subtasks: str | Path | None = None
 
     def workers_beside(self, device: torch.device) -> int:
         if self.workers is not None:
@@ -77,20 +78,22 @@ def open_sources(
     norm_stats: str | Path | None = None,
     skip_bad_episodes: bool = False,
     cameras: Sequence[str] | None = None,
+    subtasks: str | Path | None = None,
 ) -> list[Source]:
     """The dataset at `path` (folder or hub id), or those of a mixture, a .toml file.
 
-    embodiment: name, TOML file or `OWN`, for a dataset that does not record its own. episodes, norm_stats: of a single
-    dataset. cameras: the model's, for an `own_robot`.
+    embodiment: name, TOML file or `OWN`, for a dataset that does not record its own. episodes, norm_stats, subtasks: of
+    a single dataset. cameras: the model's, for an `own_robot`.
     """
     if path.suffix != ".toml":
         dataset, robot = _open(
-            local_folder(path, "dataset"), embodiment, cameras, episodes=episodes, skip_bad_episodes=skip_bad_episodes
-        )
+            local_folder(path, "dataset"), embodiment, cameras, episodes=episodes, skip_bad_episodes=skip_bad_episodes,
+            subtasks=subtasks,
+        )  # fmt: skip
         tell_notes(dataset.notes)
         return [Source(dataset, robot, None, norm_stats)]
-    if episodes is not None or norm_stats is not None:
-        raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset")
+    if episodes is not None or norm_stats is not None or subtasks is not None:
+        raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset; so subtasks")
     sources: list[Source] = []
     for entry in _entries(path):
         folder = local_folder(_beside(path, entry["path"]), "dataset")
@@ -98,7 +101,7 @@ def open_sources(
         stats = entry.get("norm_stats")
         dataset, robot = _open(
             folder, str(_beside(path, named)) if named.endswith(".toml") else named, cameras,
-            skip_bad_episodes=skip_bad_episodes,
+            skip_bad_episodes=skip_bad_episodes, subtasks=_subtasks_beside(path, entry.get("subtasks")),
         )  # fmt: skip
         source = Source(dataset, robot, entry.get("weight"), None if stats is None else _beside(path, stats))
         sources.append(_named_apart(source, sources) if named == OWN else source)
@@ -119,9 +122,12 @@ def _open(
     """A dataset, whose faults are those of the robot's cameras and columns, and the robot."""
     if embodiment == OWN:
         dataset = LeRobotDataset(folder, **options)
-        return dataset, own_robot(dataset, cameras)
-    robot = get_embodiment(embodiment)
-    return LeRobotDataset(folder, cameras=list(robot.cameras.values()), columns=robot.columns, **options), robot
+        robot = own_robot(dataset, cameras)
+    else:
+        robot = get_embodiment(embodiment)
+        dataset = LeRobotDataset(folder, cameras=list(robot.cameras.values()), columns=robot.columns, **options)
+    _ = dataset.subtasks  # what is wrong with them is said now
+    return dataset, robot
 
 
 def _named_apart(source: Source, others: Sequence[Source]) -> Source:
@@ -145,7 +151,7 @@ def make_tokenizer(sources: Sequence[Source], preset: Preset, given: Path | None
         return PaligemmaTokenizer(given)
     if preset.model.vocab_size == PALIGEMMA_VOCABULARY:
         return None
-    prompts = sorted({text for source in sources for text in prompts_of(source)})
+    prompts = sorted({text for source in sources for text in (*prompts_of(source), *subtasks_of(source))})
     with TemporaryDirectory() as folder:
         return train_tokenizer(prompts, Path(folder) / "tokenizer.model", preset.tokenizer_size)
 
@@ -191,6 +197,12 @@ def prompts_of(source: Source) -> Sequence[str]:
     if robot.prompt_key == "task" and not robot.default_prompt:
         return dataset.tasks or [""]
     return dataset.prompts(np.arange(dataset.num_frames), robot.prompt_key, robot.default_prompt)
+
+
+def subtasks_of(source: Source) -> Sequence[str]:
+    """All subtasks of a dataset; none where nothing says them."""
+    found = source.dataset.subtasks
+    return [] if found is None else sorted({segment.text for segment in found.segments})
 
 
 def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
@@ -278,7 +290,9 @@ def _frames(
                 raise
             tell("skipped", f"episodes {ranges(error.episodes)}: {error}")
             columns = pipeline.embodiment.columns
-            dataset = LeRobotDataset(dataset.root, episodes=good, cameras=(), columns=columns)
+            dataset = LeRobotDataset(
+                dataset.root, episodes=good, cameras=(), columns=columns, subtasks=dataset.subtask_source
+            )
     count = dataset.num_frames * len(cameras)
     bars.update(bar, completed=count, total=count)
     if options.frames == "auto" and cache.store == "decode":
@@ -296,7 +310,9 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     entries: Any = values.get("datasets")
     if set(values) != {"datasets"} or not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: expected [[datasets]], one table for each dataset, and nothing else")
-    kinds: dict[str, Any] = {"path": str, "weight": (int, float), "embodiment": str, "norm_stats": str}
+    kinds: dict[str, Any] = {
+        "path": str, "weight": (int, float), "embodiment": str, "norm_stats": str, "subtasks": str
+    }  # fmt: skip
     for number, entry in enumerate(cast("list[Any]", entries), 1):
         where = f"{path}: dataset {number}"
         if not isinstance(entry, dict) or "path" not in entry:
@@ -317,3 +333,8 @@ def _beside(path: Path, name: str) -> str:
     """A path as the file means it, relative to its own folder; a hub id stays what it is."""
     found = path.parent / Path(name).expanduser()
     return str(found) if found.exists() else name
+
+
+def _subtasks_beside(path: Path, name: str | None) -> str | None:
+    """A segments file as the mixture means it; the name of a column stays what it is."""
+    return _beside(path, name) if name is not None and name.endswith(".csv") else name

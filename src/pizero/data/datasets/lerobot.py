@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +17,13 @@ from pizero.data.datasets.faults import clock_note, find_faults, left_out, nothi
 from pizero.data.datasets.files.columns import NumberColumns
 from pizero.data.datasets.files.index_columns import read_index
 from pizero.data.datasets.files.numbers import read_columns
-from pizero.data.datasets.files.parquet import read_values
+from pizero.data.datasets.files.parquet import read_cells
 from pizero.data.datasets.images.pictures import Frame, Kind, Pictures
 from pizero.data.datasets.images.png import OtherSizeError
 from pizero.data.datasets.meta.description import read_layout
-from pizero.data.datasets.meta.features import camera_keys, dimension_names, picture_size
+from pizero.data.datasets.meta.features import camera_keys, dimension_names, number_keys, picture_size
 from pizero.data.datasets.meta.layout import BadEpisodeError, Episode
+from pizero.data.datasets.subtasks import STYLE, Subtasks, find_subtasks
 from pizero.types import UserError
 
 
@@ -52,6 +55,7 @@ class LeRobotDataset:
         cameras: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
         skip_bad_episodes: bool = False,
+        subtasks: str | Path | None = None,
     ) -> None:
         """`episodes`: the episode ids to use, in that order; all by default.
 
@@ -59,7 +63,7 @@ class LeRobotDataset:
         columns: the same of numbers; by default those that are named as states and actions. Of episodes with missing or
         damaged files, with other numbers of rows or frames than the description says, or with numbers that are null or
         more or fewer than elsewhere, the first is a BadEpisodeError; with `skip_bad_episodes` they are left out with
-        one warning, and are `faults`.
+        one warning, and are `faults`. subtasks: as for `find_subtasks`.
         """
         self.root = Path(root)
         layout = read_layout(self.root)
@@ -99,6 +103,7 @@ class LeRobotDataset:
             if (values := looked_at.take(key, self._episodes, index.rows)) is not None:
                 self._columns[key] = values
         self._texts: dict[str, list[str]] = {}
+        self.subtask_source = subtasks
         self.look_at(cameras)
 
     def column(self, key: str | tuple[str, ...]) -> NDArray[np.float32]:
@@ -110,9 +115,8 @@ class LeRobotDataset:
             if key not in self._columns:
                 self._columns[key] = np.concatenate([self.column(part) for part in key], axis=1)
         elif key not in self._columns:
-            feature = self.features.get(key)
-            if feature is None or feature.get("dtype") in ("video", "image", "string"):
-                numeric = [k for k, f in self.features.items() if f.get("dtype") not in ("video", "image", "string")]
+            numeric = number_keys(self.features)
+            if key not in numeric:
                 raise UserError(f"{self.root} has no numeric column {key!r}; it has {', '.join(numeric)}")
             self._columns[key] = self._read_column(key)
         return self._columns[key]
@@ -150,15 +154,45 @@ class LeRobotDataset:
         return np.maximum(frames[:, None] + np.arange(1 - length, 1), starts)
 
     def prompts(self, frames: ArrayLike, key: str = "task", default: str = "") -> list[str]:
-        """The text of each frame's task, or in the column `key`; `default` where it is empty."""
+        """The text of each frame's task, or in the column `key`; `default` where it is empty.
+
+        "subtask": what is done at the frame, by `subtasks`; the task where that is not known.
+        """
         positions = self._check_frames(frames)
-        if key == "task":
-            texts: list[str] = [self.tasks[index] for index in self.task_index[positions].tolist()]
+        if key == STYLE and self.subtasks is not None:
+            texts: list[str] = [self._subtask_or_task(position) for position in positions.tolist()]
+        elif key == "task":
+            texts = [self.tasks[index] for index in self.task_index[positions].tolist()]
         else:
             if key not in self._texts:
                 self._texts[key] = self._read_texts(key)
             texts = [self._texts[key][position] for position in positions.tolist()]
         return [default if default and not text.strip() else text for text in texts]
+
+    @cached_property
+    def subtasks(self) -> Subtasks | None:
+        """What is done when, in words; None where nothing says it. UserError where that cannot be read."""
+        return find_subtasks(self, self.subtask_source)
+
+    def subtask_texts(self, frames: ArrayLike) -> list[str]:
+        """What is done at each frame; empty where nothing says it."""
+        positions: list[int] = self._check_frames(frames).tolist()
+        return [""] * len(positions) if self.subtasks is None else [self.subtasks.texts[frame] for frame in positions]
+
+    def _subtask_or_task(self, position: int) -> str:
+        task: int = int(self.task_index[position])
+        return self.subtask_texts([position])[0] or self.tasks[task]
+
+    def cells(self, key: str, frames: ArrayLike) -> list[Any]:
+        """The values in the data files of any column, of the frames given."""
+        positions = self._check_frames(frames)
+        values: list[Any] = [None] * len(positions)
+        of_episode = self._ordinals[positions]
+        for path, ordinals in self._by_file():
+            places = np.flatnonzero(np.isin(of_episode, ordinals))
+            for place, value in zip(places.tolist(), read_cells(path, key, self._rows[positions[places]]), strict=True):
+                values[place] = value
+        return values
 
     def image_shape(self, camera: str) -> tuple[int, int]:
         """(height, width) of a camera's frames, by the first of them."""
@@ -298,15 +332,11 @@ class LeRobotDataset:
         if self.features.get(key, {}).get("dtype") != "string":
             found = [name for name, feature in self.features.items() if feature.get("dtype") == "string"]
             raise UserError(f"{self.root} has no column of text {key!r}; it has {', '.join(['task', *found])}")
-        texts = [""] * self.num_frames
-        for path, ordinals in self._by_file():
-            values = read_values(path, [key])[key]
-            for frame in np.concatenate([self._frames_of(ordinal) for ordinal in ordinals]).tolist():
-                value = values[self._rows[frame]]
-                if value is not None and not isinstance(value, str):
-                    raise UserError(f"{path}: column {key!r} holds no text but {type(value).__name__}")
-                texts[frame] = value or ""
-        return texts
+        texts = self.cells(key, np.arange(self.num_frames))
+        other = next((text for text in texts if text is not None and not isinstance(text, str)), None)
+        if other is not None:
+            raise UserError(f"{self.root}: column {key!r} holds no text but {type(other).__name__}")
+        return [text or "" for text in texts]
 
     def _frames_of(self, ordinal: int) -> NDArray[np.int64]:
         start = self.episode_starts[ordinal]

@@ -69,6 +69,12 @@ def read_values(path: Path, columns: Iterable[str]) -> dict[str, list[Any]]:
     return {name: table[name].to_pylist() for name in table.column_names}
 
 
+def read_cells(path: Path, column: str, rows: NDArray[np.int64]) -> list[Any]:
+    """Of a column, these rows [n] as Python values."""
+    values: list[Any] = read_table(path, [column])[column].take(_pa.array(rows)).to_pylist()
+    return values
+
+
 def merge(
     sources: Sequence[tuple[Path, NDArray[np.int64]]],
     target: Path,

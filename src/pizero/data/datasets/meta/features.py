@@ -10,6 +10,8 @@ from pizero.data.datasets.files.json_files import as_table, as_whole
 Feature = dict[str, Any]
 _CHANNELS = (1, 3, 4)
 IMAGE_PREFIX = "observation.images."
+NO_NUMBERS = ("video", "image", "string", "language")
+"""Kinds of columns; "language" are LeRobot's lists of texts."""
 LARGEST = 2**14
 """Of a shape's sizes; what is larger is no picture and no robot."""
 
@@ -46,7 +48,7 @@ def camera_keys(features: Mapping[str, Feature]) -> dict[str, str]:
 
 def number_keys(features: Mapping[str, Feature]) -> list[str]:
     """The columns that hold numbers."""
-    return [key for key, feature in features.items() if feature.get("dtype") not in ("video", "image", "string")]
+    return [key for key, feature in features.items() if feature.get("dtype") not in NO_NUMBERS]
 
 
 def depth_cameras(features: Mapping[str, Feature]) -> dict[str, str]:
