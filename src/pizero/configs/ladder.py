@@ -91,7 +91,7 @@ class LadderConfig:
     """
 
     env: str = "metaworld"
-    """Simulator, and the preset of the same name."""
+    """Simulator, and the preset of the same name; for a recording a preset alone."""
     size: str = "full"
     """full, or nano for a check of the machinery."""
     steps: int = 1_500

@@ -8,7 +8,7 @@ from typing import Any
 
 from pizero.report.curves import Point, curves_picture
 from pizero.report.html import Picture, Section, Table, write_report
-from pizero.report.pictures import scatter_picture, success_picture
+from pizero.report.pictures import error_picture, scatter_picture, success_picture
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -17,9 +17,11 @@ def compare_report(path: Path, results: Mapping[str, Any]) -> None:
     """Writes the HTML page for what compare.json holds."""
     settings, rows = results["settings"], results["rows"]
     sections: list[Section] = []
-    if rows:
+    if "trivial" in results:
+        sections += _recorded(results)
+    elif rows:
         sections += [_ladder(rows), _costs(rows)]
-    if results["single"]:
+    if results["single"] and "trivial" not in results:
         text = "The diffusion policy with one change at a time, and as it is."
         entries = [row for row in rows if row["rung"] == 0] + list(results["single"])
         sections.append(Section("One change at a time", text, [_success(entries, numbered=False), _table(entries)]))
@@ -28,16 +30,54 @@ def compare_report(path: Path, results: Mapping[str, Any]) -> None:
         ("steps", "num_steps", "Inference steps", "calls of the network per chunk"),
         ("rates", "learning_rate", "Learning rates", "learning rate"),
     ):
-        if results[key]:
+        if results[key] and "trivial" not in results:
             picture = curves_picture(_curves(results[key], x), f"Success by {title.lower()}", label)
             sections.append(Section(title, _TEXTS[key], [Picture(picture, title), _table(results[key], (x, title))]))
-    facts = {
-        "environment": settings["ladder"]["env"],
-        "demonstrations of each task": str(settings["demonstrations"]),
+    if "trivial" in results:
+        source = {"recording": settings["dataset"]}
+    else:
+        source = {
+            "environment": settings["ladder"]["env"],
+            "demonstrations of each task": str(settings["demonstrations"]),
+        }
+    facts = source | {
         "budget of a run": _budget(settings["ladder"]),
         "seeds": str(max((len(row["seeds"]) for row in rows), default=1)),
     }
     write_report(path, title="pizero: from the diffusion policy to π0", facts=facts, sections=sections)
+
+
+def _recorded(results: Mapping[str, Any]) -> list[Section]:
+    """One section per study: errors by rung, and by dimension in the robot's units."""
+    sections: list[Section] = []
+    for key, title in (("rows", "What each step is worth"), ("single", "One change"), ("rates", "Learning rates")):
+        if results[key]:
+            rows = [*results["trivial"], *results[key]]
+            header = ["Dimension", *(_named(row) for row in rows)]
+            cells = [
+                [name, *(f"{row['open_loop_error'][dim]:.4g}" for row in rows)]
+                for dim, name in enumerate(results["actions"])
+            ]
+            text = (
+                "Mean absolute error of the actions that would be played, on held-out episodes, in standard deviations "
+                "of the recorded actions; below, by dimension in the robot's own units. A policy must be better than a "
+                "constant action (the median) and than the action before, held."
+            )
+            table = Table(header, cells, numbers=tuple(range(1, len(header))))
+            sections.append(Section(title, text, [_errors(rows), _table(results[key]), table]))
+    return sections
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    if "rung" not in row:
+        return row["change"]
+    rate = f", rate {row['learning_rate']:g}" if row["variant"].count("_rate") else ""
+    return f"{row['rung']}  {_short(row['change'])}{rate}"
+
+
+def _errors(rows: Rows) -> Picture:
+    bars = [(_named(row), row["relative_error"], "rung" not in row) for row in rows]
+    return Picture(error_picture(bars), "Error of each network beside guesses that need none")
 
 
 _TEXTS = {
@@ -84,21 +124,15 @@ def _success(rows: Rows, numbered: bool) -> Picture:
 
 def _table(rows: Rows, extra: tuple[str, str] | None = None) -> Table:
     """extra: a key of the rows and its heading."""
-    header = [
-        "Rung",
-        "Change",
-        *([extra[1]] if extra else []),
-        "Success",
-        "95 % interval",
-        "Open-loop error",
-        "ms a call",
-    ]
+    played = ("Success", "95 % interval") if "success" in rows[0] else ()
+    header = ["Rung", "Change", *([extra[1]] if extra else []), *played, "Open-loop error", "ms a call"]
     if "parameters" in rows[0]:
         header += ["Parameters", "Training", "Memory"]
     cells: list[list[str]] = []
     for row in rows:
-        line = [str(row["rung"]), row["change"], *([f"{row[extra[0]]:g}"] if extra else []), f"{row['success']:.1%}"]
-        line += [f"{row['interval'][0]:.0%} – {row['interval'][1]:.0%}"]
+        line = [str(row["rung"]), row["change"], *([f"{row[extra[0]]:g}"] if extra else [])]
+        if played:
+            line += [f"{row['success']:.1%}", f"{row['interval'][0]:.0%} – {row['interval'][1]:.0%}"]
         line += [f"{row['relative_error']:.3f}" if "relative_error" in row else "", f"{row['latency']:.0f}"]
         if "parameters" in row:
             line += [f"{row['parameters']:,}", f"{row['seconds']:.0f} s", f"{row['peak_mib']:.0f} MiB"]

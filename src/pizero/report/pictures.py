@@ -304,6 +304,27 @@ def scatter_picture(
     return finish(figure, path)
 
 
+# -------------------------------------------------------------------------------------------------- errors
+
+
+def error_picture(bars: Sequence[tuple[str, float, bool]], path: Path | None = None) -> bytes:
+    """Bars (name, error in standard deviations, whether it is a guess for reference)."""
+    height = 1.1 + 0.3 * len(bars)
+    figure = new_figure(WIDTH, height)
+    axes = figure.add_axes((0.33, 0.36 / height, 0.58, 1 - 1.05 / height))
+    for y, (name, error, reference) in enumerate(bars):
+        axes.barh(y, error, height=0.62, color=REFERENCE if reference else GOOD)
+        axes.text(error, y, f" {error:.2f}", fontsize=9, color=INK, va="center")
+        axes.text(-0.02, y, name if len(name) <= 38 else name[:37] + "…", transform=axes.get_yaxis_transform(),
+                  fontsize=9, color=INK, ha="right", va="center")  # fmt: skip
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    plain(axes, grid="x")
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    set_title(figure, "Error on held-out episodes", "Standard deviations of the recorded actions. Grey: no network.")
+    return finish(figure, path)
+
+
 # -------------------------------------------------------------------------------------------------- film strip
 
 

@@ -21,17 +21,21 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pizero.configs.ladder import CHANGES, STEP_COUNTS, STEP_RUNGS, STUDIES, variant_preset
+from pizero.data.robot_columns import action_names
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.processes import Workers
 from pizero.report.compare import compare_report
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect_once
-from pizero.workflows.compare_runs import RunConfig, evaluate_steps, train_and_measure
+from pizero.workflows.compare_recording import recorded_source, sized_by, trivial_rows
+from pizero.workflows.compare_runs import RECORDED_FRAMES, RunConfig, evaluate_steps, train_and_measure
 from pizero.workflows.evaluate import write_json
 from pizero.workflows.progress import console, progress_bar
 
 STUDY_NAMES = (*STUDIES, "steps")
+RECORDED_STUDIES = ("ladder", "single", "rates")
+"""Those that need no simulator."""
 Job = tuple[str, Path, Callable[..., None], tuple[Any, ...]]
 """What it is called, the file that it leaves, the function and its arguments."""
 
@@ -50,6 +54,8 @@ class CompareConfig(RunConfig):
             raise UserError(f"unknown study {self.study!r}; expected one of {', '.join(STUDY_NAMES)}")
         if not self.rungs or not self.seeds:
             raise UserError("nothing to compare: give at least one rung and one seed")
+        if self.dataset and self.study not in RECORDED_STUDIES:
+            raise UserError(f"study {self.study}: on a recording there are {', '.join(RECORDED_STUDIES)}")
         unknown = [rung for rung in self.rungs if not 0 <= rung < len(CHANGES)]
         if unknown:
             raise UserError(f"rung {unknown[0]} does not exist; the ladder has 0 to {len(CHANGES) - 1}")
@@ -62,11 +68,16 @@ def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
     parameters, latency (milliseconds a call on one core), seconds (of training, CPU time of one core), samples,
     samples_per_second, peak_mib (memory of the whole process), open_loop_error (mean absolute error per action
     dimension, robot units), relative_error (its mean over the dimensions, in standard deviations). "single",
-    "demonstrations", "rates" and "steps" hold rows of the same kind for those studies.
+    "demonstrations", "rates" and "steps" hold rows of the same kind for those studies. On a recording no row has a
+    success; "trivial" has the errors of guesses that need no policy, "actions" the dimensions' names.
     """
+    if config.dataset:
+        recorded_source(config.dataset, config.skip_bad_episodes)  # refused now, and not in every run
     _check_settings(config, folder)
-    num_tasks = _num_tasks(config)
-    collect_once(_collect_config(config, num_tasks), folder / "dataset")
+    num_tasks = 1
+    if not config.dataset:
+        num_tasks = _num_tasks(config)
+        collect_once(_collect_config(config, num_tasks), folder / "dataset")
     started = time.perf_counter()
     jobs = [job for job in _jobs(config, num_tasks, folder) if not job[1].is_file()]
     try:
@@ -114,7 +125,12 @@ def _run(jobs: Sequence[Job], workers: int) -> None:
                 future.result()
                 name, path = waiting[future]
                 result = json.loads(path.read_text())
-                bars.console.print(f"{name}: {result['successes']} of {result['episodes']} · {result['change']}")
+                measured = (
+                    f"{result['successes']} of {result['episodes']}"
+                    if "successes" in result
+                    else f"error {result['relative_error']:.3f}"
+                )
+                bars.console.print(f"{name}: {measured} · {result['change']}")
             bars.update(bar, completed=len(waiting) - len(left))
 
 
@@ -128,30 +144,53 @@ def summarize_runs(config: CompareConfig, folder: Path) -> dict[str, Any]:
     stepped = [json.loads(path.read_text()) for path in sorted((folder / "steps").glob("*.json"))]
     keys = sorted({(run["rung"], run["num_steps"]) for run in stepped})
     by_steps = [_row([run for run in stepped if (run["rung"], run["num_steps"]) == key]) for key in keys]
-    return {"settings": dataclasses.asdict(config), "rows": rows.pop("ladder"), **rows, "steps": by_steps}
+    results = {"settings": dataclasses.asdict(config), "rows": rows.pop("ladder"), **rows, "steps": by_steps}
+    return results | (_trivial(config) if config.dataset else {})
+
+
+def _trivial(config: CompareConfig) -> dict[str, Any]:
+    """What any policy must be better than, on the held-out episodes of the seeds, and the names of the actions."""
+    source = recorded_source(config.dataset, config.skip_bad_episodes)
+    found = [
+        trivial_rows(source, sized_by(source, variant_preset(STUDIES["ladder"][0], config.ladder, seed)),
+                     RECORDED_FRAMES)
+        for seed in config.seeds
+    ]  # fmt: skip
+    rows = [{"change": runs[0]["change"], **_mean_errors(runs)} for runs in zip(*found, strict=True)]
+    names = action_names(source.dataset, source.embodiment)
+    return {"trivial": rows, "actions": list(names or map(str, range(len(rows[0]["open_loop_error"]))))}
 
 
 _KEPT = ("variant", "rung", "change", "demonstrations", "learning_rate", "parameters", "samples", "num_steps")
 _AVERAGED = {"latency": "latency", "train_seconds": "seconds", "samples_per_second": "samples_per_second",
-             "peak_mib": "peak_mib", "relative_error": "relative_error"}  # fmt: skip
+             "peak_mib": "peak_mib"}  # fmt: skip
 
 
 def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The runs of one variant, one per seed."""
-    successes, episodes = sum(run["successes"] for run in runs), sum(run["episodes"] for run in runs)
-    row = {key: runs[0][key] for key in _KEPT if key in runs[0]}
+    row = {key: runs[0][key] for key in _KEPT if key in runs[0]} | {"seeds": [run["seed"] for run in runs]}
     row |= {ours: round(float(np.mean([run[key] for run in runs])), 3) for key, ours in _AVERAGED.items()
             if key in runs[0]}  # fmt: skip
     if "open_loop_error" in runs[0]:
-        row["open_loop_error"] = np.mean([run["open_loop_error"] for run in runs], axis=0).round(4).tolist()
+        row |= _mean_errors(runs)
+    if "successes" not in runs[0]:
+        return row
+    successes, episodes = sum(run["successes"] for run in runs), sum(run["episodes"] for run in runs)
     return row | {
         "success": successes / episodes, "interval": list(wilson_interval(successes, episodes)), "episodes": episodes,
-        "seeds": [run["seed"] for run in runs], "success_by_seed": [run["successes"] / run["episodes"] for run in runs],
+        "success_by_seed": [run["successes"] / run["episodes"] for run in runs],
         "success_by_task": {
             task: sum(run["successes_by_task"][task] for run in runs) / (episodes / len(runs[0]["successes_by_task"]))
             for task in runs[0]["successes_by_task"]
         },
     }  # fmt: skip
+
+
+def _mean_errors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "open_loop_error": np.mean([run["open_loop_error"] for run in runs], axis=0).round(4).tolist(),
+        "relative_error": round(float(np.mean([run["relative_error"] for run in runs])), 3),
+    }
 
 
 def _num_tasks(config: CompareConfig) -> int:
@@ -189,7 +228,7 @@ def print_comparison(results: dict[str, Any], folder: Path) -> None:
     """Every study that has results, as a table."""
     for key, (title, columns) in _TABLES.items():
         if results[key]:
-            console.print(_table(results[key], title, columns))
+            console.print(_table([*results.get("trivial", []), *results[key]], title, columns))
     console.print(f"{results['seconds']:.0f} s · {folder}: compare.json, report.html")
 
 
@@ -207,13 +246,15 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[dict[str, Any]], str]]]] = {
 
 def _table(rows: list[dict[str, Any]], title: str, columns: dict[str, Callable[[dict[str, Any]], str]]) -> Table:
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("", "change", "success", "95 %", "error", "ms", *columns):
+    played = any("success" in row for row in rows)
+    for heading in ("", "change", *(("success", "95 %") if played else ()), "error", "ms", *columns):
         table.add_column(heading, justify="left" if heading == "change" else "right", no_wrap=heading != "change")
     for row in rows:
-        low, high = row["interval"]
-        error = f"{row['relative_error']:.3f}" if "relative_error" in row else ""
-        table.add_row(
-            str(row["rung"]), row["change"], f"{row['success']:.1%}", f"{low:.0%}-{high:.0%}", error,
-            f"{row['latency']:.0f}", *(column(row) for column in columns.values()),
-        )  # fmt: skip
+        cells = [str(row.get("rung", "")), row["change"]]
+        if played:
+            cells += [f"{row['success']:.1%}", "{:.0%}-{:.0%}".format(*row["interval"])]
+        cells += [f"{row['relative_error']:.3f}" if "relative_error" in row else ""]
+        if "rung" in row:
+            cells += [f"{row['latency']:.0f}", *(column(row) for column in columns.values())]
+        table.add_row(*cells)
     return table

@@ -11,36 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.load import load_policy
 from pizero.configs.ladder import LadderConfig, Variant, variant_preset
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.loader import split_episodes
-from pizero.data.norm_stats import NEAR_CONSTANT
-from pizero.data.robot_columns import robot_action_window
 from pizero.policy.policy import ModelPolicy
 from pizero.train.metrics import read_metrics
 from pizero.types import RobotDict, UserError
+from pizero.workflows.compare_recording import (
+    held_out_frames,
+    in_spreads,
+    played_actions,
+    played_error,
+    recorded_source,
+    sized_by,
+)
 from pizero.workflows.evaluate import EvaluateConfig, evaluate_policy, write_json
-from pizero.workflows.replay import recorded_observation
+from pizero.workflows.replay import recorded_observation, replay
 from pizero.workflows.threads import torch_threads
 from pizero.workflows.train import train_policy
 from pizero.workflows.training_data import DataOptions
 
 LATENCY_CALLS = 10
 OPEN_LOOP_FRAMES = 64
+RECORDED_FRAMES = 256
+"""Held-out frames whose actions are compared: beside episodes in a simulator, and where they are all there is."""
 SPEED_STEPS = 20
-HELD_OUT_SEED = 0
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What the runs of a comparison share.
 
-    tasks: none given takes the simulator's. demonstrations, episodes: of each task.
+    tasks: none given takes the simulator's. demonstrations, episodes: of each task. dataset: a recording to learn from
+    instead; nothing is played then, and the error on held-out episodes is the measure. skip_bad_episodes: of it, see
+    `DataOptions`.
     """
 
     ladder: LadderConfig
@@ -48,6 +55,8 @@ class RunConfig:
     demonstrations: int = 50
     episodes: int = 10
     num_envs: int = 10
+    dataset: str = ""
+    skip_bad_episodes: bool = False
 
 
 def train_and_measure(
@@ -58,25 +67,32 @@ def train_and_measure(
     result.json appears when all is done.
     """
     preset = variant_preset(variant, config.ladder, seed)
-    first = DataOptions(episodes=range(demonstrations))  # the tasks take turns in the dataset
+    if config.dataset:
+        source = recorded_source(config.dataset, config.skip_bad_episodes)
+        data, dataset = source.dataset, source.dataset.root
+        first = DataOptions(skip_bad_episodes=config.skip_bad_episodes, frames="disk")  # once for all runs
+        preset = sized_by(source, preset)
+    else:
+        first = DataOptions(episodes=range(demonstrations))  # the tasks take turns in the dataset
+        data = LeRobotDataset(dataset, episodes=first.episodes)
     if config.ladder.seconds > 0:
         preset = _fit_to_time(preset, config.ladder.seconds, dataset, first, folder)
     trained = train_policy(dataset, folder, preset, resume=True, data=first)
     policy = load_policy(trained.checkpoint)
-    rollouts = _evaluate(config, variant.name, policy, preset.model.image_size)
+    rollouts = {} if config.dataset else _evaluate(config, variant.name, policy, preset.model.image_size)
     samples = preset.train.steps * preset.train.batch_size
     seconds = samples / _samples_per_second(folder, preset)
-    data = LeRobotDataset(dataset, episodes=first.episodes)
-    observations, expected = _held_out(data, policy, preset)
-    error = _open_loop_error(policy, observations, expected, preset.execution_horizon)
+    frames = held_out_frames(data, preset, RECORDED_FRAMES if config.dataset else OPEN_LOOP_FRAMES)
+    expected, inside = played_actions(data, policy.pipeline.embodiment, frames, preset.execution_horizon)
+    error = played_error(replay(data, policy, frames).predicted[:, : preset.execution_horizon], expected, inside)
     result = {
         "variant": variant.name, "rung": variant.rung, "change": variant.change, "seed": seed,
         "demonstrations": demonstrations, "learning_rate": preset.train.learning_rate,
         "parameters": trained.parameters, "loss": trained.loss, "samples": samples, "train_seconds": round(seconds, 2),
         "samples_per_second": round(samples / seconds, 1), **rollouts,
         "open_loop_error": error.round(4).tolist(),
-        "relative_error": round(_in_spreads(error, expected), 4),
-        "latency": _latency(policy, observations[0]),
+        "relative_error": round(in_spreads(error, expected, inside), 4),
+        "latency": _latency(policy, recorded_observation(data, policy.pipeline, int(frames[0]))),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }  # fmt: skip
     write_json(folder / "result.json", result)
@@ -144,30 +160,6 @@ def _samples_per_second(folder: Path, preset: Preset) -> float:
     steps = [line["step"] - (lines[i - 1]["step"] if i else 0) for i, line in enumerate(lines)]
     first = 1 if len(lines) > 1 else 0
     return preset.train.batch_size * sum(steps[first:]) / sum(line["cpu_seconds"] for line in lines[first:])
-
-
-def _held_out(data: LeRobotDataset, policy: ModelPolicy, preset: Preset) -> tuple[list[RobotDict], NDArray[np.float32]]:
-    """Frames of validation episodes as a robot would give them, and the recorded actions [N, H, d]."""
-    _, frames = split_episodes(data, preset.train.validation_fraction, preset.train.seed)
-    chosen = np.random.default_rng(HELD_OUT_SEED).choice(frames, min(OPEN_LOOP_FRAMES, len(frames)), replace=False)
-    observations = [recorded_observation(data, policy.pipeline, int(frame)) for frame in chosen]
-    steps = preset.execution_horizon
-    return observations, robot_action_window(data, policy.pipeline.embodiment, chosen, steps)[0]
-
-
-def _open_loop_error(
-    policy: ModelPolicy, observations: list[RobotDict], expected: NDArray[np.float32], steps: int
-) -> NDArray[np.float32]:
-    """Mean absolute error of the actions that would be played, per dimension [d], in the robot's units."""
-    predicted = np.stack([answer["actions"] for answer in policy.infer_batch(observations)])
-    return np.abs(predicted[:, :steps] - expected[..., : predicted.shape[2]]).mean(axis=(0, 1))
-
-
-def _in_spreads(error: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The mean error over the dimensions that move, in standard deviations of the recorded actions [N, H, d]."""
-    spread = expected.std(axis=(0, 1))
-    moves = spread > NEAR_CONSTANT
-    return float((error[moves] / spread[moves]).mean())
 
 
 def _latency(policy: ModelPolicy, observation: RobotDict) -> float:
