@@ -82,6 +82,9 @@ class Observation:
         choosing the present images never waits for the device.
     state: [B, state_dim] float, normalised and padded; None for a model that does not read it.
     prompt_tokens: [B, L] integer; prompt_mask: [B, L] bool, true where a token is real.
+    prompt_causal, prompt_target: [B, L] bool, of a prompt that goes on with what the model is to write: tokens that
+        start a block of their own (`model/attention.py`), and those that the loss is on, each predicted from the one
+        before. None where there are none.
 
     For a model with an observation history of T > 1, images are [B, T, h, w, 3] and state is [B, T, state_dim], oldest
     first; the masks stay [B].
@@ -92,6 +95,8 @@ class Observation:
     state: Tensor | None
     prompt_tokens: Tensor
     prompt_mask: Tensor
+    prompt_causal: Tensor | None = None
+    prompt_target: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -130,12 +135,18 @@ class Observation:
 
     def to(self, device: Any) -> Observation:
         """A copy on `device`; the image masks stay on the host."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
         return Observation(
             images={name: image.to(device, non_blocking=True) for name, image in self.images.items()},
             image_masks=dict(self.image_masks),
-            state=None if self.state is None else self.state.to(device, non_blocking=True),
+            state=moved(self.state),
             prompt_tokens=self.prompt_tokens.to(device, non_blocking=True),
             prompt_mask=self.prompt_mask.to(device, non_blocking=True),
+            prompt_causal=moved(self.prompt_causal),
+            prompt_target=moved(self.prompt_target),
         )
 
     def __getitem__(self, index: Any) -> Observation:

@@ -219,8 +219,8 @@ def test_clear_errors(saved: Path, tmp_path: Path) -> None:
     expect("has no config.json", tmp_path)
     for changed, text in (
         ({**config, "version": 2}, "has version 2, this release reads 1"),
-        ({**config, "model": "other"}, "holds a model 'other', expected one of pi0, diffusion"),
-        ({**config, "model": ["pi0"]}, "expected one of pi0, diffusion"),
+        ({**config, "model": "other"}, "holds a model 'other', expected one of pi0, pi0-fast, diffusion"),
+        ({**config, "model": ["pi0"]}, "expected one of pi0, pi0-fast, diffusion"),
         ({**config, "model": "diffusion"}, "unknown keys in config"),
         ({"type": "pi0"}, "does not say that its format"),
         ({**config, "config": {**config["config"], "colour": 1}}, "unknown keys in config: colour"),

@@ -108,7 +108,7 @@ def test_training_pass(recorded: Golden) -> None:
         rows, places = recorded["out/target_row"].long(), recorded["out/target_position"].long()
         logits = model.logits(hidden[rows, places])
         torch.testing.assert_close(logits, recorded["out/target_logits"], atol=LOGITS, rtol=LOGITS)
-        loss = model.loss(observation, causal, target)
+        loss = model.text_loss(observation, causal, target)
     torch.testing.assert_close(loss, recorded["out/loss"], atol=1e-5, rtol=1e-4)
 
 
@@ -116,8 +116,8 @@ def test_a_masked_camera_counts_in_openpis_positions_alone(recorded: Golden) -> 
     observation = recorded.observation("train")
     observation.image_masks[recorded.sizes["absent_camera"]][1] = False
     with torch.no_grad():
-        loss = recorded.with_positions("openpi").loss(observation, *recorded.blocks)
-        exact = recorded.with_positions("exact").loss(observation, *recorded.blocks)
+        loss = recorded.with_positions("openpi").text_loss(observation, *recorded.blocks)
+        exact = recorded.with_positions("exact").text_loss(observation, *recorded.blocks)
     torch.testing.assert_close(loss, recorded["out/loss_absent_masked"], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(exact, loss, atol=1e-3)
 
@@ -125,7 +125,7 @@ def test_a_masked_camera_counts_in_openpis_positions_alone(recorded: Golden) -> 
 def test_gradients(recorded: Golden) -> None:
     model = recorded.with_positions("exact")
     model.zero_grad()
-    model.loss(recorded.observation("train"), *recorded.blocks).mean().backward()
+    model.text_loss(recorded.observation("train"), *recorded.blocks).mean().backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     norms: dict[str, Any] = json.loads((recorded.folder / "grad_norms.json").read_text())["jax"]
     for row in fast_table(recorded.config):

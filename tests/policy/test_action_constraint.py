@@ -52,16 +52,16 @@ def test_random_weights_always_write_a_chunk(tokenizer: FastTokenizer, temperatu
     batch = 200
     model, observation = model_of(int(temperature)), observation_of(tokenizer, batch)
     constraint = ActionConstraint(tokenizer, 5, 3, batch)
-    draw = torch.Generator().manual_seed(0)
+    uniform = torch.rand(batch, constraint.max_tokens, generator=torch.Generator().manual_seed(0))
     tokens = model.generate(
-        observation, constraint.max_tokens, temperature=temperature, generator=draw, constraint=constraint
+        observation, constraint.max_tokens, temperature=temperature, uniform=uniform, constraint=constraint
     )
     for row in tokens.tolist():
         chunk = tokenizer.decode(row, 5, 3)
         assert np.isfinite(chunk).all()
         assert row[: len(tokenizer.action_ids)] == tokenizer.action_ids
         assert row[len([token for token in row if token]) - 1] == END_ID
-    free = model.generate(observation[:20], 20, temperature=temperature, generator=draw).tolist()
+    free = model.generate(observation[:20], 20, temperature=temperature).tolist()
     malformed = 0
     for row in free:
         try:

@@ -39,7 +39,7 @@ LONGER = {"train_policy": 80}
 """Functions that tell one story from top to bottom; in two they would hand on all their parameters."""
 PARAMETERS = 8
 MORE_PARAMETERS = {
-    "load_policy": 14,  # public, keyword-only, and what a user may give in any combination
+    "load_policy": 15,  # public, keyword-only, and what a user may give in any combination
 }
 PI0_LINES, CLOSURE_FILES, CLOSURE_LINES = 300, 10, 1_600
 

@@ -264,7 +264,7 @@ def test_vocabulary_larger_than_the_table(dataset: Path, tmp_path: Path) -> None
     small = dataclasses.replace(nano_preset(), model=nano_model(vocab_size=64))
     sources = open_sources(dataset, "tabletop")
     with pytest.raises(UserError, match="the model's table 64; choose a smaller tokenizer"):
-        build_pipelines(sources, small, make_tokenizer(sources, small))
+        build_pipelines(sources, small, Facts(tokenizer=make_tokenizer(sources, small)))
 
 
 @pytest.mark.parametrize("pi05", [False, True])
@@ -299,7 +299,7 @@ def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path:
     model = nano_model(vocab_size=259)
     pipelines = build_pipelines(
         open_sources(dataset, "tabletop"), dataclasses.replace(nano_preset(), model=model),
-        start=Facts(tokenizer=PaligemmaTokenizer.bytes()),
+        Facts(tokenizer=PaligemmaTokenizer.bytes()),
     )  # fmt: skip
     pipeline = dataclasses.replace(pipelines["tabletop"], convention="lerobot")
     save_checkpoint(tmp_path / "start", Pi0(model), pipeline)
@@ -331,7 +331,7 @@ def test_training_starts_from_paligemma(dataset: Path, tmp_path: Path) -> None:
     assert found.pipeline is not None
     assert found.pipeline.tokenizer.vocab_size == tokenizer.vocab_size
     baseline = dataclasses.replace(preset, model=nano_baseline())
-    with pytest.raises(UserError, match=r"from which only π0 and π0\.5 can start"):
+    with pytest.raises(UserError, match=r"from which only π0, π0\.5 and π0-FAST can start"):
         train_policy(dataset, tmp_path / "no", baseline, initial=Initialization(golden))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pizero.baseline.config import BaselineConfig, small_baseline
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config, small_config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.config import TrainConfig
 from pizero.train.metrics import read_metrics
 
@@ -23,6 +25,20 @@ def nano_model(pi05: bool = False, **changes: Any) -> Pi0Config:
 def nano_baseline(**changes: Any) -> BaselineConfig:
     sizes: dict[str, Any] = {"vocab_size": 384, "prompt_length": 16, "state_dim": 8, "action_dim": 5}
     return small_baseline("nano", **{**sizes, **changes})
+
+
+def nano_fast(**changes: Any) -> Pi0FastConfig:
+    pi0 = nano_model()
+    sizes: dict[str, Any] = {
+        "vision": pi0.vision, "prefix": pi0.prefix, "vocab_size": 384 + 300 + 128, "cameras": pi0.cameras,
+        "image_size": pi0.image_size, "prompt_length": 16, "state_dim": 8, "action_dim": 5, "action_horizon": 6,
+    }  # fmt: skip
+    return Pi0FastConfig(**{**sizes, **changes})
+
+
+def nano_fast_preset(**changes: Any) -> Preset:
+    preset = nano_preset(**{"draws": 1, **changes})
+    return dataclasses.replace(preset, model=nano_fast(), norm_mode="quantile", codec_size=300)
 
 
 def nano_preset(**changes: Any) -> Preset:

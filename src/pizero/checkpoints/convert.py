@@ -6,7 +6,7 @@ import gc
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,13 @@ from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.files import new_folder
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.model.precision import cast_weights
 from pizero.types import Observation, UserError
 
 SEED = 0
 """Of the fixed observation and its noise."""
+_WORDS = 16
 SIZES_UNTOLD = "the files of the result do not tell its sizes: reading it needs arch"
 
 
@@ -96,7 +98,7 @@ def convert(
         model = again.build()
         on_step("sampling from the result")
         difference, largest = _difference(expected, _sample(model), tolerance)
-        if writer is native and not unknown(again.facts):
+        if writer is native and not unknown(again.facts, again.config):
             on_step("writing an example")
             _add_example(partial, model, again.facts)
         return Conversion(
@@ -125,8 +127,12 @@ def fixed_observation(config: NetworkConfig) -> Observation:
 
 
 def _sample(model: Network) -> Tensor:
-    """[H, D] for the fixed observation and noise."""
+    """[H, D] for the fixed observation and noise. Of a π0-FAST, which needs no codec here, the logits of the last words
+    of a fixed prompt [_WORDS, V]: one that rounds differently may choose another token, and then all others differ.
+    """
     config = model.config
+    if isinstance(model, Pi0Fast):
+        return _word_logits(model)
     generator = torch.Generator().manual_seed(SEED)
     noise = torch.randn(1, config.action_horizon, config.action_dim, generator=generator)
     actions = model.sample_actions(
@@ -135,6 +141,17 @@ def _sample(model: Network) -> Tensor:
     if not bool(torch.isfinite(actions).all()):
         raise UserError("the model gives NaN or Inf actions: its weights are broken, or too large for this dtype")
     return actions[0].float()
+
+
+@torch.no_grad()
+def _word_logits(model: Pi0Fast) -> Tensor:
+    observation = fixed_observation(model.config)
+    observation = replace(observation, prompt_mask=torch.ones_like(observation.prompt_mask))
+    causal = torch.arange(model.config.prompt_length)[None] >= model.config.prompt_length // 2
+    logits = model.logits(model.hidden(observation, causal)[0, -_WORDS:])
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError("the model gives NaN or Inf: its weights are broken, or too large for this dtype")
+    return logits
 
 
 def _difference(expected: Tensor, actual: Tensor, tolerance: float) -> tuple[float, float]:
@@ -159,7 +176,7 @@ def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[St
             return again, ()
     except UserError:
         pass
-    if not isinstance(config, Pi0Config):
+    if not isinstance(config, Pi0Config | Pi0FastConfig):
         raise UserError("the result has other sizes than the source; nothing is left of it")
     return writer.read(folder, config), (SIZES_UNTOLD,)
 
@@ -193,4 +210,6 @@ def _dtypes(model: Network) -> tuple[str, ...]:
 
 
 def _known(facts: Facts) -> tuple[str, ...]:
-    return tuple(name for name in ("embodiment", "norm_stats", "tokenizer") if getattr(facts, name) is not None)
+    return tuple(
+        name for name in ("embodiment", "norm_stats", "tokenizer", "codec") if getattr(facts, name) is not None
+    )

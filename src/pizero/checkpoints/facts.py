@@ -13,11 +13,14 @@ from pizero.checkpoints.format import Facts
 from pizero.checkpoints.models import NetworkConfig
 from pizero.checkpoints.openpi.folder import mode_of
 from pizero.data.embodiments import Embodiment, get_embodiment
+from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.tokens import SKIP, FastTokenizer
 from pizero.data.norm_stats import Mode, NormStats
-from pizero.data.pipeline import Pipeline, PromptFormat
+from pizero.data.pipeline import CODEC, Pipeline, PromptFormat
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 FACTS, STATS, TOKENIZER = "facts.json", "norm_stats.json", "tokenizer.model"
@@ -31,15 +34,16 @@ PROMPT_FORMATS: dict[str | bool, PromptFormat] = {
 """By the config's `state_input`."""
 
 
-def unknown(facts: Facts) -> tuple[str, ...]:
-    """The names of what is not known and what a pipeline needs."""
-    return tuple(name for name in ("embodiment", "norm_stats", "tokenizer") if getattr(facts, name) is None)
+def unknown(facts: Facts, config: NetworkConfig) -> tuple[str, ...]:
+    """The names of what is not known and what a pipeline for this model needs."""
+    names = ("embodiment", "norm_stats", "tokenizer", *(("codec",) if isinstance(config, Pi0FastConfig) else ()))
+    return tuple(name for name in names if getattr(facts, name) is None)
 
 
 def needed_options(facts: Facts, config: NetworkConfig) -> tuple[str, ...]:
     """What a pipeline for this model needs beside the facts; PaliGemma's tokenizer need not be given."""
     default = ("tokenizer",) if config.vocab_size == PALIGEMMA_VOCABULARY else ()
-    return tuple(name for name in unknown(facts) if name not in default)
+    return tuple(name for name in unknown(facts, config) if name not in default)
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class GivenFacts:
     """What a user says in the place of what a checkpoint says; None where it is the checkpoint's.
 
     embodiment: or its name. norm_stats: or its file, or the folder that holds it; one that does not say its mode, as
-    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model. tokenizer: or its file.
+    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model. tokenizer: or its file. codec:
+    or its folder.
     """
 
     embodiment: Embodiment | str | None = None
     norm_stats: NormStats | str | Path | None = None
     tokenizer: PaligemmaTokenizer | str | Path | None = None
+    codec: FastCodec | str | Path | None = None
 
     def over(self, facts: Facts, config: NetworkConfig) -> Facts:
         """The checkpoint's facts, and in their place those that are given. config: the model's."""
@@ -60,12 +66,15 @@ class GivenFacts:
         if isinstance(embodiment, str):
             embodiment = get_embodiment(embodiment)
         if isinstance(norm_stats, str | Path):
-            mode = mode_of(config) if isinstance(config, Pi0Config) else None
+            mode = mode_of(config) if isinstance(config, Pi0Config | Pi0FastConfig) else None
             mode = mode if facts.norm_stats is None else facts.norm_stats.mode
             norm_stats = stats_of_file(norm_stats, mode, embodiment or facts.embodiment)
         if isinstance(tokenizer, str | Path):
             tokenizer = PaligemmaTokenizer(tokenizer)
-        values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer}
+        codec = FastCodec.load(self.codec) if isinstance(self.codec, str | Path) else self.codec
+        if codec is not None and not isinstance(config, Pi0FastConfig):
+            raise UserError("a codec is for π0-FAST, and this model writes no tokens; leave --codec out")
+        values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer, "codec": codec}
         return replace(facts, **{name: value for name, value in values.items() if value is not None})
 
 
@@ -119,6 +128,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         )
     assert facts.embodiment is not None
     assert facts.norm_stats is not None
+    fast = isinstance(config, Pi0FastConfig)
     tokenizer = facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer())
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -130,13 +140,14 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         norm_stats=facts.norm_stats,
         tokenizer=tokenizer,
         cameras=config.cameras,
-        prompt_format=PROMPT_FORMATS[config.state_input],
+        prompt_format="fast" if fast else PROMPT_FORMATS[config.state_input],
         prompt_length=config.prompt_length,
         image_size=config.image_shape,
         state_dim=config.state_dim,
         action_dim=config.action_dim,
         num_history=config.num_history,
         convention=facts.convention,
+        fast=FastTokenizer(tokenizer, facts.codec, SKIP, config.vocab_size) if fast and facts.codec else None,
     )
     try:
         facts.norm_stats.fitted(pipeline.robot_state_dim, pipeline.robot_action_dim)
@@ -152,7 +163,10 @@ def save_facts(facts: Facts, folder: Path) -> None:
         "norm_stats": facts.norm_stats is not None,
         "tokenizer": None,
         "convention": facts.convention,
+        **({} if facts.codec is None else {"codec": True}),
     }
+    if facts.codec is not None:
+        facts.codec.save(folder / CODEC)
     if facts.norm_stats is not None:
         facts.norm_stats.save(folder / STATS)
     if facts.tokenizer is not None:
@@ -178,9 +192,11 @@ def load_facts(folder: Path) -> Facts:
             else PaligemmaTokenizer.bytes() if tokenizer == "bytes"
             else PaligemmaTokenizer(folder / TOKENIZER),
             convention=values.get("convention", "openpi"),
+            codec=FastCodec.load(folder / CODEC) if values.get("codec") else None,
         )  # fmt: skip
 
 
 def pipeline_facts(pipeline: Pipeline) -> Facts:
     """The inverse of `make_pipeline`."""
-    return Facts(pipeline.embodiment, pipeline.norm_stats, pipeline.tokenizer, pipeline.convention)
+    codec = None if pipeline.fast is None else pipeline.fast.codec
+    return Facts(pipeline.embodiment, pipeline.norm_stats, pipeline.tokenizer, pipeline.convention, codec)

@@ -13,12 +13,14 @@ from torch import Tensor
 from pizero.checkpoints.files.keymap import fill
 from pizero.checkpoints.models import Network, NetworkConfig, empty_model, usable_device
 from pizero.data.embodiments import Embodiment
+from pizero.data.fast.codec import FastCodec
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import Convention
 
-Arch = Pi0Config | Mapping[str, Any]
+Arch = Pi0Config | Pi0FastConfig | Mapping[str, Any]
 """Sizes that a checkpoint does not tell: a config, our own JSON, or the words of the checkpoint's own project."""
 
 
@@ -31,6 +33,8 @@ class Facts:
     tokenizer: PaligemmaTokenizer | None = None
     convention: Convention = "openpi"
     """How the model's images were resized and its prompts cleaned: a matter of the format's project."""
+    codec: FastCodec | None = None
+    """Of the actions, for a model that writes them as tokens."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pizero.checkpoints.openpi import torch as openpi_torch
 from pizero.checkpoints.refusals import check_no_adapters, refusal
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.data.embodiments import Embodiment
+from pizero.data.fast.codec import FastCodec
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
@@ -39,6 +40,7 @@ from pizero.files import new_folder, read_json
 from pizero.model.action_model import ActionSampler
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
 from pizero.types import UserError
@@ -98,11 +100,13 @@ def load_policy(
     embodiment: Embodiment | str | None = None,
     norm_stats: NormStats | str | Path | None = None,
     tokenizer: PaligemmaTokenizer | str | Path | None = None,
+    codec: FastCodec | str | Path | None = None,
 ) -> ModelPolicy:
     """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
     embodiment (or its name), norm_stats (or its file, or the folder that holds it; openpi's norm_stats.json too, whose
-    mode the model tells), tokenizer (or its file): what the checkpoint does not tell; UserError says what is missing.
+    mode the model tells), tokenizer (or its file), codec (or its folder; for a π0-FAST): what the checkpoint does not
+    tell; UserError says what is missing.
     Given all the same, they take the place of the checkpoint's own. The name of one of the robots that a mixture was
     trained for gives that robot with its statistics; without it the first of them is run.
     kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights
@@ -113,7 +117,7 @@ def load_policy(
     folder, source = open_checkpoint(path, arch, adapters)
     for note in source.notes:
         warnings.warn(note, stacklevel=2)
-    facts = _policy_facts(folder, source, GivenFacts(embodiment, norm_stats, tokenizer))
+    facts = _policy_facts(folder, source, GivenFacts(embodiment, norm_stats, tokenizer, codec))
     pipeline = make_pipeline(source.config, facts)  # before gigabytes are read
     if isinstance(source.config, Pi0Config):
         check_kernels(kernels, usable_device(device), torch_dtype(dtype))
@@ -121,10 +125,10 @@ def load_policy(
         raise UserError(f"{kernels} kernels are for π0 and π0.5, and {folder} is neither")
     model = source.build(device, torch_dtype(dtype))
     if verify:
-        own = pipeline if unknown(source.facts) else make_pipeline(source.config, source.facts)
+        own = pipeline if unknown(source.facts, source.config) else make_pipeline(source.config, source.facts)
         example = load_example(folder) if adapters is None else None
         verify_example(Checkpoint(model, own, example))  # it was stored with the checkpoint's own
-    sampler: ActionSampler = model
+    sampler: ActionSampler | Pi0Fast = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
     return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)
@@ -183,7 +187,7 @@ def read_arch(arch: Arch | str | Path) -> Arch:
 
     Whose words they are, the format knows.
     """
-    if isinstance(arch, Pi0Config):
+    if isinstance(arch, Pi0Config | Pi0FastConfig):
         return arch
     values = arch if isinstance(arch, Mapping) else read_json(Path(arch))
     config = values.get("config")

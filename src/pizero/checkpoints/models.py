@@ -12,15 +12,17 @@ from pizero.baseline.config import BaselineConfig
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import UserError
 
-Network: TypeAlias = Pi0 | DiffusionPolicy
-"""A module that is an `ActionModel`."""
+Network: TypeAlias = Pi0 | Pi0Fast | DiffusionPolicy
+"""A module that is an `ActionModel`; a π0-FAST is one with the codec of its pipeline (`policy.sampling.sampler_of`)."""
 
-NetworkConfig: TypeAlias = Pi0Config | BaselineConfig
+NetworkConfig: TypeAlias = Pi0Config | Pi0FastConfig | BaselineConfig
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "pi0": (Pi0Config, Pi0),
+    "pi0-fast": (Pi0FastConfig, Pi0Fast),
     "diffusion": (BaselineConfig, DiffusionPolicy),
 }
 """Class of the config and class of the model. π0.5 is a config of "pi0"."""

@@ -32,8 +32,9 @@ class Arguments:
     (examples/my_preset.toml), module:function, or a name that an installed package offers (docs/simulators.md)."""
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
-    model: Literal["pi0", "pi05", "diffusion"] = "pi0"
-    """pi05: adaptive RMSNorm and the state in the prompt. diffusion: the baseline, a diffusion policy that sees five
+    model: Literal["pi0", "pi05", "pi0-fast", "diffusion"] = "pi0"
+    """pi05: adaptive RMSNorm and the state in the prompt. pi0-fast: one language model that writes the actions as
+    tokens (docs/pi0_fast.md). diffusion: the baseline, a diffusion policy that sees five
     observations and neither state nor instruction."""
     embodiment: str | None = None
     """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), module:function, or own: the
@@ -42,9 +43,12 @@ class Arguments:
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
     """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, or a
-    PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0. Its tokenizer stays."""
+    PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0 or π0-FAST. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (for example PaliGemma's); without it a small one is trained on the dataset's prompts."""
+    codec: str | None = None
+    """Of --model pi0-fast: the action codec, a folder as `pizero fit-codec` writes it or a hub id; without it the
+    checkpoint's, or one that is fitted to the dataset."""
     norm_stats: str | None = None
     """Statistics to use instead of the dataset's own: a file (of pizero norm-stats, openpi's norm_stats.json, LeRobot's
     meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
@@ -162,7 +166,7 @@ def run(arguments: Arguments) -> int:
         arguments.output,
         preset,
         resume=arguments.resume,
-        initial=Initialization(arguments.checkpoint, arguments.tokenizer, arguments.norm_stats),
+        initial=Initialization(arguments.checkpoint, arguments.tokenizer, arguments.norm_stats, arguments.codec),
         data=DataOptions(
             skip_bad_episodes=arguments.skip_bad_episodes,
             frames=arguments.frames,

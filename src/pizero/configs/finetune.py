@@ -1,5 +1,6 @@
-"""Presets of the full sizes, π0 and π0.5, with openpi's numbers (src/openpi/training/config.py). For a start see
-`--checkpoint`: openpi's own are gs://openpi-assets/checkpoints/pi0_base and pi05_base. `--lora` trains adapters.
+"""Presets of the full sizes, π0, π0.5 and π0-FAST, with openpi's numbers (src/openpi/training/config.py). For a start
+see `--checkpoint`: openpi's own are pi0_base, pi05_base and pi0_fast_base in gs://openpi-assets/checkpoints. `--lora`
+trains adapters.
 
 Each header tells command, hardware, time and expected result.
 """
@@ -11,6 +12,7 @@ from typing import Any
 
 from pizero.configs.preset import OWN, ModelName, Preset, norm_mode
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.config import LoraConfig, TrainConfig
 from pizero.types import UserError
 
@@ -109,6 +111,12 @@ def with_lora(preset: Preset, **changes: Any) -> Preset:
 
 def _full(embodiment: str, model: ModelName, train: TrainConfig, execution_horizon: int, **changes: Any) -> Preset:
     if model == "diffusion":
-        raise UserError("presets of the full sizes are for pi0 and pi05; a diffusion policy has tabletop and metaworld")
-    config = (Pi0Config.pi05 if model == "pi05" else Pi0Config.pi0)(**changes)
+        raise UserError(
+            "presets of the full sizes are for pi0, pi05 and pi0-fast; a diffusion policy has tabletop and metaworld"
+        )
+    if model == "pi0-fast":
+        changes.pop("state_input", None)
+        config = Pi0FastConfig(**changes)
+    else:
+        config = (Pi0Config.pi05 if model == "pi05" else Pi0Config.pi0)(**changes)
     return Preset(embodiment, config, train, norm_mode(model), 384, execution_horizon)

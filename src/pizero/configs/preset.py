@@ -8,13 +8,14 @@ from typing import Literal
 from pizero.baseline.config import BaselineConfig
 from pizero.data.norm_stats import Mode
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.config import TrainConfig
 
 OWN = "own"
 """In the place of a robot's name: the dataset's own columns and cameras."""
 
 Pi0Name = Literal["pi0", "pi05"]
-ModelName = Literal["pi0", "pi05", "diffusion"]
+ModelName = Literal["pi0", "pi05", "pi0-fast", "diffusion"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Preset:
 
     embodiment: str
     """Name, or path of a TOML file; `OWN` takes the dataset's own columns and cameras."""
-    model: Pi0Config | BaselineConfig
+    model: Pi0Config | Pi0FastConfig | BaselineConfig
     """With a start, that checkpoint's sizes hold; action horizon and state input are the preset's all the same."""
     train: TrainConfig
     norm_mode: Mode
@@ -31,6 +32,8 @@ class Preset:
     """Pieces of the SentencePiece model that is trained on the dataset's own prompts."""
     execution_horizon: int
     """Actions played before the next chunk is asked for."""
+    codec_size: int = 1024
+    """Tokens of the action codec that is fitted to the dataset, for a model that writes actions as tokens."""
     from_data: bool = False
     """Whether the fields `OF_THE_DATA` of the model come from the dataset (`workflows/sizes.py`)."""
 
@@ -41,5 +44,5 @@ OF_THE_DATA = (
 
 
 def norm_mode(model: ModelName) -> Mode:
-    """z-score for π0, quantiles for π0.5, as in openpi (src/openpi/training/config.py)."""
-    return "quantile" if model == "pi05" else "zscore"
+    """z-score for π0, quantiles for π0.5 and π0-FAST, as in openpi (src/openpi/training/config.py)."""
+    return "quantile" if model in ("pi05", "pi0-fast") else "zscore"

@@ -13,7 +13,9 @@ from pizero.baseline.config import small_baseline
 from pizero.configs.finetune import aloha, droid, full, libero, metaworld_full, tabletop_full
 from pizero.configs.preset import OWN, ModelName, Pi0Name, Preset, norm_mode
 from pizero.configs.preset_file import preset_of_file
-from pizero.model.config import CAMERAS, small_config
+from pizero.data.fast.tokens import SKIP
+from pizero.model.config import CAMERAS, Pi0Config, small_config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.plugins import Registry
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
@@ -49,7 +51,7 @@ def tabletop(model: ModelName = "pi0") -> Preset:
         save_every=800, validation_fraction=0.02, seed=0,
     )  # fmt: skip
     preset = Preset("tabletop", config, train, norm_mode(model), 384, execution_horizon=2)
-    return _rung_0(preset) if model == "diffusion" else preset
+    return _of_kind(preset, model)
 
 
 def metaworld(model: ModelName = "pi0") -> Preset:
@@ -62,7 +64,7 @@ def metaworld(model: ModelName = "pi0") -> Preset:
     """
     config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
     preset = Preset("metaworld", config, _small_train(5_000), norm_mode(model), 384, execution_horizon=8)
-    return _rung_0(preset) if model == "diffusion" else preset
+    return _of_kind(preset, model)
 
 
 def metaworld_mt10(model: ModelName = "pi0") -> Preset:
@@ -79,7 +81,7 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
         save_every=500, validation_fraction=0.04, seed=0,
     )  # fmt: skip
     preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
-    return _rung_0(preset) if model == "diffusion" else preset
+    return _of_kind(preset, model)
 
 
 def metaworld_mt50(model: ModelName = "pi0") -> Preset:
@@ -102,7 +104,7 @@ def pusht(model: ModelName = "pi0") -> Preset:
     """
     config = small_config("small", pi05=model == "pi05", image_size=96, **_prompt(model, 16, 48))
     preset = Preset("pusht", config, _small_train(5_000), norm_mode(model), 384, execution_horizon=8)
-    return _rung_0(preset) if model == "diffusion" else preset
+    return _of_kind(preset, model)
 
 
 def aloha_sim(model: ModelName = "pi0") -> Preset:
@@ -117,7 +119,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
         **_prompt(model, 24, 96),
     )  # fmt: skip
     preset = Preset("aloha_sim", config, _small_train(10_000), norm_mode(model), 384, execution_horizon=25)
-    return _rung_0(replace(preset, execution_horizon=8)) if model == "diffusion" else preset
+    return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
 
 def libero_sim(model: ModelName = "pi0") -> Preset:
@@ -131,7 +133,7 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
         "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
     )
     preset = Preset("libero_sim", config, _small_train(20_000), norm_mode(model), 512, execution_horizon=5)
-    return _rung_0(preset) if model == "diffusion" else preset
+    return _of_kind(preset, model)
 
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
@@ -156,6 +158,32 @@ def get_preset(name: str, model: ModelName = "pi0") -> Preset:
     return preset
 
 
+def _of_kind(preset: Preset, model: ModelName) -> Preset:
+    """The preset of a π0 or π0.5 with another network in its place where one is asked for."""
+    if model == "diffusion":
+        return _rung_0(preset)
+    return _writing(preset) if model == "pi0-fast" else preset
+
+
+def _writing(preset: Preset) -> Preset:
+    """π0-FAST in place of a preset's π0, from scratch: its vision tower and prefix, which write the actions as tokens.
+
+    The vocabulary has the words of the dataset's prompts and after them a codec that is fitted to its actions.
+
+    command   pizero train DATASET --preset tabletop --model pi0-fast --output RUN
+    hardware  1 CPU core
+    result    docs/results/pi05.md
+    """
+    pi0, codec_size = preset.model, 512
+    assert isinstance(pi0, Pi0Config)
+    model = Pi0FastConfig(
+        vision=pi0.vision, prefix=pi0.prefix, vocab_size=preset.tokenizer_size + codec_size + SKIP,
+        cameras=pi0.cameras, image_size=pi0.image_size, prompt_length=pi0.prompt_length, state_dim=pi0.state_dim,
+        action_dim=pi0.action_dim, action_horizon=pi0.action_horizon,
+    )  # fmt: skip
+    return replace(preset, model=model, train=replace(preset.train, draws=1), codec_size=codec_size)
+
+
 def _rung_0(preset: Preset) -> Preset:
     """The diffusion policy in place of a preset's π0, with the same images, samples and steps: rung 0 of the ladder.
 
@@ -167,6 +195,7 @@ def _rung_0(preset: Preset) -> Preset:
     result    28 % on six Meta-World tasks with 48,000 samples; flow matching instead: 95 % (docs/results/ladder.md)
     """
     pi0 = preset.model
+    assert isinstance(pi0, Pi0Config)
     model = small_baseline(
         "tiny", cameras=pi0.cameras, image_size=pi0.image_size, state_dim=pi0.state_dim, action_dim=pi0.action_dim,
         vocab_size=pi0.vocab_size, prompt_length=pi0.prompt_length,
@@ -185,4 +214,4 @@ def _small_train(steps: int) -> TrainConfig:
 
 
 def _prompt(model: ModelName, without_state: int, with_state: int) -> dict[str, int]:
-    return {"prompt_length": with_state if model == "pi05" else without_state}
+    return {"prompt_length": with_state if model in ("pi05", "pi0-fast") else without_state}

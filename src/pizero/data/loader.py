@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
-from pizero.data.pipeline import ModelInputs, Pipeline
+from pizero.data.pipeline import PROMPT_MASKS, ModelInputs, Pipeline
 from pizero.data.robot_columns import robot_action_window, robot_state
 from pizero.processes import end_with_parent
 from pizero.types import UserError
@@ -64,13 +64,13 @@ class Member:
         history = self.pipeline.num_history
         seen = frames if history == 1 else dataset.history(frames, history)  # [B], or [B, T] positions
         state = robot_state(dataset, embodiment, seen)
-        actions, _ = robot_action_window(dataset, embodiment, frames, horizon)
+        actions = self.pipeline.model_actions(robot_action_window(dataset, embodiment, frames, horizon)[0], state)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
         prompts = self._prompts(frames)
-        inputs = self.pipeline.model_inputs(images, state, prompts)
+        inputs = self.pipeline.model_inputs(images, state, prompts, actions)
         dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
         subtasks = None if dataset.subtasks is None else dataset.subtask_texts(frames)
-        return Batch(inputs, self.pipeline.model_actions(actions, state), dims, subtasks)
+        return Batch(inputs, actions, dims, subtasks)
 
     def tell_cut_prompts(self) -> None:
         """Encodes each instruction once, with the state of its first frame: what must be cut is told now, and not by
@@ -268,8 +268,9 @@ def _merged(parts: Sequence[tuple[Rows, Batch]]) -> Batch:
         },
         prompt_tokens=field("prompt_tokens"), prompt_mask=field("prompt_mask"),
     )  # fmt: skip
-    if "state" in parts[0][1].inputs:
-        inputs["state"] = field("state")
+    for name in ("state", *PROMPT_MASKS):
+        if name in parts[0][1].inputs:
+            cast("Any", inputs)[name] = field(name)
     known = [(rows, batch.action_dims) for rows, batch in parts if batch.action_dims is not None]
     dims = gathered(known) if len(known) == len(parts) else None
     actions = gathered([(rows, batch.actions) for rows, batch in parts])

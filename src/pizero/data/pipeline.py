@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.embodiments import Embodiment
+from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.tokens import FastTokenizer
 from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
@@ -25,7 +27,7 @@ from pizero.data.transforms import Normalize, pad_to
 from pizero.files import read_json, values_of, write_bytes
 from pizero.types import LARGEST_LENGTH, Convention, Observation, RobotDict, UserError, as_tuple, check_whole
 
-PromptFormat: TypeAlias = Literal["pi0", "pi05", "none"]
+PromptFormat: TypeAlias = Literal["pi0", "pi05", "fast", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
 """One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all.
 
@@ -43,10 +45,16 @@ class ModelInputs(TypedDict):
     image_masks: dict[str, NDArray[np.bool_]]  # [B], true where the sample has the camera
     prompt_tokens: NDArray[np.int64]  # [B, L]
     prompt_mask: NDArray[np.bool_]  # [B, L], true where a token is real
-    state: NotRequired[NDArray[np.float32]]  # [B, state_dim], normalised and padded; not with prompt format "none"
+    state: NotRequired[NDArray[np.float32]]  # [B, state_dim], normalised and padded; not with the formats fast and none
+    prompt_causal: NotRequired[NDArray[np.bool_]]  # both [B, L], see `Observation`: of a model that writes
+    prompt_target: NotRequired[NDArray[np.bool_]]
 
 
 _FILES = ("pipeline.json", "norm_stats.json", "tokenizer.model")
+CODEC = "fast_codec"
+"""Folder of a checkpoint's action codec, in the layout of physical-intelligence/fast."""
+PROMPT_MASKS = ("prompt_causal", "prompt_target")
+_ROUND_UP = 16  # prompts of a model that writes end at a multiple of this, so that its lengths are few
 _FIELDS = (
     "cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim", "num_history", "convention"
 )  # fmt: skip
@@ -58,12 +66,14 @@ class Pipeline:
     """Robot units to model arrays and back.
 
     cameras: the model's cameras; one that the embodiment does not name is absent in every sample.
-    prompt_format: "pi0", state as an array; "pi05", state as text in the prompt; "none", no state for the model.
+    prompt_format: "pi0", state as an array; "pi05", state as text in the prompt; "fast", the same in π0-FAST's words;
+        "none", no state for the model.
     prompt_length: prompt tokens L. image_size: (height, width) of the model's images.
     state_dim, action_dim: the model's widths, at least the robot's.
     num_history: observations per sample T, oldest first. From 2 on images and state have an axis for them, before their
         own axes; the newest state is the one that relative actions start from.
     convention: how images are resized and prompts cleaned; the norm stats have their own.
+    fast: writes and reads actions as tokens, for a model that does; the format "fast" needs it.
     """
 
     embodiment: Embodiment
@@ -77,6 +87,7 @@ class Pipeline:
     action_dim: int
     num_history: int = 1
     convention: Convention = "openpi"
+    fast: FastTokenizer | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_format not in get_args(PromptFormat):
@@ -87,7 +98,9 @@ class Pipeline:
             check_whole(name, getattr(self, name))
         for size in self.image_size:
             check_whole("image_size", size, LARGEST_LENGTH)
-        if self.num_history > 1 and self.prompt_format == "pi05":
+        if self.prompt_format == "fast" and self.fast is None:
+            raise UserError("the model writes actions as tokens: its pipeline needs their codec")
+        if self.num_history > 1 and self.prompt_format in ("pi05", "fast"):
             raise UserError(f"num_history {self.num_history}: a prompt holds one state; choose another prompt_format")
         if not self.embodiment.cameras:
             raise UserError(f"the {self.embodiment.name} embodiment names no camera; a policy needs at least one")
@@ -165,10 +178,15 @@ class Pipeline:
         return self.model_inputs(images, np.stack(states), prompts)
 
     def model_inputs(
-        self, images: Mapping[str, CameraImages], state: NDArray[np.floating[Any]], prompts: Sequence[str]
+        self,
+        images: Mapping[str, CameraImages],
+        state: NDArray[np.floating[Any]],
+        prompts: Sequence[str],
+        actions: NDArray[np.float32] | None = None,
     ) -> ModelInputs:
         """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`.
 
+        actions: what `model_actions` gives for these samples, which a model with a codec is to write after the prompt.
         With an observation history of T > 1: images [B, T, h, w, 3] and state [B, T, d].
         """
         batch = len(prompts)
@@ -186,6 +204,8 @@ class Pipeline:
                 present[camera] = image
         if not present:
             raise UserError("images: every camera is absent; expected at least one image")
+        if self.prompt_format == "fast":
+            return ModelInputs(images=present, image_masks=masks, **self._written(prompts, normalised, actions))
         tokens, mask = self._encode(prompts, normalised)
         inputs = ModelInputs(images=present, image_masks=masks, prompt_tokens=tokens.astype(np.int64), prompt_mask=mask)
         if self.prompt_format != "none":
@@ -229,33 +249,50 @@ class Pipeline:
             state=tensor(inputs["state"]) if "state" in inputs else None,
             prompt_tokens=tensor(inputs["prompt_tokens"]),
             prompt_mask=tensor(inputs["prompt_mask"]),
+            prompt_causal=tensor(inputs["prompt_causal"]) if "prompt_causal" in inputs else None,
+            prompt_target=tensor(inputs["prompt_target"]) if "prompt_target" in inputs else None,
         )
 
     def to_json(self) -> dict[str, Any]:
         """All but the norm stats and the vocabulary, which have files of their own."""
         kind = "bytes" if isinstance(self.tokenizer.encoder, ByteEncoder) else "sentencepiece"
         values = {name: getattr(self, name) for name in _FIELDS}
-        return values | {"embodiment": self.embodiment.to_json(), "tokenizer": kind}
+        values |= {"embodiment": self.embodiment.to_json(), "tokenizer": kind}
+        if self.fast is not None:
+            values["fast"] = {"skip": self.fast.skip, "vocab_size": self.fast.vocab_size}
+        return values
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], norm_stats: NormStats, tokenizer: PaligemmaTokenizer) -> Pipeline:
-        """Raises UserError when a key is missing or unknown."""
+    def from_json(
+        cls,
+        data: Mapping[str, Any],
+        norm_stats: NormStats,
+        tokenizer: PaligemmaTokenizer,
+        codec: FastCodec | None = None,
+    ) -> Pipeline:
+        """Raises UserError when a key is missing or unknown. codec: where the values have a key "fast"."""
         data = {**_LATER, **data}
+        fast = data.pop("fast", None)
         expected = {*_FIELDS, "embodiment", "tokenizer"}
         if set(data) != expected:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
         height, width = data["image_size"]
         values: dict[str, Any] = {name: data[name] for name in _FIELDS}
         values["image_size"], values["cameras"] = (height, width), as_tuple(data["cameras"])
+        if fast is not None and codec is not None:
+            skip, vocab_size = int(fast["skip"]), int(fast["vocab_size"])
+            values["fast"] = FastTokenizer(tokenizer, codec, skip, vocab_size)
         return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)
 
     def save(self, folder: Path | str) -> None:
-        """Writes pipeline.json, norm_stats.json and tokenizer.model into `folder`."""
+        """Writes pipeline.json, norm_stats.json, tokenizer.model and, where there is one, the codec into `folder`."""
         pipeline, stats, tokenizer = (Path(folder) / name for name in _FILES)
         data = self.to_json()
         if data["tokenizer"] == "sentencepiece":
             self.tokenizer.save(tokenizer)
         self.norm_stats.save(stats)
+        if self.fast is not None:
+            self.fast.codec.save(Path(folder) / CODEC)
         write_bytes(pipeline, json.dumps(data, indent=1).encode())
 
     @classmethod
@@ -266,14 +303,34 @@ class Pipeline:
         byte_level = values.get("tokenizer") == "bytes"
         read = PaligemmaTokenizer.bytes() if byte_level else PaligemmaTokenizer(tokenizer)
         norm_stats = NormStats.load(stats)
+        codec = None if values.get("fast") is None else FastCodec.load(Path(folder) / CODEC)
         with values_of(pipeline):
-            return cls.from_json(values, norm_stats, read)
+            return cls.from_json(values, norm_stats, read, codec)
 
     def _encode(
         self, prompts: Sequence[str], normalised: NDArray[np.floating[Any]]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        if self.prompt_format == "fast":
+            text = cast(FastTokenizer, self.fast).encode_batch(prompts, normalised, self.prompt_length)
+            return text.tokens, text.mask
         in_prompt = normalised if self.prompt_format == "pi05" else None
         return self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length, self.convention)
+
+    def _written(
+        self, prompts: Sequence[str], normalised: NDArray[np.floating[Any]], actions: NDArray[np.float32] | None
+    ) -> dict[str, NDArray[Any]]:
+        """The prompt's arrays of the format "fast", with the actions [B, H, action_dim] after it where they are given;
+        else no longer than it must be.
+        """
+        chunks = None if actions is None else actions[..., : self.robot_action_dim]
+        text = cast(FastTokenizer, self.fast).encode_batch(prompts, normalised, self.prompt_length, chunks)
+        if actions is None:
+            used = min(-(-int(text.mask.sum(axis=1).max()) // _ROUND_UP) * _ROUND_UP, self.prompt_length)
+            return {"prompt_tokens": text.tokens[:, :used].astype(np.int64), "prompt_mask": text.mask[:, :used]}
+        return {
+            "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.causal,
+            "prompt_target": text.target,
+        }  # fmt: skip
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)

@@ -108,9 +108,7 @@ class PaligemmaTokenizer:
         convention: Convention = "openpi",
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The same for B prompts and states [B, d]: (tokens, mask), both [B, length]."""
-        for prompt in prompts:
-            if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-                raise UserError(f"prompt {prompt[:60]!r} is no text: it holds halves of characters; write it in UTF-8")
+        check_text(prompts)
         if states is None:
             ids = [self._encode_prompt(prompt, convention) for prompt in prompts]
         else:
@@ -182,6 +180,13 @@ def _longest_start(text: str, fits: Callable[[str], bool]) -> str:
     while not fits(start):  # a shorter text may have more tokens
         start = start[:-1]
     return start
+
+
+def check_text(prompts: Sequence[str]) -> None:
+    """UserError for halves of characters (surrogates), which no encoding has."""
+    for prompt in prompts:
+        if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"prompt {prompt[:60]!r} is no text: it holds halves of characters; write it in UTF-8")
 
 
 def state_bins(state: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

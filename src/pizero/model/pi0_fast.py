@@ -28,7 +28,7 @@ from pizero.model.gemma import GemmaBlock, Rotary, make_norm
 from pizero.model.layers import rotary_table
 from pizero.model.pi0 import check_observation, embed_images, initialize
 from pizero.model.siglip import VisionTower
-from pizero.types import Observation, UserError, as_tuple, check_cameras
+from pizero.types import LARGEST, Observation, UserError, as_tuple, check_cameras
 
 Positions = Literal["exact", "openpi"]
 END_ID, PADDING_ID = 1, 0
@@ -41,9 +41,12 @@ _ROWS = 256
 class Pi0FastConfig:
     """The defaults are π0-FAST at full size.
 
-    prompt_length: text tokens, those of the actions included. positions: where the generated tokens stand. "exact" is
-    where training had them; "openpi" is one place further, as openpi's sampler has it (openpi issue 705), and counts
-    masked cameras in training.
+    prompt_length: text tokens, those of the actions included. state_dim, action_dim, action_horizon are in no weight:
+    the state is digitised, in the prompt, and the actions are tokens.
+    positions: where the generated tokens stand. "exact" is where training had them; "openpi" is one place further, as
+    openpi's sampler has it (openpi issue 705), and counts masked cameras in training.
+    temperature, top_p: of the next token, when actions are sampled; 0 is greedy. constrained: only tokens that make a
+    whole chunk can come; otherwise the model may write anything, and what is no chunk is played as zeros.
     """
 
     vision: SiglipConfig = SO400M
@@ -52,9 +55,13 @@ class Pi0FastConfig:
     cameras: tuple[str, ...] = CAMERAS
     image_size: int = 224
     prompt_length: int = 180
+    state_dim: int = 32
     action_dim: int = 32
     action_horizon: int = 32
     positions: Positions = "exact"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    constrained: bool = True
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -62,16 +69,40 @@ class Pi0FastConfig:
             raise UserError(f"image_size {self.image_size} is not divisible by the patch size {self.vision.patch_size}")
         if self.positions not in get_args(Positions):
             raise UserError(f"positions is {self.positions!r}; expected one of {', '.join(get_args(Positions))}")
+        if self.constrained not in (True, False):
+            raise UserError(f"constrained must be true or false, got {str(self.constrained)[:60]}")
+        if not 0 <= self.temperature <= LARGEST or not 0 < self.top_p <= 1:
+            got = f"temperature {self.temperature}, top_p {self.top_p}"
+            raise UserError(f"{got}: expected a temperature of 0 (greedy) or above, and top_p above 0 and at most 1")
         check_cameras(self.cameras)
 
     @property
     def has_state_token(self) -> bool:
-        """The state is in the prompt."""
         return False
 
     @property
-    def state_dim(self) -> int:
+    def state_input(self) -> Literal["prompt"]:
+        return "prompt"
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the images in an observation."""
+        return self.image_size, self.image_size
+
+    @property
+    def num_history(self) -> int:
+        """Observations per sample: the present one."""
+        return 1
+
+    @property
+    def past_actions(self) -> int:
+        """The chunk starts at the present observation."""
         return 0
+
+    @property
+    def default_num_steps(self) -> int:
+        """Tokens are written one after the other; nothing is integrated."""
+        return 1
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -154,7 +185,36 @@ class Pi0Fast(nn.Module):
             x = layer.finish(x, attend(query, key, value, mask), None, None)
         return self.norm(x[:, -length:])[0]
 
-    def loss(self, observation: Observation, causal: Tensor, target: Tensor) -> Tensor:
+    def loss(
+        self,
+        observation: Observation,
+        actions: Tensor,
+        *,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        draws: int = 1,
+        delay: Tensor | None = None,
+        generator: Generator | None = None,
+        action_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`text_loss` of the observation's prompt, which goes on with the actions as tokens -> [B, 1].
+
+        Nothing is drawn, and the actions themselves are not read: noise and time change nothing. ValueError for what is
+        of flow matching alone, and for a prompt without tokens to write.
+        """
+        if delay is not None or draws != 1:
+            raise ValueError("delay and draws: a π0-FAST learns tokens, without noise")
+        causal, target = observation.prompt_causal, observation.prompt_target
+        if causal is None or target is None:
+            raise ValueError("prompt_causal and prompt_target are missing: the prompt holds no actions to learn")
+        return self.text_loss(observation, causal, target)[:, None]
+
+    def expect_delays(self, max_delay: int) -> None:
+        """UserError above 0."""
+        if max_delay:
+            raise UserError(f"max_delay is for π0 and π0.5, not for π0-FAST; got {max_delay}")
+
+    def text_loss(self, observation: Observation, causal: Tensor, target: Tensor) -> Tensor:
         """Cross entropy of the tokens where `target` [B, L] is true, each from the one before; mean per sample [B].
 
         A sample without targets has the loss 0. The logits over the vocabulary are made for the targets alone, a few
@@ -189,15 +249,19 @@ class Pi0Fast(nn.Module):
         *,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        generator: Generator | None = None,
+        uniform: Tensor | None = None,
         constraint: Constraint | None = None,
     ) -> Tensor:
         """Prompt -> tokens [B, N], N at most `max_tokens`: up to the end mark or the constraint's end, then padding.
 
         Rows end alone, and a row's tokens do not depend on the other rows. temperature 0 is greedy; top_p keeps the
-        most likely tokens that together have that probability.
+        most likely tokens that together have that probability. uniform [B, max_tokens]: numbers in [0, 1) that decide
+        above temperature 0, drawn where none are given. RuntimeError where the network gives NaN or Inf.
         """
         decoder = _Decoder(self, observation, max_tokens)
+        if uniform is None:
+            uniform = torch.rand(observation.batch_size, max_tokens) if temperature else torch.zeros(1, max_tokens)
+        uniform = uniform.to(decoder.device)
         ids = None if constraint is None else constraint.candidates
         finished = torch.zeros(observation.batch_size, dtype=torch.bool, device=decoder.device)
         written = list[Tensor]()
@@ -209,7 +273,8 @@ class Pi0Fast(nn.Module):
                 logits = logits.masked_fill(~allowed, -torch.inf)
             if bool(finished.all()):
                 break
-            tokens = _choose(logits.masked_fill(finished[:, None], 0.0), temperature, top_p, generator)
+            logits = logits.masked_fill(finished[:, None], 0.0)
+            tokens = choose(logits, temperature, top_p, uniform[:, len(written)])
             tokens = tokens if ids is None else ids[tokens]
             tokens = tokens.masked_fill(finished, PADDING_ID)
             if constraint is not None:
@@ -218,6 +283,8 @@ class Pi0Fast(nn.Module):
             finished = finished | (tokens == END_ID)
             if len(written) < max_tokens and not bool(finished.all()):
                 decoder.step(tokens)
+        if not bool(torch.isfinite(decoder.last).all()):  # keys and values keep what was not finite before
+            raise RuntimeError("the model gives NaN or Inf: check the weights, or use float32")
         return torch.stack(written, dim=1) if written else finished.new_zeros(len(finished), 0, dtype=torch.long)
 
 
@@ -266,8 +333,8 @@ class _Decoder:
         return self.model.norm(x)[0]
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: Generator | None) -> Tensor:
-    """[B, C] -> index [B]."""
+def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
+    """[B, C] -> index [B]: the most likely one at temperature 0, else where `uniform` [B] falls."""
     if not temperature:
         return logits.argmax(dim=-1)
     chances = (logits / temperature).softmax(dim=-1)
@@ -275,4 +342,7 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generator: Generat
         ordered, order = chances.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered
         chances = torch.zeros_like(chances).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+    reached = chances.cumsum(dim=-1)
+    whole = reached[:, -1:]
+    index = (reached <= uniform[:, None].to(reached) * whole).sum(dim=-1)
+    return torch.minimum(index, (reached < whole).sum(dim=-1))  # where the product is rounded up to the whole

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pizero.data.fast.grammar import ChunkGrammar
 from pizero.data.fast.tokens import FastTokenizer
 
 
@@ -31,7 +30,7 @@ class ActionConstraint:
         device: torch.device | str = "cpu",
     ) -> None:
         """UserError for a codec whose tokens cannot make such a chunk."""
-        self._grammar = ChunkGrammar(tokenizer.codec, horizon, action_dim)
+        self._grammar = tokenizer.grammar(horizon, action_dim)
         self._state = self._grammar.start(batch)
         self._before, self._after = tokenizer.action_ids, tokenizer.end_ids
         self._codes = tokenizer.codec.size

@@ -14,8 +14,9 @@ from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.warm_up import padded_batch, warm_up
 from pizero.model.action_model import ActionSampler
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.policy.real_time import FAR, RealTime, float_array, sampling_options
-from pizero.policy.sampling import device_of, sample_chunks
+from pizero.policy.sampling import device_of, sample_chunks, sampler_of
 from pizero.types import RobotDict, UserError
 
 
@@ -31,7 +32,7 @@ class ModelPolicy:
 
     def __init__(
         self,
-        model: ActionSampler,
+        model: ActionSampler | Pi0Fast,
         pipeline: Pipeline,
         *,
         device: str | torch.device | None = None,
@@ -41,6 +42,8 @@ class ModelPolicy:
         real_time: RealTime | None = None,
     ) -> None:
         config = model.config
+        if isinstance(config, Pi0FastConfig) and num_steps not in (None, 1):
+            raise UserError(f"num_steps {num_steps}: a π0-FAST writes tokens and integrates nothing; leave it out")
         num_steps = config.default_num_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise UserError(f"num_steps must be at least 1, got {num_steps}")
@@ -52,7 +55,7 @@ class ModelPolicy:
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
         self.real_time = real_time or RealTime()
-        self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else model
+        self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else sampler_of(model, pipeline)
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)

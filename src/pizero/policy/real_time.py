@@ -69,7 +69,7 @@ def sampling_options(
     if not any("previous_actions" in observation for observation in observations):
         return {}
     if not isinstance(config, Pi0Config):
-        raise UserError("previous_actions: only π0 and π0.5 can continue a chunk")
+        raise UserError("previous_actions: only π0 and π0.5 can continue a chunk; play whole chunks of this model")
     kind = settings.kind or ("trained" if config.max_delay else "guided")
     if kind == "trained" and not config.max_delay:
         raise UserError(

@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
 from pizero.model.action_model import ActionSampler
+from pizero.model.pi0_fast import Pi0Fast
+from pizero.policy.token_sampler import TokenSampler
 from pizero.types import RobotDict
 
 
+def sampler_of(model: ActionSampler | Pi0Fast, pipeline: Pipeline) -> ActionSampler:
+    """The model itself, or around one that writes tokens what makes actions of them."""
+    return TokenSampler(model, pipeline) if isinstance(model, Pi0Fast) else model
+
+
 def sample_chunks(
-    model: ActionSampler,
+    model: ActionSampler | Pi0Fast,
     pipeline: Pipeline,
     observations: Sequence[RobotDict],
     noise: NDArray[np.float32],
@@ -33,6 +40,7 @@ def sample_chunks(
     options: of `sample_actions`.
     """
     marks = [time.perf_counter()]
+    model = sampler_of(model, pipeline)
     device = device_of(model, device)
     observation = pipeline.observation(pipeline.robot_inputs(observations), device)
     marks.append(time.perf_counter())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from pizero.data.augment import WHOLE, BatchPart
-from pizero.data.pipeline import ModelInputs
+from pizero.data.pipeline import PROMPT_MASKS, ModelInputs
 from pizero.model.flow_matching import sample_time
 from pizero.train.config import TrainConfig
 
@@ -28,5 +30,6 @@ def draw(
 def trimmed(inputs: ModelInputs) -> ModelInputs:
     """Without the prompt slots that no sample of the batch uses: padding changes nothing but the cost."""
     used = max(int(inputs["prompt_mask"].sum(axis=1).max()), 1)
-    tokens, mask = inputs["prompt_tokens"][:, :used], inputs["prompt_mask"][:, :used]
-    return {**inputs, "prompt_tokens": tokens, "prompt_mask": mask}
+    of_the_prompt = ("prompt_tokens", "prompt_mask", *PROMPT_MASKS)
+    values = cast("dict[str, Any]", inputs)
+    return cast(ModelInputs, {k: v[:, :used] if k in of_the_prompt else v for k, v in values.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, BatchPart
+from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import ON_CPU, Placement, spread_model, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
@@ -113,6 +114,10 @@ class Trainer:
         if model.config.past_actions:
             raise UserError(
                 "a policy whose chunk starts before the newest observation runs, but is not trained further"
+            )
+        if isinstance(model, Pi0Fast) and config.draws != 1:
+            raise UserError(
+                f"draws {config.draws}: a π0-FAST learns without noise, so there is nothing to draw; give 1"
             )
         share = self.loader.batch_size // self.ranks.count
         if share % config.gradient.accumulate:
@@ -324,9 +329,7 @@ class Trainer:
                 name: self.augmentation(name, image, generator, self._part)
                 for name, image in observation.images.items()
             }
-            observation = Observation(
-                images, observation.image_masks, observation.state, observation.prompt_tokens, observation.prompt_mask
-            )
+            observation = replace(observation, images=images)
         return observation, torch.from_numpy(batch.actions).to(self.device)
 
 

@@ -14,7 +14,8 @@ from pizero.configs.preset import OF_THE_DATA, OWN, Preset
 from pizero.data.embodiments import Key
 from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import CAMERAS, Pi0Config
+from pizero.model.config import CAMERAS
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.workflows.start import Start
 from pizero.workflows.training_data import Source, prompts_of
 
@@ -73,7 +74,7 @@ def as_started(preset: Preset, model: NetworkConfig) -> Preset:
     """The preset with what the model of its run took from the data, which may have grown since."""
     if type(model) is not type(preset.model):
         return preset
-    kept = OF_THE_DATA if preset.from_data else ("cameras", "prompt_length")
+    kept = (*OF_THE_DATA, "vocab_size") if preset.from_data else ("cameras", "prompt_length", "vocab_size")
     names = [name for name in kept if hasattr(model, name)]
     changes = {name: getattr(model, name) for name in names}
     horizon = max(model.action_horizon // 2, 1) if preset.from_data else preset.execution_horizon
@@ -102,13 +103,19 @@ def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Ite
         )
     if preset.from_data and from_scratch:
         model = preset.model
-        kind = "diffusion policy" if not isinstance(model, Pi0Config) else "π0.5" if model.adaptive else "π0"
+        kind = _kind(model)
         seconds = model.action_horizon / max(source.dataset.fps for source in sources)
         yield (
             f"small {kind}: images {model.image_size} x {model.image_size}, {model.state_dim} state and "
             f"{model.action_dim} action dimensions, chunks of {model.action_horizon} actions ({seconds:.2g} s), "
             f"instructions of up to {model.prompt_length} tokens"
         )
+
+
+def _kind(model: NetworkConfig) -> str:
+    if isinstance(model, Pi0FastConfig):
+        return "π0-FAST"
+    return "diffusion policy" if isinstance(model, BaselineConfig) else "π0.5" if model.adaptive else "π0"
 
 
 def _key_text(key: Key) -> str:

@@ -18,6 +18,7 @@ from pizero.checkpoints.transformers import paligemma
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.train.config import LoraConfig
 from pizero.types import UserError
 from pizero.workflows.progress import console
@@ -30,12 +31,13 @@ class Initialization:
     """What a training begins with in the place of fresh weights, a tokenizer and statistics of its own.
 
     checkpoint: of any format, whose weights are fine-tuned, or a PaliGemma for the prefix of a π0. tokenizer:
-    SentencePiece model. norm_stats: as for `read_norm_stats`.
+    SentencePiece model. norm_stats: as for `read_norm_stats`. codec: folder or hub id, for π0-FAST.
     """
 
     checkpoint: str | Path | None = None
     tokenizer: Path | None = None
     norm_stats: str | Path | None = None
+    codec: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def initial_model(
     model = make_model(preset.model)
     if start is None:
         return model, None, None
-    if not isinstance(model, Pi0):
-        raise UserError(f"{start.folder} holds PaliGemma, from which only π0 and π0.5 can start")
+    if not isinstance(model, Pi0 | Pi0Fast):
+        raise UserError(f"{start.folder} holds PaliGemma, from which only π0, π0.5 and π0-FAST can start")
     for note in paligemma.start_from_paligemma(start.folder, model):
         console.print(note)
     return model, Facts(), None
@@ -102,6 +104,8 @@ def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Seq
     """What no weight depends on: the action horizon and whether the prompt holds the state are the preset's choice, and
     cameras that the checkpoint does not have come after its own.
     """
+    if isinstance(config, Pi0FastConfig) and isinstance(wanted, Pi0FastConfig):
+        return _with_free_fast_fields(config, wanted, cameras)
     if not isinstance(config, Pi0Config) or not isinstance(wanted, Pi0Config):
         return config
     state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
@@ -116,3 +120,10 @@ def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Seq
         if new != old:
             console.print(f"{name}: {new}, from the preset, in place of the checkpoint's {old}")
     return changed
+
+
+def _with_free_fast_fields(config: Pi0FastConfig, wanted: Pi0FastConfig, cameras: Sequence[str]) -> Pi0FastConfig:
+    """A π0-FAST has the robot's sizes in no weight: all of them are the preset's, and so is how it decodes."""
+    more = tuple(name for name in cameras if name not in config.cameras)
+    kept = {name: getattr(config, name) for name in ("vision", "prefix", "vocab_size", "image_size", "positions")}
+    return replace(wanted, **kept, cameras=(*config.cameras, *more))

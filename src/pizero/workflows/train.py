@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, empty_model, usable_device
 from pizero.checkpoints.native.example import Example, make_example
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.mark import data_marks
+from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.processes import usual_threads
 from pizero.train.activations import checkpoint_activations
 from pizero.train.compile import check_compiler, compile_blocks
@@ -36,8 +39,9 @@ from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.run_settings import check_settings, is_finished, write_settings
 from pizero.workflows.sizes import as_started, chosen, model_cameras, robot_cameras, sized, with_cameras, with_prompts
-from pizero.workflows.start import Initialization, initial_model, open_start
+from pizero.workflows.start import Initialization, Start, initial_model, open_start
 from pizero.workflows.threads import torch_threads
+from pizero.workflows.training_codec import fit_actions
 from pizero.workflows.training_data import (
     DataOptions,
     Source,
@@ -107,13 +111,17 @@ def train_policy(
             dataset_root, preset.embodiment, episodes=data.episodes, norm_stats=initial.norm_stats,
             skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start), subtasks=data.subtasks,
         )  # fmt: skip
-        preset, tokenizer = ranks.from_first(lambda: _fitted(preset, sources, found, initial))
+        preset, fitted, stats = ranks.from_first(lambda: _fitted(preset, sources, found, initial, start))
         model, facts, adapters = initial_model(preset, start, robot_cameras(sources), resume=bool(found))
         preset = replace(preset, model=model.config)
         _change_blocks(model, placement, runtime)
         ranks.from_first(lambda: check_settings(folder, preset, step))
         pipelines = ranks.from_first(
-            lambda: load_pipelines(found[-1], sources) if found else build_pipelines(sources, preset, tokenizer, facts)
+            lambda: (
+                load_pipelines(found[-1], sources)
+                if found
+                else build_pipelines(sources, preset, _over(facts, fitted), stats)
+            )
         )
         bars = stack.enter_context(progress_bar())
         loader, validation = ranks.after_first(  # frames on the disk are decoded once
@@ -151,23 +159,37 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
 
 
 def _fitted(
-    preset: Preset, sources: Sequence[Source], found: Sequence[Path], initial: Initialization
-) -> tuple[Preset, PaligemmaTokenizer | None]:
-    """The preset with the sizes that come from the data, and the tokenizer of a training that begins. A run that goes
-    on keeps its own.
+    preset: Preset, sources: Sequence[Source], found: Sequence[Path], initial: Initialization, start: Start | None
+) -> tuple[Preset, Facts, Mapping[str, NormStats] | None]:
+    """The preset with the sizes that come from the data; the tokenizer and the codec of a training that begins; the
+    robots' statistics where the codec is fitted with them. A run that goes on keeps its own.
     """
+    if initial.codec is not None and not isinstance(preset.model, Pi0FastConfig):
+        raise UserError("a codec is for --model pi0-fast; this model writes no tokens")
     if found:
         started = as_started(preset, read_checkpoint(found[-1]).config)
-        return (started if preset.from_data else with_cameras(started, sources)), None
+        return (started if preset.from_data else with_cameras(started, sources)), Facts(), None
     preset = with_cameras(sized(preset, sources), sources)
     if initial.checkpoint is not None:
         tokenizer = None if initial.tokenizer is None else PaligemmaTokenizer(initial.tokenizer)
     else:
         tokenizer = make_tokenizer(sources, preset, initial.tokenizer)
-        preset = preset if tokenizer is None else with_prompts(preset, sources, tokenizer)
+        if tokenizer is not None and not isinstance(preset.model, Pi0FastConfig):
+            preset = with_prompts(preset, sources, tokenizer)
+    fitted, stats = Facts(tokenizer=tokenizer), None
+    if isinstance(preset.model, Pi0FastConfig):
+        facts = _over(None if start is None or start.source is None else start.source.facts, fitted)
+        preset, codec, stats = fit_actions(preset, sources, facts, start, initial.codec)
+        fitted = replace(fitted, codec=codec)
     for line in chosen(preset, sources, from_scratch=initial.checkpoint is None):
         console.print(line)
-    return preset, tokenizer
+    return preset, fitted, stats
+
+
+def _over(start: Facts | None, fitted: Facts) -> Facts:
+    """A start's facts, with the tokenizer and the codec of this training in place of its own."""
+    start = start or Facts()
+    return replace(start, tokenizer=fitted.tokenizer or start.tokenizer, codec=fitted.codec or start.codec)
 
 
 def _resumed(trainer: Trainer) -> str:

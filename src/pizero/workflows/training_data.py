@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,38 +157,45 @@ def make_tokenizer(sources: Sequence[Source], preset: Preset, given: Path | None
 
 
 def build_pipelines(
-    sources: Sequence[Source],
-    preset: Preset,
-    tokenizer: PaligemmaTokenizer | None = None,
-    start: Facts | None = None,
+    sources: Sequence[Source], preset: Preset, facts: Facts | None = None, stats: Mapping[str, NormStats] | None = None
 ) -> Pipelines:
-    """For every robot: statistics of all its datasets together, unless others are given, and the shared tokenizer.
+    """For every robot, with its statistics: `robots_stats` where none are given.
 
-    tokenizer: without one the start's. start: of the checkpoint whose weights are trained further; its way of preparing
-    images and the mode of its statistics stay.
+    facts: what they share: tokenizer, codec, and a start's way of preparing images and mode of statistics.
     """
-    config = preset.model
-    mode = preset.norm_mode if start is None or start.norm_stats is None else start.norm_stats.mode
-    facts = start or Facts()
-    if tokenizer is not None:
-        facts = replace(facts, tokenizer=tokenizer)
+    facts = facts or Facts()
+    stats = robots_stats(sources, preset, facts) if stats is None else stats
     pipelines: Pipelines = {}
     for source in sources:
         name = source.embodiment.name
-        source.embodiment.check_dims(*robot_widths(source.dataset, source.embodiment))
         if name not in pipelines:
+            known = replace(facts, embodiment=source.embodiment, norm_stats=stats[name])
+            pipelines[name] = make_pipeline(preset.model, known)
+    return pipelines
+
+
+def robots_stats(sources: Sequence[Source], preset: Preset, start: Facts) -> dict[str, NormStats]:
+    """Of every robot, by its name: of all its datasets together, unless others are given.
+
+    start: of the checkpoint whose weights are trained further; the mode of its statistics stays.
+    """
+    mode = preset.norm_mode if start.norm_stats is None else start.norm_stats.mode
+    found: dict[str, NormStats] = {}
+    for source in sources:
+        name = source.embodiment.name
+        source.embodiment.check_dims(*robot_widths(source.dataset, source.embodiment))
+        if name not in found:
             of_robot = [other.dataset for other in sources if other.embodiment.name == name]
             stats = (
-                datasets_norm_stats(of_robot, source.embodiment, mode, config.action_horizon)
+                datasets_norm_stats(of_robot, source.embodiment, mode, preset.model.action_horizon)
                 if source.norm_stats is None
                 else _given_stats(source, source.norm_stats, mode)
             )
             names = (find(source.dataset, source.embodiment) for find in (state_names, action_names))
             for warning in near_constant_dimensions(stats, *names):
                 tell("warning", f"{name + ': ' if len(of_robot) < len(sources) else ''}{warning}")
-            known = replace(facts, embodiment=source.embodiment, norm_stats=stats)
-            pipelines[name] = make_pipeline(config, known)
-    return pipelines
+            found[name] = stats
+    return found
 
 
 def prompts_of(source: Source) -> Sequence[str]:

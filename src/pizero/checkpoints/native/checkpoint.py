@@ -3,6 +3,7 @@
 config.json                                    format, version, model, sizes and switches
 model.safetensors                              the weights, under the names of the modules
 pipeline.json norm_stats.json tokenizer.model  what turns robot dictionaries into tensors and back
+fast_codec/                                    the codec of a model that writes actions as tokens
 facts.json                                     in its place where some of that is unknown
 robots/<name>/                                 pipelines of the other robots that it was trained for
 example.npz                                    an observation and the action chunk that it must give
@@ -69,7 +70,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
 
 def write(folder: Path, model: Network, facts: Facts) -> None:
     """The pipeline where all of it is known, else the facts that are."""
-    complete = not unknown(facts)
+    complete = not unknown(facts, model.config)
     _write(folder, model, make_pipeline(model.config, facts) if complete else None, None)
     if not complete:
         save_facts(facts, folder)

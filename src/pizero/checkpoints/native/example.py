@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
 from pizero.model.action_model import ActionSampler
+from pizero.model.pi0_fast import Pi0Fast
 from pizero.policy.sampling import sample_chunks
 from pizero.types import LARGEST_LENGTH, RobotDict, UserError
 
@@ -66,7 +67,7 @@ class Example:
 
 
 def make_example(
-    model: ActionSampler,
+    model: ActionSampler | Pi0Fast,
     pipeline: Pipeline,
     observation: RobotDict,
     noise: NDArray[np.float32],
@@ -79,7 +80,7 @@ def make_example(
     return Example(observation, noise, actions, num_steps, low)
 
 
-def reproduce(model: ActionSampler, pipeline: Pipeline, example: Example) -> float:
+def reproduce(model: ActionSampler | Pi0Fast, pipeline: Pipeline, example: Example) -> float:
     """Runs the example again; the largest error, as a part of each action dimension's largest value.
 
     UserError when it is above the tolerance.
@@ -121,5 +122,5 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _in_float32(model: ActionSampler) -> bool:
+def _in_float32(model: ActionSampler | Pi0Fast) -> bool:
     return not isinstance(model, torch.nn.Module) or all(p.dtype == torch.float32 for p in model.parameters())

@@ -20,6 +20,7 @@ from pizero.checkpoints.models import Network
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 CONFIG, ASSETS, STATS, OURS = "config.json", "assets", "norm_stats.json", "pizero"
@@ -72,6 +73,8 @@ def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config |
         with values_of(folder / CONFIG):
             config = None if values is None else Pi0Config.from_json(values)
     else:
+        if isinstance(arch, Pi0FastConfig):
+            raise UserError("the arch given is of a π0-FAST, the weights are not")
         config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
     if config is not None and config.adaptive != adaptive:
         raise UserError(
@@ -167,9 +170,9 @@ def save_stats(stats: NormStats, path: Path) -> None:
     write_bytes(path, json.dumps({"norm_stats": values}, indent=2).encode())
 
 
-def mode_of(config: Pi0Config) -> Mode:
+def mode_of(config: Pi0Config | Pi0FastConfig) -> Mode:
     """openpi src/openpi/training/config.py: quantiles for everything but π0."""
-    return "quantile" if config.adaptive else "zscore"
+    return "quantile" if isinstance(config, Pi0FastConfig) or config.adaptive else "zscore"
 
 
 def _widen(field: FieldStats, stats: NormStats) -> FieldStats:

@@ -1,4 +1,5 @@
-"""PaliGemma as a start for the prefix: vision tower, token table and Gemma 2B. The action expert stays fresh.
+"""PaliGemma as a start for the prefix: vision tower, token table and Gemma 2B. The action expert stays fresh; a π0-FAST
+is a PaliGemma as a whole.
 
 Two sources: Transformers' folders (config.json of model_type "paligemma", safetensors in any number of shards, three
 styles of names), and big_vision's `.npz`, which the reference starts from (openpi src/openpi/training/
@@ -8,6 +9,7 @@ weight_loaders.py). The array file is read array by array and never unpickled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.openpi.torch import key_table
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import UserError
 
 _PREFIX = ("vision_tower.", "token_embedding.", "transformer.prefix_norm.", ".prefix.")
@@ -44,19 +47,22 @@ def detect(path: Path) -> bool:
     return peek(path / "config.json").get("model_type") == "paligemma" or _npz_file(path) is not None
 
 
-def start_from_paligemma(path: Path, model: Pi0) -> tuple[str, ...]:
+def start_from_paligemma(path: Path, model: Pi0 | Pi0Fast) -> tuple[str, ...]:
     """Fills the prefix of a fresh model, strictly; returns what a user should be told.
 
     Rows of the token table beyond the model's vocabulary are left out. UserError lists names that are missing or left
     over, other shapes, NaN and Inf; the model must then not be used.
     """
     file = _npz_file(path)
-    tensors = _npz_tensors(file, model.config) if file is not None else _safetensors(path, model.config)
-    expected = {name: value for name, value in model.state_dict().items() if _is_prefix(name)}
+    whole = isinstance(model, Pi0Fast)
+    config = _prefix_config(model.config) if isinstance(model.config, Pi0FastConfig) else model.config
+    tensors = _npz_tensors(file, config) if file is not None else _safetensors(path, config)
+    expected = {name: value for name, value in model.state_dict().items() if whole or _is_prefix(name)}
     wrong: list[str] = []
     notes: list[str] = []
     filled: set[str] = set()
-    for name, tensor in tensors:
+    for given, tensor in tensors:
+        name = _name_in_fast(given) if whole else given
         target = expected[name]
         extra = tensor.shape[0] - target.shape[0] if tensor.ndim else 0
         if name == "token_embedding.weight" and extra > 0 and tensor.shape[1:] == target.shape[1:]:
@@ -75,7 +81,21 @@ def start_from_paligemma(path: Path, model: Pi0) -> tuple[str, ...]:
     missing = sorted(set(expected) - filled) if not wrong else []
     if wrong or missing:
         raise UserError(f"{path} does not fit this model: {listed('wrong', wrong)}; {listed('missing', missing)}")
-    return (*notes, "the prefix starts from PaliGemma, the action expert and the projections are fresh")
+    fresh = "" if whole else "the prefix starts from PaliGemma, the action expert and the projections are fresh"
+    return (*notes, fresh or "the whole model starts from PaliGemma, which does not know the action tokens yet")
+
+
+def _prefix_config(config: Pi0FastConfig) -> Pi0Config:
+    """Of a π0 whose prefix is this model; its expert does not matter."""
+    return Pi0Config(
+        config.vision, config.prefix, replace(config.prefix, width=2), config.vocab_size, config.cameras,
+        config.image_size,
+    )  # fmt: skip
+
+
+def _name_in_fast(name: str) -> str:
+    """Of a tensor of π0's prefix."""
+    return name.replace("transformer.prefix_norm.", "norm.").replace("transformer.", "").replace(".prefix.", ".")
 
 
 def _is_prefix(name: str) -> bool:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.fast.codec import FastCodec, OnMalformed
-from pizero.data.tokenizer import END_ID, PADDING_ID, PaligemmaTokenizer, state_bins
+from pizero.data.fast.grammar import ChunkGrammar
+from pizero.data.tokenizer import END_ID, PADDING_ID, PaligemmaTokenizer, check_text, state_bins
 from pizero.types import UserError
 
 SKIP = 128
@@ -43,18 +44,43 @@ class FastTokens:
 
 @dataclass(frozen=True)
 class FastTokenizer:
-    """text: PaliGemma's vocabulary. codec: of the actions. skip: tokens at the vocabulary's end without a FAST id."""
+    """text: the vocabulary of words. codec: of the actions. skip: tokens at the vocabulary's end without a FAST id.
+
+    vocab_size: of the model's token table, from whose end FAST ids count back; 0 takes the text's. A small model has
+    room for the codec after its words; in PaliGemma's, FAST ids take the place of rare ones.
+    """
 
     text: PaligemmaTokenizer
     codec: FastCodec
     skip: int = SKIP
+    vocab_size: int = 0
 
     def __post_init__(self) -> None:
-        if self.codec.size > self.text.vocab_size - self.skip:
+        if self.vocab_size and self.vocab_size < self.text.vocab_size:
             raise UserError(
-                f"FAST codec: {self.codec.size} tokens do not fit into a vocabulary of {self.text.vocab_size} before "
-                f"its last {self.skip}; fit a smaller codec or take a larger vocabulary"
+                f"the tokenizer has {self.text.vocab_size} pieces, the model's table {self.vocab_size}; choose a "
+                "smaller tokenizer or a larger vocab_size"
             )
+        if self.codec.size > self._size - self.skip:
+            raise UserError(
+                f"FAST codec: {self.codec.size} tokens do not fit into a vocabulary of {self._size} before its last "
+                f"{self.skip}; fit a smaller codec or take a larger vocabulary"
+            )
+
+    def grammar(self, horizon: int, action_dim: int) -> ChunkGrammar:
+        """Of chunks of this shape, made once. UserError for a codec whose tokens cannot make one."""
+        shape = (horizon, action_dim)
+        if shape not in self._grammars:
+            self._grammars[shape] = ChunkGrammar(self.codec, *shape)
+        return self._grammars[shape]
+
+    @cached_property
+    def _grammars(self) -> dict[tuple[int, int], ChunkGrammar]:
+        return {}
+
+    @property
+    def _size(self) -> int:
+        return self.vocab_size or self.text.vocab_size
 
     @cached_property
     def action_ids(self) -> list[int]:
@@ -67,7 +93,7 @@ class FastTokenizer:
 
     def to_text(self, fast: Sequence[int]) -> list[int]:
         """FAST ids -> ids of the vocabulary. The same subtraction leads back."""
-        last = self.text.vocab_size - 1 - self.skip
+        last = self._size - 1 - self.skip
         return [last - token for token in fast]
 
     def encode_batch(
@@ -85,6 +111,7 @@ class FastTokenizer:
         model's does, with one warning: in training those are action tokens, and its model then learns to stop early.
         repair: see `FastCodec.encode_batch`.
         """
+        check_text(prompts)
         tokens = np.full((len(prompts), length), PADDING_ID, dtype=np.int32)
         mask, causal = np.zeros((2, len(prompts), length), dtype=np.bool_)
         bins = cast("list[list[int]]", state_bins(states).tolist())

@@ -1,0 +1,147 @@
+"""π0-FAST through the same training as π0: batches with action tokens, a codec in the checkpoint, an exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_helpers import losses, nano_fast_preset, nano_preset
+
+from pizero.checkpoints.load import load_policy
+from pizero.checkpoints.native.checkpoint import load_checkpoint
+from pizero.configs.presets import PRESETS, get_preset
+from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.fast.codec import FastCodec
+from pizero.data.pipeline import Pipeline
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
+from pizero.train.distributed import Placement
+from pizero.train.inputs import trimmed
+from pizero.types import UserError
+from pizero.workflows.fit_codec import CodecConfig, fit_codec
+from pizero.workflows.measures import MeasureConfig
+from pizero.workflows.replay import recorded_observation
+from pizero.workflows.start import Initialization
+from pizero.workflows.train import train_policy
+from pizero.workflows.training_data import DataOptions, make_loaders, open_sources
+
+
+class NoBars:
+    def add_task(self, *_: object, **__: object) -> int:
+        return 0
+
+    def update(self, *_: object, **__: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fast") / "run"
+    train_policy(dataset, folder, nano_fast_preset(), measure=MeasureConfig(open_loop_chunks=2))
+    return folder
+
+
+def test_a_checkpoint_is_complete(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """Alone in another place it gives whole chunks; its stored example holds."""
+    alone = Path(shutil.copytree(run / "checkpoints" / "0000008", tmp_path / "alone"))
+    policy = load_policy(alone, verify=True)
+    config = policy.model.config
+    assert isinstance(config, Pi0FastConfig)
+    observations = [recorded_observation(LeRobotDataset(dataset), policy.pipeline, frame) for frame in (0, 9, 30)]
+    together = [answer["actions"] for answer in policy.infer_batch(observations)]
+    assert together[0].shape == (6, 5)
+    for observation, actions in zip(observations, together, strict=True):
+        np.testing.assert_allclose(policy.infer(observation)["actions"], actions, atol=1e-6)
+    shutil.rmtree(alone / "fast_codec")
+    with pytest.raises(UserError, match="holds no FAST codec"):
+        load_policy(alone)
+
+
+def test_what_is_measured(run: Path) -> None:
+    text = (run / "metrics.jsonl").read_text()
+    assert "validation_loss" in text
+    assert "open_loop_error" in text
+    assert losses(run)[8] < losses(run)[1]
+
+
+def test_an_exact_resume(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """From the middle: the codec, the tokenizer and the sizes are those of the checkpoint."""
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    shutil.rmtree(half / "checkpoints" / "0000008")
+    train_policy(dataset, half, nano_fast_preset(), resume=True, measure=MeasureConfig(open_loop_chunks=2))
+    assert losses(half) == losses(run)
+    first, second = (load_checkpoint(folder / "checkpoints" / "0000008").model.state_dict() for folder in (run, half))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_goes_on_with_the_actions(run: Path, dataset: Path) -> None:
+    """Tokens after the prompt decode to the chunk; the loss is on them alone, and nothing but padding is cut."""
+    pipeline = Pipeline.load(run / "checkpoints" / "0000008")
+    sources = open_sources(dataset, "tabletop")
+    preset = dataclasses.replace(
+        nano_fast_preset(), model=load_checkpoint(run / "checkpoints" / "0000008").model.config
+    )
+    loader, _ = make_loaders(
+        sources, {"tabletop": pipeline}, preset, NoBars(), DataOptions(), Placement(torch.device("cpu"))
+    )
+    batch = loader.batch(0)
+    observation = pipeline.observation(trimmed(batch.inputs), "cpu")
+    causal, target = observation.prompt_causal, observation.prompt_target
+    assert causal is not None
+    assert target is not None
+    assert observation.prompt_mask.sum(dim=1).max() == observation.prompt_tokens.shape[1]
+    assert pipeline.fast is not None
+    for row in range(len(batch.actions)):
+        written = observation.prompt_tokens[row][target[row]].tolist()
+        decoded = pipeline.fast.decode(written, 6, 5)
+        assert np.abs(decoded - batch.actions[row]).max() < 0.2  # the codec's rounding
+        assert torch.equal(causal[row], target[row])
+        assert written == observation.prompt_tokens[row][observation.prompt_mask[row]][-len(written) :].tolist()
+    model = load_checkpoint(run / "checkpoints" / "0000008").model
+    assert isinstance(model, Pi0Fast)
+    with torch.no_grad():
+        whole = model.loss(observation, torch.from_numpy(batch.actions))
+        again = model.loss(pipeline.observation(batch.inputs, "cpu"), torch.from_numpy(batch.actions))
+        part = model.loss(observation[2:4], torch.from_numpy(batch.actions[2:4]))
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(part, whole[2:4], atol=1e-5, rtol=1e-5)
+
+
+def test_a_codec_that_is_given(run: Path, dataset: Path, tmp_path: Path) -> None:
+    codec, _, _ = fit_codec(dataset, tmp_path / "codec", CodecConfig("tabletop", horizon=6, vocab_size=280))
+    preset = nano_fast_preset(steps=1, save_every=1)
+    result = train_policy(dataset, tmp_path / "given", preset, initial=Initialization(codec=tmp_path / "codec"))
+    stored = FastCodec.load(result.checkpoint / "fast_codec")
+    assert stored.size == codec.size
+    assert stored.tokenizer.to_str() == codec.tokenizer.to_str()
+    # a start brings its own, with sizes of its own
+    start = Initialization(run / "checkpoints" / "0000008")
+    started = train_policy(dataset, tmp_path / "started", preset, initial=start)
+    first, own = (FastCodec.load(folder / "fast_codec") for folder in (start.checkpoint, started.checkpoint))  # type: ignore[operator]
+    assert own.tokenizer.to_str() == first.tokenizer.to_str()
+
+
+def test_what_does_not_fit_is_one_line(run: Path, dataset: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "0000008"
+    for preset, initial, message in (
+        (nano_fast_preset(draws=2), Initialization(), "draws 2: a π0-FAST learns without noise"),
+        (nano_fast_preset(max_delay=2), Initialization(), "max_delay is for π0 and π0.5, not for π0-FAST"),
+        (nano_preset(), Initialization(codec="x"), "a codec is for --model pi0-fast"),
+        (nano_fast_preset(), Initialization(codec=tmp_path / "no"), "no dataset|nothing|no FAST codec|not a"),
+        (nano_preset(), Initialization(checkpoint), "holds a model 'pi0-fast', but 'pi0' is to be trained"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            train_policy(dataset, tmp_path / "run", preset, initial=initial)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="num_steps 5: a π0-FAST writes tokens"):
+        load_policy(checkpoint, num_steps=5)
+
+
+def test_presets_of_it() -> None:
+    for name in PRESETS:
+        preset = get_preset(name, "pi0-fast")
+        assert isinstance(preset.model, Pi0FastConfig)
+        assert (preset.norm_mode, preset.train.draws) == ("quantile", 1)
