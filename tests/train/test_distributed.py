@@ -84,7 +84,8 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     resume, start = {"resume": True}, {"initial": {"checkpoint": str(root / "one" / "checkpoints" / "0000008")}}
     for alone in (
-        run("one", PLAIN), run("one_muon", MUON), run("one_mixed", MIXED), run("one_pi05", PLAIN, pi05=True),
+        run("one", PLAIN), run("one_muon", MUON), run("one_pi05", PLAIN, pi05=True),
+        run("one_mixed", MIXED), run("one_mixed_step", {**MIXED, "steps": 1}),
         run("one_then_two", PARTED, stop=4), run("one_lora", LORA, options=start),
     ):  # fmt: skip
         train(dataset, alone)
@@ -109,6 +110,10 @@ def curve(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in read_metrics(folder / "metrics.jsonl") if name in line}
 
 
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(folder)[-1] / "model.safetensors")
+
+
 EQUAL = [
     ("ddp", "one"), ("ddp_muon", "one_muon"), ("fsdp", "one"), ("fsdp_pi05", "one_pi05"), ("hsdp", "one"),
     ("fsdp_lora", "one_lora"), ("one_then_two", "one"), ("two_four_one", "one"),
@@ -121,7 +126,7 @@ def test_ranks_equal_one_process(runs: Path, name: str, reference: str) -> None:
     for metric in ("loss", "validation_loss"):
         assert curve(ours, metric) == pytest.approx(curve(expected, metric), rel=LOSS)
     assert sorted(curve(ours, "loss")) == list(range(1, 9))
-    one, other = (load_file(list_checkpoints(folder)[-1] / "model.safetensors") for folder in (expected, ours))
+    one, other = last_weights(expected), last_weights(ours)
     assert one.keys() == other.keys()
     for key, weight in one.items():
         if not key.endswith("key.bias"):
@@ -129,9 +134,24 @@ def test_ranks_equal_one_process(runs: Path, name: str, reference: str) -> None:
 
 
 def test_shards_in_mixed_precision_stay_close(runs: Path) -> None:
-    """Blocks gathered in bfloat16 round norm scales and biases too, which one process keeps in float32."""
-    assert curve(runs / "fsdp_mixed", "loss") == pytest.approx(curve(runs / "one_mixed", "loss"), rel=2e-2)
-    assert curve(runs / "fsdp_mixed", "loss") != curve(runs / "fsdp", "loss")
+    """Blocks gathered in bfloat16 round norm scales and biases too, which one process keeps in float32.
+
+    Measured: losses 1.1 % apart, held-out losses 0.08 %, first gradient norms 1.5 %, and every tensor within a fifth
+    of what the training moved it. The first norms alone see a factor on all gradients: AdamW and clipping take it away.
+    """
+    ours, one = runs / "fsdp_mixed", runs / "one_mixed"
+    for metric, relative, steps in (("loss", 2e-2, 8), ("validation_loss", 4e-3, 8), ("gradient_norm", 5e-2, 3)):
+        found, expected = (
+            {step: value for step, value in curve(folder, metric).items() if step <= steps} for folder in (ours, one)
+        )
+        assert found, metric
+        assert found == pytest.approx(expected, rel=relative), metric
+    assert curve(ours, "loss") != curve(runs / "fsdp", "loss")
+    start, expected, found = (last_weights(runs / name) for name in ("one_mixed_step", "one_mixed", "fsdp_mixed"))
+    for key, weight in expected.items():
+        if not key.endswith("key.bias"):
+            moved = (weight.float() - start[key].float()).norm()
+            assert (found[key].float() - weight.float()).norm() <= 0.5 * moved, key
 
 
 @pytest.mark.parametrize("name", ["fsdp", "hsdp", "ddp"])
