@@ -106,6 +106,26 @@ def test_a_fourth_camera_from_scratch_and_after_the_fact(data: Path, tmp_path: P
     assert fewer.checkpoint.name == "0000002"
 
 
+def test_a_resume_with_other_cameras_of_the_same_robot_is_refused(data: Path, tmp_path: Path) -> None:
+    """Each would be trained on by the model as it is; the run's own description continues it."""
+    arm, first = tmp_path / "arm.toml", (data / "3.toml").read_text()
+    described = dataclasses.replace(preset(data, 3, steps=1), embodiment=str(arm))
+    arm.write_text(first)
+    train_policy(data / "data", tmp_path / "run", described)
+    longer = dataclasses.replace(preset(data, 3), embodiment=str(arm))
+    for other in (
+        (data / "2.toml").read_text(), first.replace('"top"', '"side"'),
+        '[robot]\nrelative_mask = [true]\n' + first,
+    ):  # fmt: skip
+        arm.write_text(other)
+        with pytest.raises(
+            UserError, match=r"another description of the robot 'arm': (cameras|relative_mask) was .*now"
+        ):
+            train_policy(data / "data", tmp_path / "run", longer, resume=True)
+    arm.write_text(first)
+    assert train_policy(data / "data", tmp_path / "run", longer, resume=True).checkpoint.name == "0000002"
+
+
 def test_the_command(data: Path, three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         str(data / "data"), "--preset", "small", "--embodiment", str(data / "4.toml"), "--checkpoint", str(three),

@@ -62,12 +62,15 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset of a training. weight: as for `loader.Member`. norm_stats: as for `read_norm_stats`, or its own."""
+    """One dataset of a training. weight: as for `loader.Member`. norm_stats: as for `read_norm_stats`, or its own.
+    described: the robot comes from a name or a file, not from the dataset itself.
+    """
 
     dataset: LeRobotDataset
     embodiment: Embodiment
     weight: float | None = None
     norm_stats: str | Path | None = None
+    described: bool = True
 
 
 def open_sources(
@@ -91,7 +94,7 @@ def open_sources(
             subtasks=subtasks,
         )  # fmt: skip
         tell_notes(dataset.notes)
-        return [Source(dataset, robot, None, norm_stats)]
+        return [Source(dataset, robot, None, norm_stats, embodiment != OWN)]
     if episodes is not None or norm_stats is not None or subtasks is not None:
         raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset; so subtasks")
     sources: list[Source] = []
@@ -103,7 +106,8 @@ def open_sources(
             folder, str(_beside(path, named)) if named.endswith(".toml") else named, cameras,
             skip_bad_episodes=skip_bad_episodes, subtasks=_subtasks_beside(path, entry.get("subtasks")),
         )  # fmt: skip
-        source = Source(dataset, robot, entry.get("weight"), None if stats is None else _beside(path, stats))
+        stats = None if stats is None else _beside(path, stats)
+        source = Source(dataset, robot, entry.get("weight"), stats, named != OWN)
         sources.append(_named_apart(source, sources) if named == OWN else source)
     for source in sources:
         tell_notes(source.dataset.notes, source.dataset.root.name)
@@ -218,7 +222,7 @@ def _given_stats(source: Source, stats: str | Path, mode: Mode) -> NormStats:
 
 
 def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
-    """Those that a training was started with, to continue it."""
+    """Those that a training was started with, to continue it. UserError where robots or columns are others now."""
     first = Pipeline.load(checkpoint)
     pipelines = {first.embodiment.name: first, **load_robots(checkpoint)}
     missing = [source.embodiment.name for source in sources if source.embodiment.name not in pipelines]
@@ -234,6 +238,13 @@ def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
             raise UserError(
                 f"{checkpoint} is of {trained[0]} state and {trained[1]} action dimensions, {source.dataset.root} has "
                 f"{own[0]} and {own[1]}; give the datasets that the training was started with"
+            )
+        if source.described and source.embodiment != pipeline.embodiment:
+            old, new = pipeline.embodiment.to_json(), source.embodiment.to_json()
+            changed = [f"{name} was {old[name]}, now {new[name]}" for name in old if old[name] != new[name]]
+            raise UserError(
+                f"{checkpoint} was trained with another description of the robot {source.embodiment.name!r}: "
+                f"{'; '.join(changed)}; give the old one (--embodiment) to continue, or start anew in another folder"
             )
     return pipelines
 
