@@ -7,29 +7,20 @@ fast_codec/ (default: tests/golden).
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden_folders import find_sets
 
 from pizero.data.fast.codec import FastCodec
 from pizero.types import UserError
 
-FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden")
 PARTS = ("tokenizer/processor_config.json", "golden.npz", "cases.json")
 
-
-def sets() -> list[Path]:
-    folders = [folder for place in (FOLDER / "fast_codec", FOLDER) if place.is_dir() for folder in place.iterdir()]
-    return sorted(folder for folder in folders if all((folder / part).is_file() for part in PARTS))
-
-
-if not sets():
-    pytest.skip(f"{FOLDER} holds no set of the FAST codec", allow_module_level=True)
-each_set = pytest.mark.parametrize("folder", sets(), ids=lambda folder: folder.name)
+each_set = pytest.mark.parametrize("folder", find_sets("fast_codec", PARTS), ids=lambda folder: folder.name)
 
 
 @cache

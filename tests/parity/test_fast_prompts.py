@@ -7,7 +7,6 @@ PIZERO_GOLDEN names or in its fast_prompts/ (default: tests/golden).
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,24 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_folders import find_sets
 
 from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import FastTokenizer
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
 
-FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden")
 PARTS = ("tokenizer.model", "roundtrip.npz", "cases.json")
 
-
-def sets() -> list[Path]:
-    folders = [folder for place in (FOLDER / "fast_prompts", FOLDER) if place.is_dir() for folder in place.iterdir()]
-    return sorted(folder for folder in folders if all((folder / part).is_file() for part in PARTS))
-
-
-if not sets():
-    pytest.skip(f"{FOLDER} holds no set of π0-FAST's text", allow_module_level=True)
-each_set = pytest.mark.parametrize("folder", sets(), ids=lambda folder: folder.name)
+each_set = pytest.mark.parametrize("folder", find_sets("fast_prompts", PARTS), ids=lambda folder: folder.name)
 
 
 @cache
@@ -57,7 +48,7 @@ def test_tokens_and_masks(folder: Path) -> None:
         for name, array in (
             ("tokens", made.tokens),
             ("token_mask", made.mask),
-            ("ar_mask", made.causal),
+            ("ar_mask", made.target),
             ("loss_mask", made.target),
         ):
             assert np.array_equal(array[0], case[name]), (case["name"], name)

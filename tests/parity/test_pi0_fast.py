@@ -7,7 +7,6 @@ PIZERO_GOLDEN names or in its pi0_fast/ (default: tests/golden).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from golden_folders import find_sets
 from torch import Tensor
 
 from pizero.checkpoints.openpi.jax import fast_table
@@ -27,19 +27,12 @@ from pizero.model.pi0_fast import END_ID, Pi0Fast, Pi0FastConfig, Positions
 from pizero.policy.action_constraint import ActionConstraint
 from pizero.types import Observation
 
-FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden")
 PARTS = ("params.npz", "golden.npz", "tiny_config.json")
 LOGITS = 2e-4
 
 
-def sets() -> list[Path]:
-    folders = [folder for place in (FOLDER / "pi0_fast", FOLDER) if place.is_dir() for folder in place.iterdir()]
-    found = sorted(folder for folder in folders if all((folder / part).is_file() for part in PARTS))
-    return [folder for folder in found if json.loads((folder / PARTS[2]).read_text()).get("model") == "pi0_fast"]
-
-
-if not sets():
-    pytest.skip(f"{FOLDER} holds no set of π0-FAST", allow_module_level=True)
+def is_fast(folder: Path) -> bool:
+    return json.loads((folder / "tiny_config.json").read_text()).get("model") == "pi0_fast"
 
 
 class Golden:
@@ -93,7 +86,7 @@ class Golden:
         return self["in/train/token_ar_mask"].bool(), self["in/train/token_loss_mask"].bool()
 
 
-@pytest.fixture(scope="module", params=sets(), ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=find_sets("pi0_fast", PARTS, is_fast), ids=lambda folder: folder.name)
 def recorded(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 

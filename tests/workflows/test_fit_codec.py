@@ -46,6 +46,18 @@ def test_a_finer_scale_loses_less_and_costs_tokens(folder: Path) -> None:
     assert finer.tokens.mean() > coarse.tokens.mean()
 
 
+def test_the_share_of_chunks_without_tokens(folder: Path) -> None:
+    """Of a codec with the reference's alphabet, fitted on one chunk; none of a codec that has every byte."""
+    chunks = action_chunks(DATA, CONFIG)
+    frames = np.arange(0, chunks.dataset.num_frames, 5)
+    normalised = chunks.normalised(frames)
+    reference = FastCodec.fit([normalised[:1]], 400, 10, all_bytes=False)
+    pairs = zip(reference.encode_batch(normalised), reference.encode_batch(normalised, repair=False), strict=True)
+    found = measure_fidelity(reference, chunks, frames)
+    assert found.repaired == np.mean([repaired != plain for repaired, plain in pairs]) > 0
+    assert measure_fidelity(FastCodec.load(folder), chunks, frames).repaired == 0
+
+
 def test_check_finds_a_codec_that_loses_too_much(folder: Path, tmp_path: Path) -> None:
     good = check(DATA, CheckConfig(codec=str(folder)))
     assert not [finding for finding in good["findings"] if finding["check"].startswith("codec")]

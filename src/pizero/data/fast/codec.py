@@ -70,13 +70,21 @@ class FastCodec:
         without a word, so that the chunk cannot be decoded. They become the nearest character that has one. False is
         the reference to the letter. UserError for NaN, infinity and values too large for a character.
         """
+        return self._encode_characters(chunks, repair)[0]
+
+    def encode_repaired(self, chunks: Floats) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """`encode_batch`, and for each chunk [N] whether a character of it had no token."""
+        return self._encode_characters(chunks, True)
+
+    def _encode_characters(self, chunks: Floats, repair: bool) -> tuple[list[list[int]], NDArray[np.bool_]]:
         characters = self.characters(chunks).reshape(len(chunks), -1)
-        ids = self._encode([_text(row) for row in characters])
+        ids, repaired = self._encode([_text(row) for row in characters]), np.zeros(len(chunks), dtype=np.bool_)
         if repair and not self._complete:
             for row, tokens in enumerate(ids):
                 if not np.array_equal(_code_points(self._decode(tokens)), characters[row]):
                     ids[row] = self._encode([_text(self._nearest(characters[row]))])[0]
-        return ids
+                    repaired[row] = True
+        return ids, repaired
 
     def characters(self, chunks: Floats) -> NDArray[np.int64]:
         """[..., T, D] actions -> [..., T, D] code points, frequencies in place of time."""

@@ -32,13 +32,12 @@ ACTION, BAR = "Action: ", "|"
 class FastTokens:
     """B sequences of length L, padded at the end. tokens [B, L] int32.
 
-    mask [B, L]: real tokens. causal [B, L]: tokens that start a block of their own. target [B, L]: tokens that the loss
-    is on (each predicted from the one before).
+    mask [B, L]: real tokens. target [B, L]: action tokens, each a block of its own, predicted from the one before: what
+    the model's `hidden` takes as causal and its `loss` as causal and as target.
     """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.bool_]
-    causal: NDArray[np.bool_]
     target: NDArray[np.bool_]
 
 
@@ -113,7 +112,7 @@ class FastTokenizer:
         """
         check_text(prompts)
         tokens = np.full((len(prompts), length), PADDING_ID, dtype=np.int32)
-        mask, causal = np.zeros((2, len(prompts), length), dtype=np.bool_)
+        mask, target = np.zeros((2, len(prompts), length), dtype=np.bool_)
         bins = cast("list[list[int]]", state_bins(states).tolist())
         actions = [None] * len(prompts) if chunks is None else self.codec.encode_batch(chunks, repair=repair)
         longest = 0
@@ -125,7 +124,7 @@ class FastTokenizer:
             ids = ids[:length]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
-            causal[row, len(before) : len(ids)] = True
+            target[row, len(before) : len(ids)] = True
         if longest > length:
             what = "prompt, state" + (" and actions" if chunks is not None else "")
             warnings.warn(
@@ -133,7 +132,7 @@ class FastTokenizer:
                 "prompt_length, or a codec with fewer tokens a chunk",
                 stacklevel=2,
             )
-        return FastTokens(tokens, mask, causal, causal.copy())
+        return FastTokens(tokens, mask, target)
 
     def prompt_ids(self, prompt: str, bins: Sequence[int]) -> list[int]:
         """One prompt with its state bins, begin mark included."""

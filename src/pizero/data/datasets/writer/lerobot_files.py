@@ -88,17 +88,10 @@ class DataFiles:
         """Removes what was written since `mark` was taken. Raises where an earlier episode is hit too."""
         if self.mark() == mark:
             return
-        kept = mark[1] if self._number.total == mark[0] else 0
-        self._groups = kept
-        if not kept:
-            with suppress(Exception):
-                self.close()
-            self._path.unlink(missing_ok=True)
-            self._bytes = 0.0
-            return
-        self.close()
-        keep_row_groups(self._path, kept)
-        self._bytes = float("inf")  # the next episode starts another file
+        self._groups = mark[1] if self._number.total == mark[0] else 0
+        self._bytes = _close_damaged(self, self._path, self._groups)
+        if self._groups:
+            keep_row_groups(self._path, self._groups)
 
     def close(self) -> None:
         table, self._table = self._table, None
@@ -170,17 +163,10 @@ class CameraVideo:
         self._episode = None
         if self.mark() == mark:
             return
-        kept, frames = mark[1:3] if self._number.total == mark[0] else (0, 0)
-        self._episodes = kept
-        if not kept:
-            with suppress(Exception):
-                self.close()
-            self._path.unlink(missing_ok=True)
-            self._bytes = 0.0
-            return
-        self.close()
-        self._bytes = float("inf")  # the next episode starts another file
-        keep_frames(self._path, frames)
+        self._episodes, frames = mark[1:3] if self._number.total == mark[0] else (0, 0)
+        self._bytes = _close_damaged(self, self._path, self._episodes)
+        if self._episodes:
+            keep_frames(self._path, frames)
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -194,6 +180,19 @@ class CameraVideo:
     @property
     def _path(self) -> Path:
         return self._number.path(self._root, VIDEO_PATH, video_key=self._key)
+
+
+def _close_damaged(file: DataFiles | CameraVideo, path: Path, kept: int) -> float:
+    """Closes a file of which `kept` parts are of earlier episodes, and removes one of none. Returns its bytes for the
+    next episode: after an earlier one, so many that another file begins.
+    """
+    if kept:
+        file.close()
+        return float("inf")
+    with suppress(Exception):
+        file.close()
+    path.unlink(missing_ok=True)
+    return 0.0
 
 
 class EpisodeTable:
