@@ -328,7 +328,7 @@ class Pipeline:
             used = min(-(-int(text.mask.sum(axis=1).max()) // _ROUND_UP) * _ROUND_UP, self.prompt_length)
             return {"prompt_tokens": text.tokens[:, :used].astype(np.int64), "prompt_mask": text.mask[:, :used]}
         return {
-            "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.causal,
+            "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.target,
             "prompt_target": text.target,
         }  # fmt: skip
 
