@@ -95,7 +95,7 @@ def serve_ours(name: str, folder: Path, inputs: Path, threads: int) -> None:
     config = TrainConfig(batch_size=len(arrays["actions"]), **settings)
     loader = cast(Any, SimpleNamespace(batch_size=config.batch_size))
     trainer = Trainer(model, config, loader, None, RunOutput(folder / "run", cast(Any, None)))
-    trainer._to_device = lambda batch, generator: (observation, arrays["actions"])  # type: ignore[method-assign]
+    trainer.tensors_of = lambda batch, generator: (observation, arrays["actions"])  # type: ignore[method-assign]
     keep_freed_memory()  # as `pizero train` does
     drawn = {"noise": arrays["noise"][None], "time": arrays["time"][None]}
     if config.draws == 1:

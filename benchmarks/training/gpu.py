@@ -177,7 +177,7 @@ class Bench:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         inputs = self.inputs(batch, self.device)
-        trainer._to_device = lambda batch, generator: inputs  # type: ignore[method-assign]
+        trainer.tensors_of = lambda batch, generator: inputs  # type: ignore[method-assign]
         started = time.perf_counter()
         try:
             loss = float(trainer.train_step(cast(Any, SimpleNamespace(action_dims=None))))

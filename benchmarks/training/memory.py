@@ -104,7 +104,7 @@ def _steps(network: Pi0Config, config: TrainConfig, recompute: bool, inputs: Any
     loader = SimpleNamespace(batch_size=config.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, config, cast(Any, loader), None, RunOutput(Path(folder), cast(Any, None)))
-        trainer._to_device = lambda batch, generator: inputs  # type: ignore[method-assign]
+        trainer.tensors_of = lambda batch, generator: inputs  # type: ignore[method-assign]
         for _ in range(3):
             trainer.train_step(cast(Any, SimpleNamespace(action_dims=None)))
 

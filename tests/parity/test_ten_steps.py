@@ -52,7 +52,7 @@ def test_ten_adamw_steps(golden: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     """
     model, seen = smaller(golden)
     actions, noise, time = golden["in/actions"], golden["in/noise"], golden["in/time"]
-    monkeypatch.setattr(Trainer, "_to_device", lambda self, batch, generator: (seen, actions))
+    monkeypatch.setattr(Trainer, "tensors_of", lambda self, batch, generator: (seen, actions))
     drawn = {"noise": noise[None], "time": time[None]}
     monkeypatch.setattr(training, "draw", lambda config, actions, generator, part: drawn)
     monkeypatch.setattr(Trainer, "_action_mask", lambda self, batch: None)

@@ -219,7 +219,7 @@ class Trainer:
         """One optimizer step; returns the mean loss as a tensor. NotFiniteError leaves weights and optimizers alone."""
         config = self.config
         generator = stream(config.seed, self.step, Purpose.DRAWS, self._checkpoints.seed_rule)
-        observation, actions = self._to_device(batch, generator)
+        observation, actions = self.tensors_of(batch, generator)
         drawn = draw(config, actions, generator, self._part)
         losses = self._backward(observation, actions, drawn, self._action_mask(batch))
         loss, gradients = self.ranks.mean(losses.mean()), [p.grad for p in self._trained if p.grad is not None]
@@ -235,6 +235,19 @@ class Trainer:
             self.average.update(self.step)
         self.step += 1
         return loss
+
+    def tensors_of(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
+        """A batch on this rank's device: what the network sees, and the actions [B, H, D]. generator: of the image
+        augmentation; None changes no image.
+        """
+        observation = self.output.pipeline.observation(trimmed(batch.inputs), self.device)
+        if generator is not None:
+            images = {
+                name: self.augmentation(name, image, generator, self._part)
+                for name, image in observation.images.items()
+            }
+            observation = replace(observation, images=images)
+        return observation, torch.from_numpy(batch.actions).to(self.device)
 
     def _backward(
         self, observation: Observation, actions: Tensor, drawn: Mapping[str, Tensor], mask: Tensor | None
@@ -287,7 +300,7 @@ class Trainer:
         with self.average.applied(), product_context(precision, self.device):
             for step in range(count):
                 batch = self.validation.batch(step)
-                observation, actions = self._to_device(batch, None)
+                observation, actions = self.tensors_of(batch, None)
                 drawn = draw(self.config, actions, generator)
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
                 options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
@@ -321,16 +334,6 @@ class Trainer:
             return None
         dims = torch.from_numpy(batch.action_dims)[:, None]
         return (torch.arange(batch.actions.shape[-1]) < dims).to(self.device)
-
-    def _to_device(self, batch: Batch, generator: torch.Generator | None) -> tuple[Observation, Tensor]:
-        observation = self.output.pipeline.observation(trimmed(batch.inputs), self.device)
-        if generator is not None:
-            images = {
-                name: self.augmentation(name, image, generator, self._part)
-                for name, image in observation.images.items()
-            }
-            observation = replace(observation, images=images)
-        return observation, torch.from_numpy(batch.actions).to(self.device)
 
 
 def _measured(measure: Measure, model: Network) -> Mapping[str, float]:
