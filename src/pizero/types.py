@@ -82,9 +82,11 @@ class Observation:
         choosing the present images never waits for the device.
     state: [B, state_dim] float, normalised and padded; None for a model that does not read it.
     prompt_tokens: [B, L] integer; prompt_mask: [B, L] bool, true where a token is real.
-    prompt_causal, prompt_target: [B, L] bool, of a prompt that goes on with what the model is to write: tokens that
-        start a block of their own (`model/attention.py`), and those that the loss is on, each predicted from the one
-        before. None where there are none.
+    prompt_causal: [B, L] bool, true where a prompt token starts a block of its own, as text that the model writes does;
+        None: prompt and images are one block.
+    prompt_target: [B, L] bool, in training: the prompt tokens that are to be predicted, each from the one before.
+    fast_tokens, fast_mask, fast_target: [B, F] of the FAST tokens that π0.5 learns to predict in training beside the
+        prompt; each is a block of its own, and neither the prompt nor the actions see it.
 
     For a model with an observation history of T > 1, images are [B, T, h, w, 3] and state is [B, T, state_dim], oldest
     first; the masks stay [B].
@@ -97,6 +99,9 @@ class Observation:
     prompt_mask: Tensor
     prompt_causal: Tensor | None = None
     prompt_target: Tensor | None = None
+    fast_tokens: Tensor | None = None
+    fast_mask: Tensor | None = None
+    fast_target: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -132,22 +137,31 @@ class Observation:
                 raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (B, L), tokens and mask alike")
         if str(mask.dtype) != "torch.bool" or tokens.is_floating_point():
             raise ValueError(f"prompt: got tokens {tokens.dtype} and mask {mask.dtype}, expected integer and bool")
+        for name in ("prompt_causal", "prompt_target"):
+            self._check_flags(name, tuple(tokens.shape))
+        if self.fast_tokens is not None:
+            for name in ("fast_mask", "fast_target"):
+                self._check_flags(name, (self.batch_size, self.fast_tokens.shape[-1]), needed=True)
+
+    def _check_flags(self, name: str, shape: tuple[int, ...], needed: bool = False) -> None:
+        value: Tensor | None = getattr(self, name)
+        if value is None and not needed:
+            return
+        if value is None or tuple(value.shape) != shape or str(value.dtype) != "torch.bool":
+            got = "nothing" if value is None else f"{value.dtype} {tuple(value.shape)}"
+            raise ValueError(f"{name}: got {got}, expected bool {shape}")
 
     def to(self, device: Any) -> Observation:
         """A copy on `device`; the image masks stay on the host."""
-
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return Observation(
-            images={name: image.to(device, non_blocking=True) for name, image in self.images.items()},
-            image_masks=dict(self.image_masks),
-            state=moved(self.state),
-            prompt_tokens=self.prompt_tokens.to(device, non_blocking=True),
-            prompt_mask=self.prompt_mask.to(device, non_blocking=True),
-            prompt_causal=moved(self.prompt_causal),
-            prompt_target=moved(self.prompt_target),
-        )
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, Mapping):
+                value = value.to(device, non_blocking=True)
+            values[field.name] = value
+        values["images"] = {name: image.to(device, non_blocking=True) for name, image in self.images.items()}
+        values["image_masks"] = dict(self.image_masks)
+        return Observation(**values)
 
     def __getitem__(self, index: Any) -> Observation:
         """The samples that `index` (a slice or an index tensor) selects."""

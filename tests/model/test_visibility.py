@@ -10,6 +10,7 @@ from model_helpers import VARIANTS, make_actions, make_observation, random_model
 from torch import Tensor
 
 from pizero.model.pi0 import Pi0
+from pizero.model.two_expert import LayerOutput
 
 WITH_STATE = [variant for variant in VARIANTS if variant["state_input"] == "token"]
 
@@ -25,7 +26,7 @@ class Pass:
     """A joint pass from leaf tensors, with what each layer gave."""
 
     def __init__(self, model: Pi0) -> None:
-        self.layers: list[tuple[Tensor | None, Tensor, tuple[Tensor, Tensor]]] = []
+        self.layers: list[LayerOutput] = []
         hooks = [layer.register_forward_hook(self._keep) for layer in model.transformer.layers]
         observation = make_observation(model.config)
         actions, _, time = make_actions(model.config)
@@ -48,7 +49,7 @@ def test_the_prefix_cannot_see_the_suffix(variant: dict[str, str]) -> None:
     run = Pass(random_model(**variant))
     assert len(run.layers) == 2
     sources = [run.x_t, run.time] + ([] if run.state is None else [run.state])
-    for hidden, _, (key, value) in run.layers:
+    for hidden, _, (key, value), _ in run.layers:
         for output in (key, value) if hidden is None else (hidden, key, value):
             assert not any(reaches(output, source) for source in sources)
             assert reaches(output, run.prefix)
@@ -61,7 +62,7 @@ def test_the_state_cannot_see_the_actions(variant: dict[str, str]) -> None:
     """So its keys and values are the same at every integration step (but for the time, where that modulates norms)."""
     run = Pass(random_model(**variant))
     assert run.state is not None
-    for outputs in (*(suffix for _, suffix, _ in run.layers), run.hidden):
+    for outputs in (*(suffix for _, suffix, *_ in run.layers), run.hidden):
         state_token = outputs[:, 0]
         assert not reaches(state_token, run.x_t)
         assert reaches(state_token, run.time) == (variant["time_conditioning"] == "adarms")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pizero.model.config import ActionAttention, small_config
+from pizero.model.config import ActionAttention, LanguageConfig, small_config
 from pizero.report import pictures
 from pizero.types import UserError
 
@@ -45,6 +45,24 @@ def test_mask_without_a_state_token_has_no_state_group() -> None:
     assert len(mask) == sum(groups.values())
     with pytest.raises(UserError, match="prompt_tokens"):
         pictures.mask_picture(small_config("nano"), prompt_tokens=1)
+
+
+def test_mask_with_text_and_fast_tokens() -> None:
+    config = small_config("nano", pi05=True, language=LanguageConfig())
+    mask, groups = pictures._small_mask(config, prompt_tokens=6)
+    assert groups == {"images": 12, "prompt": 6, "text": 4, "FAST": 4, "actions": 8}
+    prompt, text, fast, actions = slice(0, 17), slice(18, 22), slice(22, 26), slice(26, 34)
+    assert mask[prompt, prompt].all()
+    assert not mask[prompt, 18:].any()
+    for block in (text, fast):
+        assert (mask[block, block] == np.tri(4, dtype=bool)).all()
+        assert mask[block, prompt].all()
+    assert mask[fast, text].all()
+    assert not mask[text, fast].any()
+    assert not mask[actions, fast].any()
+    for seen in (prompt, text, actions):
+        assert mask[actions, seen].all()
+    assert min(size(pictures.mask_picture(config))) > 800
 
 
 def test_mask_picture_is_written_whole(tmp_path: Path) -> None:

@@ -232,8 +232,8 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""
         tokens = self._embed_prefix(inputs)
         batch, length, _ = tokens.shape
-        padding = inputs.padding
-        mask = None if padding is None else block_mask(padding, torch.zeros_like(padding))
+        padding, starts = inputs.padding, inputs.starts
+        mask = None if padding is None else block_mask(padding, torch.zeros_like(padding) if starts is None else starts)
         turns = self._turns(inputs, length, batch)
         room = length + self.config.suffix_length
         keys: list[Tensor] = []

@@ -21,6 +21,7 @@ class Inputs(NamedTuple):
 
     images: per camera [B, h, w, 3]. present: [cameras, B] bool where some samples lack an image, else None.
     prompt: tokens [B, L]. padding: [B, P] bool, None where everything is seen. state: [B, state_dim] or None.
+    starts: [B, P] bool of tokens that start a block, None where the prefix is one block; with it comes a padding.
     """
 
     images: tuple[Tensor, ...]
@@ -28,6 +29,7 @@ class Inputs(NamedTuple):
     prompt: Tensor
     padding: Tensor | None
     state: Tensor | None
+    starts: Tensor | None = None
 
 
 def make_inputs(
@@ -53,8 +55,8 @@ def take(
     shown = observation.prompt_mask[:, slots].cpu()
     masks = [observation.image_masks[name].cpu() for name in cameras]
     present = torch.stack(masks) if masks else torch.ones(0, len(shown)).bool()
-    padding = None
-    if not (bool(present.all()) and bool(shown.all())):
+    padding, causal, starts = None, observation.prompt_causal, None
+    if not (bool(present.all()) and bool(shown.all())) or causal is not None:
         patch = config.vision.patch_size
         sizes = [observation.images[name].shape[1:3] for name in cameras]
         parts = [
@@ -62,10 +64,14 @@ def take(
             for row, (height, width) in zip(present, sizes, strict=True)
         ]
         padding = torch.cat([*parts, shown], dim=1).to(device)
+        if causal is not None:
+            starts = torch.cat([*(part.new_zeros(part.shape) for part in parts), causal[:, slots].cpu()], dim=1)
+            starts = starts.to(device)
     return Inputs(
         tuple(observation.images[name] for name in cameras),
         present if skip_absent and not bool(present.all()) else None,
         observation.prompt_tokens[:, slots], padding, observation.state if config.has_state_token else None,
+        starts,
     )  # fmt: skip
 
 

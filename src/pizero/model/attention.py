@@ -11,6 +11,21 @@ Tokens form blocks; a token sees its own block and every earlier block. With the
            state      x      x      x      .
            actions    x      x      x      x        (causal: action i sees actions up to i)
 
+    π0.5 that writes text: t text, f FAST tokens (in training alone)
+
+           images  prompt | t t t | f f f f | actions        flags  0 0 0 | 1 1 1 | 1 1 1 1 | 1 0 0 0
+
+                              keys
+                    images prompt  text   FAST  actions
+    query  images     x      x      .      .      .
+           prompt     x      x      .      .      .
+           text       x      x   earlier   .      .
+           FAST       x      x      x   earlier   .
+           actions    x      x      x      .      x         (not FAST: it is not there at inference)
+
+The positions of FAST tokens and of actions both go on after the text. Under insulation the actions read keys and values
+of the prefix without sending gradients back.
+
 Padding is never attended and takes no position. Training and cached inference read the same rule.
 """
 

@@ -72,6 +72,34 @@ class GemmaConfig:
             raise UserError(f"head_dim {self.head_dim} is odd: the rotary embedding needs two halves")
 
 
+@dataclass(frozen=True)
+class LanguageConfig:
+    """What the prefix expert of a π0.5 learns to write, and how flow, text and FAST tokens share one loss.
+
+    flow_weight, text_weight, fast_weight: of the three losses; the defaults are the recipe of the paper (arXiv
+    2504.16054), as LeRobot has it. z_weight: of the mean squared log of the softmax's sum over the text's targets.
+    insulation: the action expert reads the prefix's keys and values without sending gradients back, so that text and
+    FAST tokens alone train the prefix (arXiv 2505.23705). tied_head: the head is the token table; else a table of its
+    own.
+    """
+
+    flow_weight: float = 10.0
+    text_weight: float = 1.0
+    fast_weight: float = 1.0
+    z_weight: float = 0.0
+    insulation: bool = True
+    tied_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("flow_weight", "text_weight", "fast_weight", "z_weight"):
+            value: object = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
+                raise UserError(f"{name} must be a number from 0 on, got {str(value)[:60]}")
+        for name in ("insulation", "tied_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be true or false, got {str(getattr(self, name))[:60]}")
+
+
 SO400M = SiglipConfig()
 GEMMA_2B = GemmaConfig()
 GEMMA_300M = GemmaConfig(width=1024, mlp_dim=4096)
@@ -86,6 +114,7 @@ class Pi0Config:
     action_attention: "bidirectional" (the released weights) or "causal" (action i sees actions up to i).
     image_size: side in pixels at which the position table was made; images of other sizes interpolate it.
     max_delay: most settled actions at a chunk's start that the model was trained to continue; 0 if it was not.
+    language: how it learns to write text and FAST tokens beside the actions; None: actions alone.
     """
 
     vision: SiglipConfig = SO400M
@@ -102,6 +131,7 @@ class Pi0Config:
     time_conditioning: TimeConditioning = "concat_mlp"
     action_attention: ActionAttention = "bidirectional"
     max_delay: int = 0
+    language: LanguageConfig | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -171,15 +201,17 @@ class Pi0Config:
         return dataclasses.replace(base, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """A model without language has no key for it, as before there was any."""
+        values = dataclasses.asdict(self)
+        return values if self.language is not None else {k: v for k, v in values.items() if k != "language"}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pi0Config:
         """The inverse of `to_json`. Unknown keys raise; missing keys keep their defaults."""
         values = dict(values)
-        parts = {"vision": SiglipConfig, "prefix": GemmaConfig, "expert": GemmaConfig}
+        parts = {"vision": SiglipConfig, "prefix": GemmaConfig, "expert": GemmaConfig, "language": LanguageConfig}
         for name, kind in parts.items():
-            if name in values:
+            if name in values and not (name == "language" and values[name] is None):
                 values[name] = config_from_json(kind, values[name], name)
         if "cameras" in values:
             values["cameras"] = as_tuple(values["cameras"])

@@ -117,7 +117,7 @@ def mean_error(error: Tensor, action_mask: Tensor | None) -> Tensor:
     """Mean over the action dimensions that count: error [N, B, H, D], action_mask [B, D] bool or None -> [N, B, H]."""
     if action_mask is None:
         return error.mean(dim=-1)
-    return (error * action_mask[:, None]).sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True)
+    return (error * action_mask[:, None]).sum(dim=-1) / action_mask.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@
     prompt --> token table -----+--> prefix expert (cached) --+
     state, noisy actions, time -----> action expert ----------+--> velocity --> integration --> actions
 
+With a `LanguageConfig` the prefix expert also writes text (a subtask), which the actions see, and in training FAST
+tokens, which they do not.
+
 Shapes: B batch, N draws, P prefix tokens, S suffix tokens, H action horizon, D action dimensions, W prefix width,
 E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
 """
@@ -31,9 +34,10 @@ from pizero.model.flow_matching import (
     velocity_target,
 )  # fmt: skip
 from pizero.model.gemma import GemmaBlock
+from pizero.model.language import Losses, Written, over_samples_with, text_and_fast, write_text
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
 from pizero.model.siglip import VisionTower
-from pizero.model.two_expert import KVCache, TwoExpertTransformer
+from pizero.model.two_expert import Hidden, KVCache, Tokens, TwoExpertTransformer
 from pizero.types import Observation
 
 
@@ -52,6 +56,8 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         self.time_mlp_in = Float32Linear(width if config.adaptive else 2 * width, width)
         self.time_mlp_out = Float32Linear(width, width)
         self.action_out_proj = Float32Linear(width, config.action_dim)
+        own_head = config.language is not None and not config.language.tied_head
+        self.text_head = nn.Linear(config.prefix.width, config.vocab_size, bias=False) if own_head else None
         self.apply(initialize)
 
     # ---------------------------------------------------------------- embeddings
@@ -65,9 +71,18 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         check_observation(self.config, observation)
         cameras = [name for name in self.config.cameras if name in observation.images]
         images, masks = embed_images(observation, cameras, self.vision_tower)
-        prompt = self.token_embedding(observation.prompt_tokens) * self.config.prefix.width**0.5  # [B, L, W]
-        tokens = torch.cat([*images, prompt.to(self.transformer.dtype)], dim=1)
+        tokens = torch.cat([*images, self.embed_text(observation.prompt_tokens)], dim=1)
         return tokens, torch.cat([*masks, observation.prompt_mask.to(tokens.device)], dim=1)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, W]."""
+        return (self.token_embedding(ids) * self.config.prefix.width**0.5).to(self.transformer.dtype)
+
+    def prefix_tokens(self, observation: Observation) -> Tokens:
+        """`embed_prefix` with its blocks: images and prompt are one, each token of the text after them is another."""
+        values, mask = self.embed_prefix(observation)
+        causal = observation.prompt_causal
+        return Tokens(values, mask, None if causal is None else F.pad(causal, (mask.shape[1] - causal.shape[1], 0)))
 
     def embed_suffix(self, state: Tensor | None, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """state [B, state_dim], x_t [B, H, D], time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
@@ -107,31 +122,52 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         time may be [N * B, H], one for each action. N suffixes per observation share the pass over the prefix, with the
         draws on the outer axis.
         """
-        prefix, padding_mask = self.embed_prefix(observation)
-        state = observation.state
+        return self.joint(observation, x_t, time)[0]
+
+    def joint(self, observation: Observation, x_t: Tensor, time: Tensor) -> tuple[Tensor, Hidden | None]:
+        """The velocity as above, and what text and FAST tokens are predicted from, where the observation has targets.
+
+        Under insulation a batch without any runs the prefix without a graph, so that backward skips it.
+        """
+        state, language = observation.state, self.config.language
         if state is not None:
             state = state.repeat(x_t.shape[0] // state.shape[0], 1)
-        suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
-        hidden = self.transformer.joint(prefix, padding_mask, suffix, block_starts, conditioning)
-        return self.action_out_proj(hidden[:, -self.config.action_horizon :])
+        text, ids, mask = observation.prompt_target is not None, observation.fast_tokens, observation.fast_mask
+        insulated = language is not None and language.insulation
+        if insulated and not text and ids is None:
+            with torch.no_grad():
+                cache = self.prefill(observation)
+            return self.decode(cache, state, x_t, time), None
+        prefix = self.prefix_tokens(observation)
+        fast = None if ids is None or mask is None else Tokens(self.embed_text(ids), mask, torch.ones_like(mask))
+        suffix = self.embed_suffix(state, x_t, time)
+        hidden = self.transformer.joint_with_text(prefix, suffix, fast, text, insulated)
+        return self.action_out_proj(hidden.suffix[:, -self.config.action_horizon :]), hidden
 
     def loss(
-        self,
-        observation: Observation,
-        actions: Tensor,
-        *,
-        noise: Tensor | None = None,
-        time: Tensor | None = None,
-        draws: int = 1,
-        delay: Tensor | None = None,
-        generator: Generator | None = None,
+        self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
+        draws: int = 1, delay: Tensor | None = None, generator: Generator | None = None,
         action_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Squared error of the velocity, averaged over the action dimensions: actions [B, H, D] -> [B, H].
+    ) -> Tensor:  # fmt: skip
+        """`losses` in one: the flow's [B, H], with a `LanguageConfig` the weighted sum."""
+        losses = self.losses(
+            observation, actions, noise=noise, time=time, draws=draws, delay=delay, generator=generator,
+            action_mask=action_mask,
+        )  # fmt: skip
+        return losses.flow if self.config.language is None else losses.total(self.config.language)
+
+    def losses(
+        self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
+        draws: int = 1, delay: Tensor | None = None, generator: Generator | None = None,
+        action_mask: Tensor | None = None,
+    ) -> Losses:  # fmt: skip
+        """Flow: squared error of the velocity, averaged over the action dimensions, actions [B, H, D] -> [B, H]. Text
+        and FAST [B]: cross entropy of the observation's targets, 0 without any.
 
         With `draws=N`, N draws of (noise, time) per sample share one pass over the prefix, most of the cost; the result
         is their average. Given noise is then [N, B, H, D] and time [N, B]; for one draw [B, H, D] and [B] will do.
-        action_mask: [B, D] bool, true for the dimensions that count; None counts padded ones too, as openpi does.
+        action_mask: [B, D] bool, true for the dimensions that count; None counts padded ones too, as openpi does. A
+        sample of which none counts has no actions: allowed with a `LanguageConfig`.
         delay [N, B] (or [B]), below H: so many first actions are given clean (arXiv 2512.05964); their error is 0, and
         the others' is weighed up, so that a chunk's mean is that of the others.
         """
@@ -142,9 +178,17 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
             settled = first_actions(delay.view_as(time), actions.shape[1])  # [N, B, H]
             time, weights = time_per_action(time, settled), (~settled) / (~settled).float().mean(dim=-1, keepdim=True)
         x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
-        v_t = self.velocity(observation, x_t.flatten(0, 1), time.flatten(0, 1)).view_as(target)
-        error = mean_error((v_t - target).square(), action_mask)  # [N, B, H]
-        return (error if weights is None else error * weights).mean(dim=0)
+        v_t, hidden = self.joint(observation, x_t.flatten(0, 1), time.flatten(0, 1))
+        error = mean_error((v_t.view_as(target) - target).square(), action_mask)  # [N, B, H]
+        flow = (error if weights is None else error * weights).mean(dim=0)
+        if self.config.language is not None and action_mask is not None:
+            flow = over_samples_with(flow, action_mask.any(dim=1))
+        return Losses(flow, *text_and_fast(self.config.language, observation, hidden, self.head))
+
+    @property
+    def head(self) -> Tensor:
+        """[V, W]: from the prefix expert's hidden states to the vocabulary; the token table, or one of its own."""
+        return self.token_embedding.weight if self.text_head is None else self.text_head.weight
 
     def expect_delays(self, max_delay: int) -> None:
         """Notes in the config that training gives up to so many settled actions."""
@@ -159,7 +203,13 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
 
     def prefill(self, observation: Observation) -> KVCache:
         """The pass over images and prompt: keys and values of every layer, for `decode`."""
-        return self.transformer.prefill(*self.embed_prefix(observation))[1]
+        prefix = self.prefix_tokens(observation)
+        return self.transformer.prefill(prefix.values, prefix.mask, prefix.starts)[1]
+
+    def write(self, observation: Observation, max_tokens: int, closing: tuple[Tensor, Tensor]) -> Written:
+        """Text after the prompt, and the cache of both for `decode`; see `write_text`."""
+        prefix = self.prefix_tokens(observation)
+        return write_text(self.transformer, self.embed_text, self.head, prefix, max_tokens, closing)
 
     def decode(self, cache: KVCache, state: Tensor | None, x_t: Tensor, time: Tensor) -> Tensor:
         """Velocity [B, H, D] of x_t [B, H, D] at flow time [B] or [B, H], against the cached prefix."""

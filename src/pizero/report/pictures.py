@@ -25,13 +25,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PALE = "#1f2933", "#66727f", "#d9dee3", "#f3f5f7"
-GROUP_COLOURS = {"images": "#3b6fb6", "prompt": "#2a9d8f", "state": "#e0982f", "actions": "#c8475b"}
+GROUP_COLOURS = {
+    "images": "#3b6fb6", "prompt": "#2a9d8f", "state": "#e0982f", "actions": "#c8475b", "text": "#7a5ea8",
+    "FAST": "#8a6f4d",
+}  # fmt: skip
 GOOD, REFERENCE = GROUP_COLOURS["images"], "#9aa5b1"
 DPI = 180
 WIDTH = 8.0  # inches; all pictures but the square mask
 
-SHOWN_TOKENS, SHOWN_ACTIONS = 4, 8
-"""Image tokens per camera and actions that the mask picture draws; more would be too small to see."""
+SHOWN_TOKENS, SHOWN_ACTIONS, SHOWN_WORDS = 4, 8, 4
+"""Image tokens per camera, actions, and tokens of text and of FAST that the mask picture draws; more would be too small
+to see.
+"""
 
 
 # -------------------------------------------------------------------------------------------------- attention mask
@@ -66,7 +71,8 @@ def mask_picture(config: Pi0Config, path: Path | None = None, *, prompt_tokens: 
     axes.set_ylim(total, 0)
     axes.set_axis_off()
     actions = "earlier actions" if config.action_attention == "causal" else "each other"
-    seen = f"the prefix, the state and {actions}" if "state" in groups else f"the prefix and {actions}"
+    prefix = "the prefix" if config.language is None else "images, prompt and text, never FAST"
+    seen = f"{prefix}, the state and {actions}" if "state" in groups else f"{prefix} and {actions}"
     set_title(figure, "Attention: who sees whom", f"Each row looks at its coloured columns. Actions see {seen}.")
     return finish(figure, path)
 
@@ -82,13 +88,19 @@ def _small_mask(config: Pi0Config, prompt_tokens: int) -> tuple[NDArray[np.bool_
     starts = model.suffix_block_starts(torch.device("cpu"))
     groups = {"images": SHOWN_TOKENS * len(config.cameras), "prompt": prompt_tokens}
     prefix = sum(groups.values())
+    words = {} if config.language is None else {"text": SHOWN_WORDS, "FAST": SHOWN_WORDS}
+    groups |= words
     if config.has_state_token:
         groups["state"] = 1
     groups["actions"] = SHOWN_ACTIONS
-    valid = torch.ones(1, prefix + len(starts), dtype=torch.bool)
+    starts = torch.cat([torch.zeros(prefix, dtype=torch.bool), torch.ones(sum(words.values())).bool(), starts])
+    valid = torch.ones(1, len(starts), dtype=torch.bool)
     valid[0, prefix - 1] = False
-    mask = block_mask(valid, torch.cat([torch.zeros(prefix, dtype=torch.bool), starts]))
-    return mask[0].numpy(), groups
+    mask = block_mask(valid, starts)[0]
+    if words:
+        fast = prefix + SHOWN_WORDS
+        mask[fast + SHOWN_WORDS :, fast : fast + SHOWN_WORDS] = False
+    return mask.numpy(), groups
 
 
 def _real_count(config: Pi0Config, group: str) -> str:
@@ -99,6 +111,8 @@ def _real_count(config: Pi0Config, group: str) -> str:
         "prompt": f"up to {config.prompt_length}",
         "state": "1",
         "actions": f"{config.action_horizon}",
+        "text": "that it writes",
+        "FAST": "in training",
     }[group]
 
 

@@ -117,7 +117,14 @@ def writable_config(model: Network) -> Pi0Config:
             "openpi has a state token without adaptive norms (π0) or adaptive norms without a state token (π0.5); "
             f"this model has state_input {config.state_input!r} and time_conditioning {config.time_conditioning!r}"
         )
+    check_one_table(config)
     return config
+
+
+def check_one_table(config: Pi0Config) -> None:
+    """UserError for a head beside the token table, for which the other projects' formats have no place."""
+    if config.language is not None and not config.language.tied_head:
+        raise UserError("a model whose text has a head of its own (tied_head false) is stored in native folders alone")
 
 
 def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:
