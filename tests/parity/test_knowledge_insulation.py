@@ -7,7 +7,6 @@ and flow", in the folder that PIZERO_GOLDEN names or in its knowledge_insulation
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_folders import find_sets
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,22 +27,13 @@ from pizero.model.pi0 import Pi0
 from pizero.model.two_expert import Tokens
 from pizero.types import Observation
 
-FOLDER = Path(os.environ.get("PIZERO_GOLDEN") or Path(__file__).parents[1] / "golden")
 PARTS = ("model.safetensors", "golden.npz", "grad_norms.json", "tiny_config.json")
 VARIANTS = ("ki", "no_ki", "ki_repeats3")
 TOLERANCE = 2e-4
 
 
-def sets() -> list[Path]:
-    places = [place for place in (FOLDER / "knowledge_insulation", FOLDER) if place.is_dir()]
-    found = sorted(folder for place in places for folder in place.iterdir())
-    found = [folder for folder in found if all((folder / part).is_file() for part in PARTS)]
-    models = [json.loads((folder / PARTS[3]).read_text()).get("model") for folder in found]
-    return [folder for folder, model in zip(found, models, strict=True) if model == "pi05 with text, FAST and flow"]
-
-
-if not sets():
-    pytest.skip(f"{FOLDER} holds no set of π0.5 with text, FAST and flow", allow_module_level=True)
+def is_one(folder: Path) -> bool:
+    return json.loads((folder / "tiny_config.json").read_text()).get("model") == "pi05 with text, FAST and flow"
 
 
 class Golden:
@@ -142,7 +133,7 @@ class Golden:
         return replace(self.observation, fast_tokens=None, fast_mask=None, fast_target=None)
 
 
-@pytest.fixture(scope="module", params=sets(), ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=find_sets("knowledge_insulation", PARTS, is_one), ids=lambda folder: folder.name)
 def recorded(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 

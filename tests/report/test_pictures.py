@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pizero.model.config import ActionAttention, LanguageConfig, small_config
+from pizero.report import mask as mask_module
 from pizero.report import pictures
 from pizero.types import UserError
 
@@ -25,7 +26,7 @@ def size(png: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_mask_shows_the_rule_of_the_model(attention: ActionAttention) -> None:
     config = small_config("nano", action_attention=attention)
-    mask, groups = pictures._small_mask(config, prompt_tokens=6)
+    mask, groups = mask_module._small_mask(config, prompt_tokens=6)
     assert groups == {"images": 12, "prompt": 6, "state": 1, "actions": 8}
     images, state, actions = slice(0, 12), 18, slice(19, 27)
     assert mask[images, :17].all()
@@ -40,16 +41,16 @@ def test_mask_shows_the_rule_of_the_model(attention: ActionAttention) -> None:
 
 
 def test_mask_without_a_state_token_has_no_state_group() -> None:
-    mask, groups = pictures._small_mask(small_config("nano", pi05=True), prompt_tokens=3)
+    mask, groups = mask_module._small_mask(small_config("nano", pi05=True), prompt_tokens=3)
     assert list(groups) == ["images", "prompt", "actions"]
     assert len(mask) == sum(groups.values())
     with pytest.raises(UserError, match="prompt_tokens"):
-        pictures.mask_picture(small_config("nano"), prompt_tokens=1)
+        mask_module.mask_picture(small_config("nano"), prompt_tokens=1)
 
 
 def test_mask_with_text_and_fast_tokens() -> None:
     config = small_config("nano", pi05=True, language=LanguageConfig())
-    mask, groups = pictures._small_mask(config, prompt_tokens=6)
+    mask, groups = mask_module._small_mask(config, prompt_tokens=6)
     assert groups == {"images": 12, "prompt": 6, "text": 4, "FAST": 4, "actions": 8}
     prompt, text, fast, actions = slice(0, 17), slice(18, 22), slice(22, 26), slice(26, 34)
     assert mask[prompt, prompt].all()
@@ -62,12 +63,12 @@ def test_mask_with_text_and_fast_tokens() -> None:
     assert not mask[actions, fast].any()
     for seen in (prompt, text, actions):
         assert mask[actions, seen].all()
-    assert min(size(pictures.mask_picture(config))) > 800
+    assert min(size(mask_module.mask_picture(config))) > 800
 
 
 def test_mask_picture_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mask.png"
-    png = pictures.mask_picture(small_config("nano"), path)
+    png = mask_module.mask_picture(small_config("nano"), path)
     assert path.read_bytes() == png
     assert min(size(png)) > 800
     assert [file.name for file in path.parent.iterdir()] == ["mask.png"]
@@ -83,7 +84,7 @@ def test_flow_picture_grows_with_the_dimensions() -> None:
 
 def test_colours_run_from_noise_to_actions() -> None:
     colours = pictures._noise_to_action(11)
-    assert colours[-1] == pytest.approx(pictures._rgb(pictures.GROUP_COLOURS["actions"]))
+    assert colours[-1] == pytest.approx(pictures.rgb(pictures.GROUP_COLOURS["actions"]))
     assert (np.diff(colours[:, 1]) < 0).all()
 
 

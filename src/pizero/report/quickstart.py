@@ -14,7 +14,8 @@ from pizero.model.config import Pi0Config
 from pizero.report.architecture import LEGEND, Architecture, caption, describe, table_text
 from pizero.report.evaluation import MAX_VIDEO_BYTES, film_grid, outcome, repeat, result_facts
 from pizero.report.html import Block, Picture, Section, Table, Video, write_report
-from pizero.report.pictures import film_strip, flow_picture, loss_picture, mask_picture
+from pizero.report.mask import mask_picture
+from pizero.report.pictures import film_strip, flow_picture, loss_picture
 
 
 @dataclass(frozen=True)

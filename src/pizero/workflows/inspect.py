@@ -13,7 +13,7 @@ from pizero.configs.presets import PRESETS, get_preset
 from pizero.files import write_bytes
 from pizero.model.config import Pi0Config
 from pizero.report.architecture import describe, print_architecture
-from pizero.report.pictures import mask_picture
+from pizero.report.mask import mask_picture
 from pizero.types import UserError
 
 FULL_SIZE = {"pi0": Pi0Config.pi0, "pi05": Pi0Config.pi05}
