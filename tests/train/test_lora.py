@@ -198,6 +198,26 @@ def test_adapters_and_a_checkpoint_that_do_not_belong_together(dataset: Path, ba
         dict(adapters.merge_adapters(read_checkpoint(base), run / "adapters").tensors())
 
 
+def test_adapters_of_other_ranks_change_nothing() -> None:
+    """Each is refused whole, even where the first factors fit; those of the same ranks are then taken."""
+    torch.manual_seed(0)
+    given, model = stirred(add_lora(Pi0(nano_model()), LORA)), add_lora(Pi0(nano_model()), LORA)
+    factors = {name: parameter.detach() for name, parameter in given.named_parameters() if is_adapter(name)}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    last = sorted(factors)[-1]
+    larger = add_lora(Pi0(nano_model()), LoraConfig(prefix_rank=LORA.prefix_rank, expert_rank=LORA.expert_rank + 1))
+    for wrong in (
+        {name: parameter.detach() for name, parameter in larger.named_parameters() if is_adapter(name)},
+        {name: factor for name, factor in factors.items() if name != last},
+        factors | {last: factors[last][..., :-1]},
+    ):
+        with pytest.raises(UserError, match="of other layers or ranks"):
+            load_adapters(model, wrong)
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    load_adapters(model, factors)
+    assert all(torch.equal(model.get_parameter(name), factor) for name, factor in factors.items())
+
+
 def test_what_lora_cannot_do(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="LoRA adapts trained weights; give them with --checkpoint"):
         train_policy(dataset, tmp_path / "run", lora_preset())

@@ -16,6 +16,7 @@ from train_helpers import losses, nano_baseline, nano_preset
 
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.train.config import SelectionConfig
+from pizero.train.low_memory import eight_bit_adamw
 from pizero.train.metrics import TRACKERS, read_metrics
 from pizero.train.run_folder import list_checkpoints
 from pizero.train.selection import Selection
@@ -141,16 +142,27 @@ def test_tensorboard_writes_event_files(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_wandb_without_an_account(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder where it was missing before."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "wandb", None)
+        with pytest.raises(UserError, match=r"wandb is missing: pip install 'pizero\[track\]'"):
+            train_policy(dataset, tmp_path / "run", nano_preset(steps=2), measure=MeasureConfig(track=("wandb",)))
     train_policy(dataset, tmp_path / "run", nano_preset(steps=2), measure=MeasureConfig(track=("wandb",)))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UserError, match=r"missing: pip install 'pizero\[track\]'"):
-            TRACKERS[name](tmp_path)
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            with pytest.raises(UserError, match=r"missing: pip install 'pizero\[track\]'"):
+                TRACKERS[name](tmp_path)
+    assert not list(tmp_path.iterdir())
+    tracker = TRACKERS["tensorboard"](tmp_path)
+    tracker.write(1, loss=2.0)
+    tracker.close()
+    assert list(tmp_path.glob("events.*"))
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -176,9 +188,38 @@ def check_eight_bit_adamw(dataset: Path, tmp_path: Path) -> None:
     assert losses(parted) == losses(whole)
 
 
-def test_eight_bit_adamw_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pizero.train.low_memory import eight_bit_adamw
+def test_eight_bit_adamw_rounds_by_seed_and_step() -> None:
+    """Of bfloat16 weights: the same from a saved state on, whatever PyTorch's global numbers are; these stay."""
+    gradients = torch.randn(4, 16, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
 
-    monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(UserError, match=r"needs torchao: pip install 'pizero\[quant\]'"):
-        eight_bit_adamw([torch.nn.Parameter(torch.zeros(1))], 0.1, 0.0)
+    def trained(seed: int, stop: int = 4) -> torch.Tensor:
+        weight, taken = torch.nn.Parameter(torch.ones(16, 256, dtype=torch.bfloat16)), 0
+        optimizer = eight_bit_adamw([weight], 1e-4, 0.0, seed)
+        for gradient in gradients:
+            if taken == stop:
+                state, (weight, taken) = optimizer.state_dict(), (torch.nn.Parameter(weight.detach().clone()), taken)
+                optimizer = eight_bit_adamw([weight], 1e-4, 0.0, seed)
+                optimizer.load_state_dict(state)
+            torch.manual_seed(len(torch.get_rng_state()) + stop + taken)
+            before, weight.grad = torch.get_rng_state(), gradient
+            optimizer.step()
+            assert torch.equal(torch.get_rng_state(), before)
+            taken += 1
+        return weight.detach()
+
+    with torch.compiler.set_stance("force_eager"):
+        whole = trained(1)
+        assert torch.equal(trained(1, stop=2), whole)
+        assert not torch.equal(trained(2), whole)
+
+
+def test_eight_bit_adamw_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torchao.optim", None)
+        with pytest.raises(UserError, match=r"needs torchao: pip install 'pizero\[quant\]'"):
+            eight_bit_adamw([weight], 0.1, 0.0)
+    weight.grad = torch.ones(3)
+    with torch.compiler.set_stance("force_eager"):
+        eight_bit_adamw([weight], 0.1, 0.0).step()
+    torch.testing.assert_close(weight.data, torch.full((3,), 0.9))

@@ -7,12 +7,16 @@ that changed (test_resume), losses that are not finite (test_gradient), ranks (t
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.checkpoint import save
 from train_helpers import losses, nano_baseline, nano_preset
 
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
@@ -20,6 +24,7 @@ from pizero.data.loader import Loader
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, SelectionConfig
 from pizero.train.metrics import MetricsFile
 from pizero.train.run_folder import list_checkpoints
+from pizero.train.sharded_state import gather_state, read_shards
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
 from pizero.workflows.measures import MeasureConfig
@@ -114,3 +119,56 @@ def test_a_checkpoint_that_was_cut_off_names_the_one_before(dataset: Path, whole
     train_policy(dataset, run, nano_preset(**SHORT), resume=True)  # the advice works
     check_same(run, whole)
     assert torch.load(before / "training_state" / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_a_rule_of_random_numbers_that_is_not_known(dataset: Path, whole: Path, tmp_path: Path) -> None:
+    """Of a later version's run: refused, and the run is as it was."""
+    run = tmp_path / "run"
+    train_policy(dataset, run, nano_preset(**SHORT))
+    shutil.rmtree(list_checkpoints(run)[-1])
+    path = list_checkpoints(run)[-1] / "training_state" / "state.pt"
+    content = path.read_bytes()
+    torch.save(torch.load(path, weights_only=True) | {"seed_rule": "later"}, path)
+    with pytest.raises(UserError, match="the rule 'later', which this version does not know"):
+        train_policy(dataset, run, nano_preset(**SHORT), resume=True)
+    assert [folder.name for folder in list_checkpoints(run)] == ["0000002"]
+    path.write_bytes(content)
+    train_policy(dataset, run, nano_preset(**SHORT), resume=True)
+    check_same(run, whole)
+
+
+def a_state(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, torch.Tensor]]:
+    """A model after a step, its optimizer and its average."""
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer, {"weight": torch.rand(2, 3)}
+
+
+def test_shards_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is missing, cut off or another model's: one line each; the same model then takes whole ones."""
+    model, optimizer, average = a_state(0)
+    written = gather_state(model, [optimizer], average)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process")  # as it is meant here
+        save(written, checkpoint_id=tmp_path / "shards", no_dist=True)
+    other, its_optimizer, its_average = a_state(1)
+    for damage in (
+        lambda folder: (folder / ".metadata").unlink(),
+        lambda folder: [path.unlink() for path in folder.glob("*.distcp")],
+        lambda folder: [path.write_bytes(path.read_bytes()[:100]) for path in folder.glob("*.distcp")],
+        lambda folder: (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:50]),
+    ):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "shards", tmp_path / "bad")
+        damage(tmp_path / "bad")
+        with pytest.raises(UserError, match=r"bad cannot be read \(.*\); delete its checkpoint to go on from the one"):
+            read_shards(tmp_path / "bad", other, [its_optimizer], its_average)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_shards(tmp_path / "shards", nn.Linear(3, 2, bias=False), [], {})
+    read_shards(tmp_path / "shards", other, [its_optimizer], its_average)
+    found = gather_state(other, [its_optimizer], its_average)
+    assert found.keys() == written.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in written.items())

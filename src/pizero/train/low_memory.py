@@ -99,16 +99,26 @@ def _generator(group: dict[str, Any], purpose: Purpose) -> Generator:
     return stream(group["seed"], group["step"], purpose, group.get("seed_rule", "sum"), group["params"][0].device)
 
 
-def eight_bit_adamw(weights: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+def eight_bit_adamw(weights: Iterable[nn.Parameter], lr: float, weight_decay: float, seed: int = 0) -> Optimizer:
     """AdamW whose averages are kept in 8 bits by blocks of 256 (torchao; Dettmers et al., arXiv 2110.02861).
 
-    bfloat16 weights are rounded at random. UserError where torchao is missing.
+    bfloat16 weights are rounded at random, by the seed and the step alone: torchao draws from PyTorch's global numbers,
+    which are set for each step and put back after it. UserError where torchao is missing.
     """
     try:
         from torchao.optim import AdamW8bit  # pyright: ignore
     except ImportError as error:
         raise UserError("8-bit AdamW needs torchao: pip install 'pizero[quant]'") from error
-    optimizer: Any = AdamW8bit(  # pyright: ignore
+
+    class SeededAdamW8bit(AdamW8bit):  # pyright: ignore
+        def step(self, closure: Any = None) -> Any:
+            device = self.param_groups[0]["params"][0].device  # pyright: ignore
+            taken = max((int(state["step"]) for state in self.state.values()), default=0)  # pyright: ignore
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # pyright: ignore
+                torch.manual_seed(stream(seed, taken, Purpose.ROUNDING).initial_seed())
+                return super().step(closure)  # pyright: ignore
+
+    optimizer: Any = SeededAdamW8bit(  # pyright: ignore
         weights, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, bf16_stochastic_round=True
     )
     return optimizer

@@ -46,7 +46,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
             raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
         optimizers.append(Muon(matrices, rate))
     elif config.optimizer == "adamw8bit":
-        optimizers.append(eight_bit_adamw(take(left), rate, decay))
+        optimizers.append(eight_bit_adamw(take(left), rate, decay, config.seed))
     elif rounded := take(name for name in left if left[name].dtype == torch.bfloat16):
         optimizers.append(RoundedAdamW(rounded, rate, decay, config.seed))
     if left:

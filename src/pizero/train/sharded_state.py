@@ -6,6 +6,7 @@ keep it in one file instead (`Trainer.save`), which sharded ones read too.
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,7 +97,7 @@ def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
                 like = parameter.detach() if stored[key].size == parameter.shape else torch.empty(stored[key].size)
                 state[key] = owner[parameter].state[parameter][field] = torch.empty_like(like)
         load(state, checkpoint_id=folder)
-    except (OSError, KeyError, CheckpointException) as error:
+    except (OSError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
         raise UserError(
             f"{folder} cannot be read ({reason(error)}); delete its checkpoint to go on from the one before"
         ) from None
