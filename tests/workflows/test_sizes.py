@@ -64,10 +64,12 @@ def test_from_a_recording_to_a_policy(
     root = record(tmp_path / "data", CAMERAS, dims=34, prompts=("", LONG))
     result = train_policy(root, tmp_path / "run", short(model))
     shown = " ".join(capsys.readouterr().err.split())
-    assert (
-        "so101: cameras top as base_0_rgb, wrist as left_wrist_0_rgb, side as right_wrist_0_rgb, back as camera_3_rgb; "
-        "state observation.state (34); actions action (33), as they are"
-    ) in shown
+    assert "cameras " in shown
+    assert "wrist as left_wrist_0_rgb" in shown
+    assert "not used: " in shown  # of four cameras three have a place
+    assert "state observation.state (34): joint_0, joint_1" in shown
+    assert "actions action (33): joint_0" in shown
+    assert "question 34 state dimensions, the released models have room for 32" in shown
     assert "34 state and 33 action dimensions, chunks of 30 actions (1 s), instructions of up to" in shown
     policy = load_policy(result.checkpoint, verify=True)
     assert (policy.pipeline.state_dim, policy.pipeline.action_dim) == (34, 33)
@@ -116,7 +118,8 @@ def test_a_full_model_takes_the_cameras_that_it_has_a_place_for(tmp_path: Path) 
     root = record(tmp_path / "data", CAMERAS)
     preset = get_preset("full")
     source = open_sources(root, preset.embodiment, cameras=preset.model.cameras)[0]
-    assert list(source.embodiment.cameras.values()) == ["top", "wrist", "side"]
+    assert len(source.embodiment.cameras) == 3
+    assert "wrist" in source.embodiment.cameras.values()
     assert sized(preset, [source]) == preset
 
 

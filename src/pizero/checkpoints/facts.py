@@ -17,6 +17,8 @@ from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import SKIP, FastTokenizer
 from pizero.data.norm_stats import Mode, NormStats
 from pizero.data.pipeline import CODEC, Pipeline, PromptFormat
+from pizero.data.recognition.description import of_folder
+from pizero.data.recognition.recognise import recognise
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import Pi0Config
@@ -50,9 +52,9 @@ def needed_options(facts: Facts, config: NetworkConfig) -> tuple[str, ...]:
 class GivenFacts:
     """What a user says in the place of what a checkpoint says; None where it is the checkpoint's.
 
-    embodiment: or its name. norm_stats: or its file, or the folder that holds it; one that does not say its mode, as
-    openpi's, is used as the checkpoint's own are, else as openpi uses it with the model. tokenizer: or its file. codec:
-    or its folder.
+    embodiment: or its name, or the folder of a dataset that has it. norm_stats: or its file, or the folder that holds
+    it; one that does not say its mode, as openpi's, is used as the checkpoint's own are, else as openpi uses it with
+    the model. tokenizer: or its file. codec: or its folder.
     """
 
     embodiment: Embodiment | str | None = None
@@ -64,7 +66,7 @@ class GivenFacts:
         """The checkpoint's facts, and in their place those that are given. config: the model's."""
         embodiment, norm_stats, tokenizer = self.embodiment, self.norm_stats, self.tokenizer
         if isinstance(embodiment, str):
-            embodiment = get_embodiment(embodiment)
+            embodiment = _robot_of(embodiment, config)
         if isinstance(norm_stats, str | Path):
             mode = mode_of(config) if isinstance(config, Pi0Config | Pi0FastConfig) else None
             mode = mode if facts.norm_stats is None else facts.norm_stats.mode
@@ -78,6 +80,14 @@ class GivenFacts:
         return replace(facts, **{name: value for name, value in values.items() if value is not None})
 
 
+def _robot_of(name: str, config: NetworkConfig) -> Embodiment:
+    """A robot by its name, by its file, or of the dataset in a folder, with the places that the model has."""
+    folder = Path(name)
+    if folder.is_dir() and (folder / "meta").is_dir():
+        return recognise(of_folder(folder), config.cameras).robot
+    return get_embodiment(name)
+
+
 def stats_of_file(
     where: str | Path, mode: Mode | None, embodiment: Embodiment | None, strict: bool = False
 ) -> NormStats:
@@ -87,6 +97,8 @@ def stats_of_file(
     where it is of the columns as they are recorded and the embodiment changes them.
     """
     path = Path(where)
+    if (path / "meta").is_dir():  # a dataset, whose file `pizero norm-stats` writes
+        path = path / "meta"
     file = path / STATS if path.is_dir() else path
     if not path.exists():
         raise UserError(f"{where}: there is nothing at this path; give the file {STATS}, or the folder that holds it")

@@ -13,6 +13,7 @@ from typing import Any
 COMMANDS = {
     "quickstart": "collects demonstrations in the built-in simulator, trains a tiny π0, evaluates it, writes a report",
     "collect": "records a simulator's scripted demonstrator as a LeRobot v3.0 dataset",
+    "robot": "the robot file of a dataset, from its own description",
     "check": "what is wrong with a dataset, alone or beside a checkpoint",
     "norm-stats": "statistics of a dataset's state and actions, in seconds",
     "fit-codec": "a FAST codec (actions as tokens) for a dataset, and what it loses there",

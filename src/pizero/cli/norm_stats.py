@@ -19,8 +19,8 @@ class Arguments:
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name)."""
     embodiment: str | None = None
-    """Robot, by name or as a TOML file, whose relative actions are taken into account; without it the dataset's own
-    columns."""
+    """Robot, by name or as a TOML file, whose relative actions are taken into account; without it the one that
+    the dataset describes."""
     mode: Literal["zscore", "quantile"] = "zscore"
     """How to normalise with them: zscore for π0, quantile for π0.5. Stored in the file."""
     horizon: int = 50

@@ -16,34 +16,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains a policy on a LeRobot dataset, from scratch or from a checkpoint. Settings come from a preset.
+    """Trains a policy on a LeRobot dataset, from scratch or from a checkpoint. The robot is read from the dataset's own
+    description unless --embodiment or a simulator's preset names it, and shown before the training begins.
 
-    Examples: pizero train DATASET --preset small --output runs/mine
-              pizero train DATASET --preset full --checkpoint lerobot/pi0_base --lora --device cuda --output runs/mine
+    Examples: pizero train DATASET --output runs/mine
+              pizero train DATASET --checkpoint pi05 --lora --device cuda --output runs/mine
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
     """LeRobot dataset: its folder, or its id on the Hugging Face hub (owner/name); or a .toml file that lists several
     (examples/mixture.toml)."""
-    preset: str
-    """Model size, optimisation settings and robot. small: for any robot, from scratch, sized by the dataset; tabletop,
+    output: Path
+    """Folder of the run: checkpoints, metrics.jsonl, run.json."""
+    preset: str | None = None
+    """Model size, optimisation settings and robot; without it full with a --checkpoint of a released size, else small.
+    small: for any robot, from scratch, sized by the dataset; tabletop,
     metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim, libero-sim: for these simulators. full: for any
     robot, with the full sizes, as aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file
     (examples/my_preset.toml), module:function, or a name that an installed package offers (docs/simulators.md)."""
-    output: Path
-    """Folder of the run: checkpoints, metrics.jsonl, run.json."""
-    model: Literal["pi0", "pi05", "pi0-fast", "diffusion"] = "pi0"
-    """pi05: adaptive RMSNorm and the state in the prompt. pi0-fast: one language model that writes the actions as
-    tokens (docs/pi0_fast.md). diffusion: the baseline, a diffusion policy that sees five
-    observations and neither state nor instruction."""
+    model: Literal["pi0", "pi05", "pi0-fast", "diffusion"] | None = None
+    """Without it the checkpoint's, else pi0. pi05: adaptive RMSNorm and the state in the prompt. pi0-fast: one language
+    model that writes the actions as tokens (docs/pi0_fast.md). diffusion: the baseline, a diffusion policy that sees
+    five observations and neither state nor instruction."""
     embodiment: str | None = None
     """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), module:function, or own: the
     dataset's own columns and cameras."""
     resume: bool = False
     """Go on from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
-    """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, or a
-    PaliGemma (its folder, or big_vision's .npz) for the prefix of a π0 or π0-FAST. Its tokenizer stays."""
+    """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, pi0 or
+    pi05 (LeRobot's copies of the released base models), or a PaliGemma (its folder, or big_vision's .npz) for the
+    prefix of a π0 or π0-FAST. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (for example PaliGemma's); without it a small one is trained on the dataset's prompts."""
     codec: str | None = None
@@ -138,14 +141,17 @@ PARTS = {
 
 def run(arguments: Arguments) -> int:
     from pizero.configs.finetune import with_lora
-    from pizero.configs.presets import get_preset
+    from pizero.workflows.choose_preset import choose_preset
     from pizero.workflows.measures import MeasureConfig
     from pizero.workflows.progress import console
     from pizero.workflows.start import Initialization
     from pizero.workflows.train import Runtime, train_policy
     from pizero.workflows.training_data import DataOptions
 
-    preset = get_preset(arguments.preset, arguments.model)
+    run_folder = arguments.output if arguments.resume else None
+    preset, told = choose_preset(arguments.preset, arguments.model, arguments.checkpoint, run_folder)
+    if told:
+        console.print(told)
     changes = _given(arguments, SETTINGS)
     for part, names in PARTS.items():
         changes[part] = dataclasses.replace(getattr(preset.train, part), **_given(arguments, names))

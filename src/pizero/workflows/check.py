@@ -35,7 +35,7 @@ from pizero.workflows.check_text import print_results
 from pizero.workflows.evaluate import write_json
 from pizero.workflows.fit_codec import MEASURED
 from pizero.workflows.norm_stats import dataset_norm_stats
-from pizero.workflows.own_robot import own_robot
+from pizero.workflows.own_robot import guess_robot, print_guess
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import replay, spread_over
 
@@ -158,7 +158,11 @@ def _given_embodiment(config: CheckConfig, policy: ModelPolicy | None) -> Embodi
 
 
 def _embodiment(dataset: LeRobotDataset, config: CheckConfig, policy: ModelPolicy | None) -> Embodiment:
-    return _given_embodiment(config, policy) or own_robot(dataset, needs_camera=False)
+    if (given := _given_embodiment(config, policy)) is not None:
+        return given
+    guess = guess_robot(dataset, needs_camera=False)
+    print_guess(guess)
+    return guess.robot
 
 
 def _unusual_cameras(embodiment: Embodiment) -> list[Finding]:

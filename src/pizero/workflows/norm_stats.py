@@ -22,7 +22,8 @@ from pizero.data.norm_stats import Mode, NormStats, compute_norm_stats, near_con
 from pizero.data.robot_columns import action_names, robot_actions, robot_state, state_names
 from pizero.files import write_bytes
 from pizero.types import UserError
-from pizero.workflows.progress import tell, tell_notes
+from pizero.workflows.own_robot import guess_robot
+from pizero.workflows.progress import console, tell, tell_notes
 
 StatsFormat: TypeAlias = Literal["pizero", "openpi", "lerobot"]
 
@@ -36,7 +37,8 @@ def norm_stats(
     skip_bad_episodes: bool = False,
     format: StatsFormat = "pizero",
 ) -> tuple[NormStats, Path, int, float]:
-    """(statistics, file written, frames read, seconds). Without an embodiment, of the columns as they are.
+    """(statistics, file written, frames read, seconds). Without an embodiment, of the robot that the dataset describes;
+    for LeRobot's file of the columns as they are.
 
     skip_bad_episodes: those that training skips as well; videos are looked at for this alone. format: of the
     file, see `pizero norm-stats`; only pizero's has a default place. UserError for a mixture.
@@ -57,6 +59,10 @@ def norm_stats(
     columns = None if robot is None else robot.columns
     dataset = LeRobotDataset(root, cameras=cameras, columns=columns, skip_bad_episodes=skip_bad_episodes)
     tell_notes(dataset.notes)
+    if robot is None and format != "lerobot":
+        guess = guess_robot(dataset, needs_camera=False)
+        robot = guess.robot
+        console.print(f"relative to the state: {guess.relative_text}")
     stats = dataset_norm_stats(dataset, robot, mode, horizon)
     columns = robot or generic({})
     for warning in near_constant_dimensions(stats, state_names(dataset, columns), action_names(dataset, columns)):

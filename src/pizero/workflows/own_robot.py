@@ -1,74 +1,65 @@
-"""The robot that recorded a dataset, as the dataset itself describes it: no robot file."""
+"""The robot that recorded a dataset, as the dataset itself describes it: no robot file, or one that is written here."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from pizero.configs.preset import OWN
+from rich.table import Table
+from rich.text import Text
+
+from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.datasets.meta.features import IMAGE_PREFIX, number_keys
-from pizero.data.embodiments import Embodiment, Key
-from pizero.model.config import CAMERAS
+from pizero.data.embodiments import Embodiment
+from pizero.data.recognition.description import of_dataset, of_folder
+from pizero.data.recognition.recognise import RobotGuess, recognise
+from pizero.data.recognition.robot_file import robot_file
+from pizero.files import write_bytes
 from pizero.types import UserError
+from pizero.workflows.progress import console, tell
 
-_BASE, _LEFT, _RIGHT = CAMERAS
-_ON_THE_HAND = re.compile(r"wrist|hand|gripper|ego(?![a-z])|eef|effector", re.IGNORECASE)
-_RIGHT_SIDE = re.compile(r"right|(?<![a-z])r(?![a-z])", re.IGNORECASE)
+
+def guess_robot(
+    dataset: LeRobotDataset, cameras: Sequence[str] | None = None, *, needs_camera: bool = True
+) -> RobotGuess:
+    """cameras: the model's; None takes as many as the dataset has, three at most. UserError where there is no camera,
+    unless none is needed, no state or no action.
+    """
+    return recognise(of_dataset(dataset), cameras, needs_camera=needs_camera)
 
 
 def own_robot(
     dataset: LeRobotDataset, cameras: Sequence[str] | None = None, *, needs_camera: bool = True
 ) -> Embodiment:
-    """Every camera, the state and the actions under their usual names, absolute; parts of a state or an action, such as
-    "action.arm" and "action.hand", side by side. The only instruction of a dataset is the robot's default.
+    return guess_robot(dataset, cameras, needs_camera=needs_camera).robot
 
-    cameras: the model's; None takes as many as the dataset has. UserError where there is no camera, unless none is
-    needed, no state or no action.
+
+def write_robot_file(root: Path, output: Path | None) -> RobotGuess:
+    """The robot file of a dataset (folder or hub id) into `output`, or to standard output; what was guessed and what is
+    in doubt is printed. Episodes with faults count no further, and a description without data is enough.
+
+    UserError where `output` exists.
     """
-    if not dataset.cameras and needs_camera:
-        raise UserError(f"{dataset.root} has no camera; a policy needs at least one")
-    places = {name: name for name in dataset.cameras if cameras is not None and name in cameras} or {
-        model: own for model, own in _places(dataset.cameras).items() if cameras is None or model in cameras
-    }
-    if dataset.cameras and not places:
-        raise UserError(
-            f"{dataset.root}: none of its cameras ({', '.join(dataset.cameras)}) has an obvious place among the "
-            f"model's ({', '.join(cameras or ())}); assign them under [cameras] in a robot file (--embodiment)"
-        )
-    prompts = [text.strip() for text in dataset.tasks]
-    return Embodiment(
-        OWN if dataset.robot_type in ("", "unknown") else dataset.robot_type,
-        places,
-        state_key=_column(dataset, "state", ("observation.state", "state"), ("observation.states", "states")),
-        action_key=_column(dataset, "action", ("action", "actions"), ()),
-        image_prefix=IMAGE_PREFIX if any(key.startswith(IMAGE_PREFIX) for key in dataset.features) else "",
-        default_prompt=prompts[0] if len(prompts) == 1 else "",
-    )
+    if output is not None and output.exists():
+        raise UserError(f"{output} exists; give another name, or remove it")
+    guess = recognise(of_folder(root if root.is_dir() else local_folder(root, "dataset")))
+    print_guess(guess)
+    text = robot_file(guess)
+    if output is None:
+        print(text, end="")
+    else:
+        write_bytes(output, text.encode())
+        console.print(f"robot file: {output}; pizero train {root} --embodiment {output} takes it")
+    return guess
 
 
-def _places(cameras: Sequence[str]) -> dict[str, str]:
-    """Model camera -> robot camera, in the model's order: those on a hand at the wrists, the others outside."""
-    places = [*CAMERAS, *(f"camera_{number}_rgb" for number in range(len(CAMERAS), len(CAMERAS) + len(cameras)))]
-    found: dict[str, str] = {}
-    for name in sorted(cameras, key=lambda name: not _ON_THE_HAND.search(name)):
-        wrists = (_RIGHT, _LEFT) if _RIGHT_SIDE.search(name) else (_LEFT, _RIGHT)
-        wanted = [*wrists, *places] if _ON_THE_HAND.search(name) else places
-        found[next(place for place in wanted if place not in found)] = name
-    return {place: found[place] for place in places if place in found}
-
-
-def _column(dataset: LeRobotDataset, what: str, names: tuple[str, ...], groups: tuple[str, ...]) -> Key:
-    """The column of one of these names, else the columns that are parts of one."""
-    numeric = number_keys(dataset.features)
-    for name in names:
-        if name in numeric:
-            return name
-    for name in (*names, *groups):
-        parts = tuple(key for key in numeric if key.startswith(f"{name}."))
-        if parts:
-            return parts[0] if len(parts) == 1 else parts
-    raise UserError(
-        f"{dataset.root} has no column {names[0]!r}; it has {', '.join(numeric)}: name the right one as {what}_key in "
-        "a robot file (--embodiment; examples/my_arm.toml)"
-    )
+def print_guess(guess: RobotGuess, more: Iterable[tuple[str, str]] = ()) -> None:
+    """A table of what is what, then each question. more: further rows."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, text in (*guess.table(), *more):
+        table.add_row(what, Text(text))
+    console.print(table)
+    for question in guess.questions:
+        tell("question", question)

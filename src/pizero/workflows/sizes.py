@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from pizero.baseline.config import BaselineConfig
 from pizero.checkpoints.models import NetworkConfig
-from pizero.configs.preset import OF_THE_DATA, OWN, Preset
-from pizero.data.embodiments import Key
+from pizero.configs.preset import OF_THE_DATA, Preset
 from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS
 from pizero.model.pi0_fast import Pi0FastConfig
+from pizero.workflows.own_robot import print_guess
+from pizero.workflows.progress import console
 from pizero.workflows.start import Start
 from pizero.workflows.training_data import Source, prompts_of
 
@@ -88,38 +89,32 @@ def model_cameras(preset: Preset, start: Start | None) -> tuple[str, ...] | None
     return None if preset.from_data else preset.model.cameras
 
 
-def chosen(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> Iterator[str]:
-    """What was taken from the data without being asked for, a line for each robot and one for the model."""
-    robots = {source.embodiment.name: source for source in sources}
-    for source in robots.values() if preset.embodiment == OWN else ():
-        robot, dataset = source.embodiment, source.dataset
-        cameras = ", ".join(f"{own} as {model}" for model, own in robot.cameras.items())
-        unused = [name for name in dataset.cameras if name not in robot.cameras.values()]
-        state, action = robot_widths(source.dataset, source.embodiment)
-        more = f" (not used: {', '.join(unused)})" if unused else ""
-        yield (
-            f"{robot.name}: cameras {cameras}{more}; state {_key_text(robot.state_key)} ({state}); "
-            f"actions {_key_text(robot.action_key)} ({action}), as they are"
-        )
-    if preset.from_data and from_scratch:
-        model = preset.model
-        kind = _kind(model)
-        seconds = model.action_horizon / max(source.dataset.fps for source in sources)
-        yield (
-            f"small {kind}: images {model.image_size} x {model.image_size}, {model.state_dim} state and "
-            f"{model.action_dim} action dimensions, chunks of {model.action_horizon} actions ({seconds:.2g} s), "
-            f"instructions of up to {model.prompt_length} tokens"
-        )
+def print_choices(preset: Preset, sources: Sequence[Source], from_scratch: bool) -> None:
+    """What was taken from the data without being asked for: a table of each robot, and the model's sizes."""
+    more = [("model", _model_text(preset, sources))] if preset.from_data and from_scratch else []
+    robots = {source.embodiment.name: source.guess for source in sources}
+    guesses = [guess for guess in robots.values() if guess is not None]
+    for guess in guesses:
+        print_guess(guess, more if guess is guesses[-1] else ())
+    if not guesses:
+        for what, text in more:
+            console.print(f"{what}: {text}")
+
+
+def _model_text(preset: Preset, sources: Sequence[Source]) -> str:
+    model = preset.model
+    seconds = model.action_horizon / max(source.dataset.fps for source in sources)
+    return (
+        f"small {_kind(model)} from scratch: images {model.image_size} x {model.image_size}, {model.state_dim} state "
+        f"and {model.action_dim} action dimensions, chunks of {model.action_horizon} actions ({seconds:.2g} s), "
+        f"instructions of up to {model.prompt_length} tokens"
+    )
 
 
 def _kind(model: NetworkConfig) -> str:
     if isinstance(model, Pi0FastConfig):
         return "π0-FAST"
     return "diffusion policy" if isinstance(model, BaselineConfig) else "π0.5" if model.adaptive else "π0"
-
-
-def _key_text(key: Key) -> str:
-    return key if isinstance(key, str) else " + ".join(key)
 
 
 def _side(sources: Sequence[Source], num_cameras: int) -> int:

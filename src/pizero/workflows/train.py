@@ -38,7 +38,15 @@ from pizero.workflows.memory import freed_memory_kept
 from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.run_settings import check_settings, is_finished, write_settings
-from pizero.workflows.sizes import as_started, chosen, model_cameras, robot_cameras, sized, with_cameras, with_prompts
+from pizero.workflows.sizes import (
+    as_started,
+    model_cameras,
+    print_choices,
+    robot_cameras,
+    sized,
+    with_cameras,
+    with_prompts,
+)
 from pizero.workflows.start import Initialization, Start, initial_model, open_start
 from pizero.workflows.threads import torch_threads
 from pizero.workflows.training_codec import fit_actions
@@ -181,8 +189,7 @@ def _fitted(
         facts = _over(None if start is None or start.source is None else start.source.facts, fitted)
         preset, codec, stats = fit_actions(preset, sources, facts, start, initial.codec)
         fitted = replace(fitted, codec=codec)
-    for line in chosen(preset, sources, from_scratch=initial.checkpoint is None):
-        console.print(line)
+    print_choices(preset, sources, from_scratch=initial.checkpoint is None)
     return preset, fitted, stats
 
 

@@ -25,6 +25,7 @@ from pizero.data.frames import FrameCache, FrameStore
 from pizero.data.loader import Loader, Member, split_episodes
 from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
+from pizero.data.recognition.recognise import RobotGuess
 from pizero.data.robot_columns import action_names, robot_widths, state_names
 from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
@@ -32,7 +33,7 @@ from pizero.processes import usable_cores
 from pizero.train.distributed import Placement
 from pizero.types import UserError
 from pizero.workflows.norm_stats import datasets_norm_stats
-from pizero.workflows.own_robot import own_robot
+from pizero.workflows.own_robot import guess_robot
 from pizero.workflows.progress import tell, tell_notes
 
 Pipelines = dict[str, Pipeline]
@@ -63,14 +64,14 @@ class DataOptions:
 @dataclass(frozen=True)
 class Source:
     """One dataset of a training. weight: as for `loader.Member`. norm_stats: as for `read_norm_stats`, or its own.
-    described: the robot comes from a name or a file, not from the dataset itself.
+    guess: where the robot comes from, if neither a name nor a file describes it.
     """
 
     dataset: LeRobotDataset
     embodiment: Embodiment
     weight: float | None = None
     norm_stats: str | Path | None = None
-    described: bool = True
+    guess: RobotGuess | None = None
 
 
 def open_sources(
@@ -89,12 +90,12 @@ def open_sources(
     a single dataset. cameras: the model's, for an `own_robot`.
     """
     if path.suffix != ".toml":
-        dataset, robot = _open(
+        source = _open(
             local_folder(path, "dataset"), embodiment, cameras, episodes=episodes, skip_bad_episodes=skip_bad_episodes,
             subtasks=subtasks,
         )  # fmt: skip
-        tell_notes(dataset.notes)
-        return [Source(dataset, robot, None, norm_stats, embodiment != OWN)]
+        tell_notes(source.dataset.notes)
+        return [replace(source, norm_stats=norm_stats)]
     if episodes is not None or norm_stats is not None or subtasks is not None:
         raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset; so subtasks")
     sources: list[Source] = []
@@ -102,12 +103,11 @@ def open_sources(
         folder = local_folder(_beside(path, entry["path"]), "dataset")
         named = entry.get("embodiment", embodiment)
         stats = entry.get("norm_stats")
-        dataset, robot = _open(
+        opened = _open(
             folder, str(_beside(path, named)) if named.endswith(".toml") else named, cameras,
             skip_bad_episodes=skip_bad_episodes, subtasks=_subtasks_beside(path, entry.get("subtasks")),
         )  # fmt: skip
-        stats = None if stats is None else _beside(path, stats)
-        source = Source(dataset, robot, entry.get("weight"), stats, named != OWN)
+        source = replace(opened, weight=entry.get("weight"), norm_stats=None if stats is None else _beside(path, stats))
         sources.append(_named_apart(source, sources) if named == OWN else source)
     for source in sources:
         tell_notes(source.dataset.notes, source.dataset.root.name)
@@ -120,18 +120,18 @@ def open_sources(
     return sources
 
 
-def _open(
-    folder: Path, embodiment: str, cameras: Sequence[str] | None, **options: Any
-) -> tuple[LeRobotDataset, Embodiment]:
-    """A dataset, whose faults are those of the robot's cameras and columns, and the robot."""
+def _open(folder: Path, embodiment: str, cameras: Sequence[str] | None, **options: Any) -> Source:
+    """A dataset, whose faults are those of the robot's cameras and columns, with the robot."""
     if embodiment == OWN:
         dataset = LeRobotDataset(folder, **options)
-        robot = own_robot(dataset, cameras)
+        guess = guess_robot(dataset, cameras)
+        source = Source(dataset, guess.robot, guess=guess)
     else:
         robot = get_embodiment(embodiment)
         dataset = LeRobotDataset(folder, cameras=list(robot.cameras.values()), columns=robot.columns, **options)
+        source = Source(dataset, robot)
     _ = dataset.subtasks  # what is wrong with them is said now
-    return dataset, robot
+    return source
 
 
 def _named_apart(source: Source, others: Sequence[Source]) -> Source:
@@ -239,7 +239,7 @@ def load_pipelines(checkpoint: Path, sources: Sequence[Source]) -> Pipelines:
                 f"{checkpoint} is of {trained[0]} state and {trained[1]} action dimensions, {source.dataset.root} has "
                 f"{own[0]} and {own[1]}; give the datasets that the training was started with"
             )
-        if source.described and source.embodiment != pipeline.embodiment:
+        if source.guess is None and source.embodiment != pipeline.embodiment:
             old, new = pipeline.embodiment.to_json(), source.embodiment.to_json()
             changed = [f"{name} was {old[name]}, now {new[name]}" for name in old if old[name] != new[name]]
             raise UserError(

@@ -16,6 +16,8 @@ from pizero.types import UserError
 TOKENIZER_URL = "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
 """PaliGemma's SentencePiece model at a place that asks for no licence click; openpi uses it too."""
 
+RELEASED = {"pi0": "lerobot/pi0_base", "pi05": "lerobot/pi05_base"}
+"""Short names of released checkpoints, and their ids on the hub."""
 _HUB_ID = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WANTED = {
     "model": ["*.json", "*.safetensors", "*.model", "*.npz", "params/*", "assets/*"],
@@ -28,10 +30,10 @@ _NEEDED = {"model": "json and safetensors files", "dataset": "folders meta, data
 def local_folder(path: str | Path, kind: Literal["model", "dataset"] = "model") -> Path:
     """The folder of a checkpoint, or of a LeRobot dataset, downloaded first if need be.
 
-    A path that exists is taken as it is. "hf://owner/name", "owner/name" (both with "@revision") come from the Hugging
-    Face hub into its own cache; other addresses with "://" through fsspec into `cache_folder`. Progress is shown.
-    Of a training run's folder the newest checkpoint is taken. UserError says what to put where when the network cannot
-    be reached.
+    A path that exists is taken as it is. "hf://owner/name", "owner/name" (both with "@revision") and the names of
+    `RELEASED` come from the Hugging Face hub into its own cache; other addresses with "://" through fsspec into
+    `cache_folder`. Progress is shown. Of a training run's folder the newest checkpoint is taken. UserError says what to
+    put where when the network cannot be reached.
     """
     folder = _here(path, kind)
     steps = sorted((folder / "checkpoints").glob("[0-9]" * 7)) if kind == "model" else []
@@ -42,6 +44,7 @@ def _here(path: str | Path, kind: Literal["model", "dataset"]) -> Path:
     text = str(path)
     if Path(path).exists():
         return Path(path)
+    text = RELEASED.get(text, text) if kind == "model" else text
     found = _HUB_ID.fullmatch(text)
     if found and (text.startswith("hf://") or not text.startswith((".", "/", "~"))):
         return _from_hub(found["repo"], found["revision"], kind)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pizero.data.datasets.meta.layout import episodes_text
 from pizero.data.doctor.finding import Finding, Subject
+from pizero.data.recognition.cameras import grey_squares
 from pizero.types import UserError
 
 EPISODES, FRAMES = 24, 6
 """How many are looked at."""
-GRID = 16
-"""Pictures are compared as the mean grey levels of so many squares a side."""
 DARK = 4.0
 STILL = 3.0
 """Grey levels, of a square between two frames."""
@@ -26,7 +24,7 @@ SAME = 2.0
 
 @dataclass(frozen=True)
 class Look:
-    """Of one camera: squares [E, FRAMES, GRID, GRID, 3] of the episodes looked at; one picture [h, w, 3] of each."""
+    """Of one camera: `grey_squares` [E, FRAMES, 16, 16, 3] of the episodes looked at; one picture [h, w, 3] of each."""
 
     squares: NDArray[np.float32]
     pictures: Sequence[NDArray[np.uint8]]
@@ -47,7 +45,7 @@ def look(subject: Subject) -> tuple[list[int], dict[str, Look], list[Finding]]:
                 start, length = int(dataset.episode_starts[number]), int(dataset.episode_lengths[number])
                 frames = start + np.linspace(0, length - 1, FRAMES).round().astype(np.int64)
                 images = dataset.images(camera, frames)
-                squares.append(np.stack([_squares(image) for image in images]))
+                squares.append(np.stack([grey_squares(image) for image in images]))
                 pictures.append(images[FRAMES // 2])
             looks[camera] = Look(np.stack(squares), pictures)
         except UserError as error:
@@ -155,9 +153,3 @@ def _robot_moves(subject: Subject, chosen: Sequence[int]) -> NDArray[np.bool_]:
 
 def _all_black(seen: Look) -> bool:
     return float(seen.squares.mean()) < DARK
-
-
-def _squares(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [h, w, 3] -> mean grey levels [GRID, GRID, 3]."""
-    small = Image.fromarray(image).resize((GRID, GRID), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)

@@ -1,0 +1,51 @@
+"""The preset of a training that names none: by the checkpoint that it starts or goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY
+from pizero.checkpoints.files.remote import local_folder
+from pizero.checkpoints.load import read_checkpoint
+from pizero.checkpoints.transformers import paligemma
+from pizero.configs.preset import ModelName
+from pizero.configs.presets import Preset, get_preset
+from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
+from pizero.train.run_folder import list_checkpoints
+
+SMALL, FULL = "small", "full"
+
+
+def choose_preset(
+    name: str | None, model: ModelName | None, checkpoint: str | None, run: Path | None
+) -> tuple[Preset, str]:
+    """(the preset, what to print of it; empty where it was given).
+
+    name, model: given, or None. Without a name a checkpoint of a released size takes "full", the fine-tuning preset,
+    another one and none "small". Without a model it is the checkpoint's. checkpoint: any format, path or id; one that
+    is not here is known by its name alone. run: folder of a training that goes on, whose checkpoint counts.
+    """
+    found = list_checkpoints(run) if run is not None else []
+    start = str(found[-1]) if found else checkpoint
+    own_name, own_model = _of_checkpoint(start) if start is not None else (SMALL, "pi0")
+    preset = get_preset(name or own_name, model or own_model)
+    if name is not None:
+        return preset, ""
+    why = "fine-tuning a checkpoint of a released size" if own_name == FULL else "sized by the data"
+    return preset, f"preset: {own_name} ({why}), {preset.train.steps:,} steps of {preset.train.batch_size} samples"
+
+
+def _of_checkpoint(path: str) -> tuple[str, ModelName]:
+    """(preset, model); of one that is not here by its name, without a download."""
+    if not Path(path).is_dir():
+        plain = path.lower().replace(".", "").replace("_", "").replace("-", "")
+        return FULL, "pi05" if "pi05" in plain else "pi0-fast" if "pi0fast" in plain else "pi0"
+    folder = local_folder(path)
+    if paligemma.detect(folder):
+        return FULL, "pi0"
+    config = read_checkpoint(folder).config
+    size = FULL if config.vocab_size == PALIGEMMA_VOCABULARY else SMALL
+    if isinstance(config, Pi0Config):
+        return size, "pi05" if config.adaptive else "pi0"
+    return size, "pi0-fast" if isinstance(config, Pi0FastConfig) else "diffusion"
