@@ -120,7 +120,7 @@ number = 3
         ("nowhere:f", "'nowhere' cannot be imported: there is no such module in this folder, and none is installed"),
         (
             "tabeltop",
-            r"unknown simulator 'tabeltop' \(did you mean tabletop\?\); expected one of tabletop, metaworld, ",
+            r"unknown simulator 'tabeltop' \(did you mean tabletop.*\?\); expected one of tabletop, tabletop-long, ",
         ),
     ],
 )

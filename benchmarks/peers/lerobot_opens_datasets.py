@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from lerobot.datasets.language_render import active_at
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from pizero.data.datasets import lerobot as ours
@@ -55,6 +56,26 @@ def difference(root: Path, expected: dict[str, np.ndarray]) -> float:
     return worst
 
 
+def subtasks_differ(folder: Path) -> int:
+    """Frames of which LeRobot finds another subtask than was recorded, of a dataset with several of them."""
+    texts = ["lift it"] * 4 + ["put it down"] * 3
+    with LeRobotWriter(
+        folder, fps=10, robot_type="toy", image_format="png", state_names=["s"], action_names=["a"],
+        cameras={"top": (16, 16)},
+    ) as writer:  # fmt: skip
+        for _ in range(2):
+            for text in texts:
+                writer.add_frame([0.0], [0.0], {"top": np.zeros((16, 16, 3), np.uint8)}, text)
+            writer.save_episode("tidy up")
+    dataset = LeRobotDataset("local/dataset", root=folder)
+    wrong = 0
+    for index, text in enumerate(texts * 2):
+        item = dataset[index]
+        row = active_at(float(item["timestamp"]), persistent=item["language_persistent"], style="subtask")
+        wrong += row is None or row["content"] != text
+    return wrong
+
+
 def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
@@ -65,6 +86,9 @@ def main() -> int:
             failed += found > 1e-3
             what = "written again" if make is written else "converted to v3.0"
             print(f"{'ok  ' if found <= 1e-3 else 'FAIL'} {source} {what}: greatest difference {found:.2g}")
+        wrong = subtasks_differ(Path(name) / "subtasks")
+        failed += wrong > 0
+        print(f"{'FAIL' if wrong else 'ok  '} subtasks in language_persistent: {wrong} frames with another text")
     return failed
 
 

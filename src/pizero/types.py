@@ -217,6 +217,21 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class SubtaskEnv(Protocol):
+    """What an `Env` of long tasks has besides, once an episode was begun; `info["subtasks"]` is (done, all)."""
+
+    @property
+    def subtask(self) -> str:
+        """What is to be done now, in words, whoever acts; empty when all is done."""
+        ...
+
+    @property
+    def subtasks(self) -> tuple[str, ...]:
+        """Every subtask that the episode can ask for."""
+        ...
+
+
 class Demonstrator(Protocol):
     """A scripted policy that reads the environment's true state. Made for one episode, after `reset`."""
 

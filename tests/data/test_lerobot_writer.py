@@ -497,3 +497,26 @@ def test_refused_endings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 frames are in no episode"), make(tmp_path / "d") as writer:
         writer.add_frame(*make_frame(0, 0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_subtasks_are_lerobots_language_column(tmp_path: Path) -> None:
+    texts = [["lift it"] * 3 + ["put it down"] * 2, ["", "lift it", "", ""]]
+    with make(tmp_path / "data") as writer:
+        for episode, own in enumerate(texts):
+            for frame, text in enumerate(own):
+                writer.add_frame(*make_frame(episode, frame), text)
+            with pytest.raises(UserError, match=r"frame .: subtask is None; give one in all frames, or in none"):
+                writer.add_frame(*make_frame(episode, 9))
+            writer.save_episode("tidy up")
+    table = pq.read_table(tmp_path / "data" / DATA)
+    fields = ("role", "content", "style", "timestamp", "camera", "tool_calls")
+    assert tuple(field.name for field in table.schema.field("language_persistent").type.value_type) == fields
+    rows = [("assistant", "lift it", 0.0), ("assistant", "put it down", np.float32(0.3))]
+    cells = [
+        [(row["role"], row["content"], np.float32(row["timestamp"])) for row in cell]
+        for cell in table["language_persistent"].to_pylist()
+    ]
+    assert cells[:5] == [rows] * 5  # at each frame of the episode, as LeRobot has them
+    info = json.loads((tmp_path / "data/meta/info.json").read_text())
+    assert info["features"]["language_persistent"] == {"dtype": "language", "shape": [1], "names": None}
+    assert LeRobotDataset(tmp_path / "data").subtask_texts(range(9)) == [*texts[0], *texts[1]]

@@ -20,9 +20,9 @@ class Arguments:
     """Checkpoint folder of any format, the folder of a run, whose newest checkpoint is taken, or a hub id; demonstrator
     or random: the simulator's scripted demonstrator, uniform actions."""
     env: str
-    """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht, aloha,
-    libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that an installed
-    package offers; or module:function (docs/simulators.md)."""
+    """Simulator: tabletop, tabletop-long, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht,
+    aloha, libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that an
+    installed package offers; or module:function (docs/simulators.md)."""
     episodes: int = 50
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()

@@ -16,6 +16,12 @@ def _tabletop(**options: Any) -> Env:
     return TabletopEnv(**options)
 
 
+def _tabletop_long(**options: Any) -> Env:
+    from pizero.envs.tabletop.long import TabletopLongEnv
+
+    return TabletopLongEnv(**options)
+
+
 def _metaworld(**options: Any) -> Env:
     from pizero.envs.metaworld.env import MetaWorldEnv
 
@@ -48,6 +54,7 @@ def _libero(suite: str, **options: Any) -> Env:
 
 ENVS: dict[str, Callable[..., Env]] = {
     "tabletop": _tabletop,
+    "tabletop-long": _tabletop_long,
     "metaworld": _metaworld,
     "metaworld-mt10": partial(_metaworld_suite, "MT10Env"),
     "metaworld-mt50": partial(_metaworld_suite, "MT50Env"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
 from pizero.processes import Workers
-from pizero.types import Env, UserError
+from pizero.types import Env, SubtaskEnv, UserError
 from pizero.workflows.progress import console, progress_bar
 
 
@@ -45,13 +45,16 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One recorded episode: states [T, d], actions [T, d], images per camera [T, h, w, 3]."""
+    """One recorded episode: states [T, d], actions [T, d], images per camera [T, h, w, 3]; subtasks [T], of which
+    there are none in most simulators.
+    """
 
     prompt: str
     states: NDArray[np.float32]
     actions: NDArray[np.float32]
     images: dict[str, NDArray[np.uint8]]
     success: bool
+    subtasks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,14 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
     prompt, demonstrator = observation["prompt"], env.demonstrator()
     states: list[NDArray[np.float32]] = []
     actions: list[NDArray[np.float32]] = []
+    subtasks: list[str] = []
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in observation["images"]}
     scale = (env.demonstration_noise if noise is None else noise) if rng.random() > 1 / 3 else 0.0
     low, high = env.action_space.low, env.action_space.high
     success = truncated = False
     while not (success or truncated):
+        if isinstance(env, SubtaskEnv):
+            subtasks.append(env.subtask)
         action = demonstrator.act()
         states.append(observation["state"])
         actions.append(action)
@@ -143,7 +149,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
         observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
         success = bool(info["success"])
     stacked = {name: np.stack(frames) for name, frames in images.items()}
-    return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success)
+    return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success, subtasks)
 
 
 def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Generator[tuple[int, Demonstration]]:
@@ -187,6 +193,9 @@ def _work(turns: Sequence[tuple[int, int]]) -> list[tuple[int, Demonstration]]:
 
 
 def _write(writer: LeRobotWriter, demonstration: Demonstration) -> None:
-    for index, (state, action) in enumerate(zip(demonstration.states, demonstration.actions, strict=True)):
-        writer.add_frame(state, action, {name: frames[index] for name, frames in demonstration.images.items()})
+    texts = demonstration.subtasks or [None] * len(demonstration.states)
+    frames = zip(demonstration.states, demonstration.actions, texts, strict=True)
+    for index, (state, action, text) in enumerate(frames):
+        images = {name: frames[index] for name, frames in demonstration.images.items()}
+        writer.add_frame(state, action, images, text)
     writer.save_episode(demonstration.prompt)

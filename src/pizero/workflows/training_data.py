@@ -97,7 +97,7 @@ def open_sources(
         tell_notes(source.dataset.notes)
         return [replace(source, norm_stats=norm_stats)]
     if episodes is not None or norm_stats is not None or subtasks is not None:
-        raise UserError(f"{path} is a mixture: choose norm_stats there, for each dataset; so subtasks")
+        raise UserError(f"{path} is a mixture: choose norm_stats there, and subtasks, for each dataset")
     sources: list[Source] = []
     for entry in _entries(path):
         folder = local_folder(_beside(path, entry["path"]), "dataset")

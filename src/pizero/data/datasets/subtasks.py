@@ -30,7 +30,7 @@ STYLE = "subtask"
 INDEX = "subtask_index"
 
 
-class Recording(Protocol):
+class Frames(Protocol):
     """The dataset's side; see `LeRobotDataset`."""
 
     root: Path
@@ -69,7 +69,7 @@ class Subtasks:
     elsewhere: Sequence[int] = ()
 
 
-def find_subtasks(data: Recording, chosen: str | Path | None = None) -> Subtasks | None:
+def find_subtasks(data: Frames, chosen: str | Path | None = None) -> Subtasks | None:
     """chosen: a segments file (.csv), or a column; None takes what the dataset has, None where it has none.
 
     UserError where the chosen one is not there or cannot be read.
@@ -89,7 +89,7 @@ def find_subtasks(data: Recording, chosen: str | Path | None = None) -> Subtasks
     )
 
 
-def _own(data: Recording) -> Subtasks | None:
+def _own(data: Frames) -> Subtasks | None:
     if (data.root / SUBTASKS_PATH).is_file():
         return _of_lines(data, data.root / SUBTASKS_PATH)
     for key in (PERSISTENT, EVENTS):
@@ -104,11 +104,11 @@ def _own(data: Recording) -> Subtasks | None:
     return None
 
 
-def _all_cells(data: Recording, key: str) -> list[Any]:
+def _all_cells(data: Frames, key: str) -> list[Any]:
     return data.cells(key, np.arange(data.num_frames))
 
 
-def _of_column(data: Recording, texts: Sequence[str | None]) -> list[Segment]:
+def _of_column(data: Frames, texts: Sequence[str | None]) -> list[Segment]:
     """Runs of the same text [F]."""
     found: list[Segment] = []
     for episode, start, length in _episodes(data):
@@ -118,7 +118,7 @@ def _of_column(data: Recording, texts: Sequence[str | None]) -> list[Segment]:
     return found
 
 
-def _of_rows(data: Recording, key: str) -> list[Segment]:
+def _of_rows(data: Frames, key: str) -> list[Segment]:
     """Of a language column. A text holds until the next one, or the episode's end; a row without text ends it."""
     firsts = data.episode_starts if key == PERSISTENT else np.arange(data.num_frames)
     cells = data.cells(key, firsts)  # `language_persistent` is the same in all frames of an episode
@@ -159,7 +159,7 @@ def _numbered(path: Path) -> dict[Any, str]:
     return dict(zip(table[INDEX], (str(value or "") for value in table[text]), strict=True))
 
 
-def _of_lines(data: Recording, path: Path) -> Subtasks:
+def _of_lines(data: Frames, path: Path) -> Subtasks:
     lengths = {episode: length for episode, _, length in _episodes(data)}
     lines = read_segments(path)
     own = [line for line in lines if line.episode in lengths]
@@ -195,7 +195,7 @@ def _closed(segments: Iterable[Segment]) -> list[Segment]:
     ]
 
 
-def _gathered(data: Recording, source: str, segments: Sequence[Segment]) -> Subtasks:
+def _gathered(data: Frames, source: str, segments: Sequence[Segment]) -> Subtasks:
     places = {episode: (start, length) for episode, start, length in _episodes(data)}
     whole = [replace(one, end=places[one.episode][1]) if one.end < 0 else one for one in segments]
     ordered = sorted(whole, key=lambda segment: (segment.episode, segment.start))
@@ -212,7 +212,7 @@ def _gathered(data: Recording, source: str, segments: Sequence[Segment]) -> Subt
     return Subtasks(source, ordered, texts, overlaps)
 
 
-def _episodes(data: Recording) -> list[tuple[int, int, int]]:
+def _episodes(data: Frames) -> list[tuple[int, int, int]]:
     """(episode, its first frame, its length)."""
     columns = (data.episodes, data.episode_starts, data.episode_lengths)
     return list(zip(*(column.tolist() for column in columns), strict=True))

@@ -54,13 +54,14 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     state_names: tuple[str, ...] = ("x", "y", "z", "cos_yaw", "sin_yaw", "opening", "touch")
     action_names: tuple[str, ...] = ("x", "y", "z", "yaw", "gripper")
     demonstration_noise = 0.05
+    all_tasks: tuple[str, ...] = tuple(PROMPTS)
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
         """tasks: kinds that `reset` draws from (None: all). Raises UserError for an unknown kind."""
-        self.task_names: tuple[str, ...] = tuple(PROMPTS) if tasks is None else tuple(tasks)
-        unknown = [name for name in self.task_names if name not in PROMPTS]
+        self.task_names: tuple[str, ...] = self.all_tasks if tasks is None else tuple(tasks)
+        unknown = [name for name in self.task_names if name not in self.all_tasks]
         if unknown or not self.task_names:
-            raise UserError(f"tasks are {list(self.task_names)}, expected some of {', '.join(PROMPTS)}")
+            raise UserError(f"tasks are {list(self.task_names)}, expected some of {', '.join(self.all_tasks)}")
         self.render_mode = "rgb_array"
         self.image_size = image_size
         self.render_in_step = render_in_step
@@ -70,7 +71,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
             {
                 "state": spaces.Box(low, np.ones(7, np.float32), dtype=np.float32),
                 "images": spaces.Dict({"top": image, "ego": image}),
-                "prompt": spaces.Text(max_length=64, charset=string.ascii_lowercase + " "),
+                "prompt": spaces.Text(max_length=96, charset=string.ascii_lowercase + " ,"),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (5,), np.float32)
@@ -84,7 +85,13 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         options: "task" (a kind) and "num_objects" (1 to 3); what is left out is drawn from the seed.
         """
         super().reset(seed=seed)
-        task, num_objects = _checked_options(options or {})
+        self._begin(options or {})
+        self._steps = 0
+        return self.observe(), self._info(success=False)
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        """Draws world, task and prompt."""
+        task, num_objects = _checked_options(options)
         # Drawn in any case, so that naming the task keeps the scene of the seed.
         drawn_task = self.task_names[self.np_random.integers(len(self.task_names))]
         drawn_number = int(self.np_random.integers(1, MAX_OBJECTS + 1))
@@ -93,9 +100,8 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         self.target = 0  # objects are drawn alike, so the first is any of them
         self.prompt = PROMPTS[self.task].format(self.world.things[self.target].name)
         self._start = [(thing.x, thing.y, thing.yaw) for thing in self.world.things]
-        self._steps = self._stayed = 0
+        self._stayed = 0
         self._failed = False
-        return self.observe(), {"success": False, "task": self.task}
 
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
         """Applies an action [5] in [-1, 1] (clipped). Raises UserError for another shape or a value not finite."""
@@ -108,7 +114,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         success = self._success(world)
         observation = self.observe() if self.render_in_step else {"state": self._state(), "prompt": self.prompt}
         truncated = self._steps >= self.max_steps and not success
-        return observation, float(success), success, truncated, {"success": success, "task": self.task}
+        return observation, float(success), success, truncated, self._info(success)
 
     def observe(self) -> RobotDict:
         """The present observation, with images."""
@@ -123,6 +129,9 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     def demonstrator(self) -> TabletopDemonstrator:
         """The scripted demonstrator of the present episode."""
         return TabletopDemonstrator(self._world(), self.task, self.target)
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        return {"success": success, "task": self.task}
 
     def _world(self) -> World:
         if self.world is None:

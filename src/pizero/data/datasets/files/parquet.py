@@ -24,7 +24,9 @@ _pa: Any = pyarrow
 _pq: Any = pyarrow.parquet
 
 ColumnType: TypeAlias = str | int
-"""int64, float32, string, strings (a list), int64s, float64s, float64s3 (three times nested), image, or n: n floats."""
+"""int64, float32, string, strings (a list), int64s, float64s, float64s3 (three times nested), image, language (a
+list of LeRobot's texts, each with the time from which it holds), or n: n floats.
+"""
 
 Columns: TypeAlias = Mapping[str, "NDArray[Any] | Sequence[Any]"]
 
@@ -285,7 +287,20 @@ def _writer(path: Path, schema: Any) -> Any:
     """Encoded images neither compress further nor repeat: dictionaries and compression would only cost time."""
     compression = {f"{name}.{leaf}": "NONE" for name in schema.names for leaf in ("bytes", "path")}
     compression |= {field.name: "SNAPPY" for field in schema if not _pa.types.is_struct(field.type)}
-    return _pq.ParquetWriter(str(path), schema, use_dictionary=False, compression=compression)
+    texts = [f"{field.name}.list.element.{part.name}" for field in schema for part in _parts_of_list(field.type)]
+    compression |= dict.fromkeys(texts, "SNAPPY")
+    return _pq.ParquetWriter(str(path), schema, use_dictionary=texts or False, compression=compression)
+
+
+def _parts_of_list(kind: Any) -> list[Any]:
+    """The fields of a list's structs; none of another column."""
+    return list(kind.value_type) if _pa.types.is_list(kind) and _pa.types.is_struct(kind.value_type) else []
+
+
+_LANGUAGE = [
+    ("role", _pa.string()), ("content", _pa.string()), ("style", _pa.string()), ("timestamp", _pa.float32()),
+    ("camera", _pa.string()), ("tool_calls", _pa.list_(_pa.string())),
+]  # fmt: skip
 
 
 def _arrow_type(kind: ColumnType) -> Any:
@@ -302,6 +317,7 @@ def _arrow_type(kind: ColumnType) -> Any:
         "float64s": numbers,
         "float64s3": _pa.list_(_pa.list_(numbers)),
         "image": _pa.struct([("bytes", _pa.binary()), ("path", _pa.string())]),
+        "language": _pa.list_(_pa.struct(_LANGUAGE)),
     }[kind]
 
 

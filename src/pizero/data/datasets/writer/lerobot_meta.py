@@ -12,6 +12,7 @@ from pizero.data.datasets.files.parquet import ColumnType, TableWriter
 from pizero.data.datasets.images.video import ENCODERS, VideoCodec
 from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, STATS_PATH, TASKS_PATH, VERSION, VIDEO_PATH
+from pizero.data.datasets.subtasks import PERSISTENT, STYLE
 from pizero.data.datasets.writer.lerobot_files import DATA_FILE_MB, VIDEO_FILE_MB
 from pizero.data.datasets.writer.lerobot_stats import Stats
 
@@ -24,15 +25,35 @@ INDEX_TYPES: Mapping[str, str] = {
 }
 
 
+_TEXT = {"dtype": "string", "_type": "Value"}
+_LANGUAGE = {
+    "role": _TEXT, "content": _TEXT, "style": _TEXT, "timestamp": {"dtype": "float32", "_type": "Value"},
+    "camera": _TEXT, "tool_calls": {"_type": "List", "feature": _TEXT},
+}  # fmt: skip
+
+
+def language_rows(texts: Sequence[str], fps: float) -> list[dict[str, Any]]:
+    """A cell of `language_persistent` for an episode with these subtasks [T]: a row wherever the text changes."""
+    changes = [frame for frame, text in enumerate(texts) if text != (texts[frame - 1] if frame else "")]
+    return [
+        {"role": "assistant", "content": texts[frame], "style": STYLE, "timestamp": frame / fps, "camera": None,
+         "tool_calls": None} for frame in changes
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Recording:
-    """The fixed facts of a dataset being written. `codec` None stores PNG frames; `cameras` name -> (height, width)."""
+    """The fixed facts of a dataset being written. `codec` None stores PNG frames; `cameras` name -> (height, width).
+
+    subtasks: whether it has LeRobot's column `language_persistent`.
+    """
 
     fps: float
     robot_type: str
     vectors: Mapping[str, tuple[str, ...]]
     cameras: Mapping[str, tuple[int, int]]
     codec: VideoCodec | None
+    subtasks: bool = False
 
     @property
     def image_keys(self) -> list[str]:
@@ -46,7 +67,7 @@ class Recording:
         """The columns of the data files."""
         types: dict[str, ColumnType] = {} if self.codec else dict.fromkeys(self.image_keys, "image")
         types |= {key: len(names) for key, names in self.vectors.items()}
-        return {**types, **INDEX_TYPES}
+        return {**types, **INDEX_TYPES, **({PERSISTENT: "language"} if self.subtasks else {})}
 
     def huggingface_metadata(self) -> dict[str, str]:
         """The schema note by which the `datasets` library knows images from plain structures."""
@@ -54,6 +75,8 @@ class Recording:
         for key, kind in self.column_types().items():
             if kind == "image":
                 features[key] = {"_type": "Image"}
+            elif kind == "language":
+                features[key] = {"_type": "List", "feature": _LANGUAGE}
             elif isinstance(kind, int):
                 features[key] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": kind, "_type": "List"}
             else:
@@ -75,6 +98,8 @@ class Recording:
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         for key, kind in INDEX_TYPES.items():
             features[key] = {"dtype": kind, "shape": [1], "names": None}
+        if self.subtasks:
+            features[PERSISTENT] = {"dtype": "language", "shape": [1], "names": None}
         return features
 
     def _video_info(self, codec: VideoCodec, height: int, width: int) -> dict[str, Any]:

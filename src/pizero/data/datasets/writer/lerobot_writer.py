@@ -8,6 +8,7 @@ import secrets
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -19,8 +20,9 @@ from pizero.data.datasets.images.png import encode_png
 from pizero.data.datasets.images.video import ENCODERS, check_encoding
 from pizero.data.datasets.meta.features import IMAGE_PREFIX
 from pizero.data.datasets.meta.info import INFO_PATH, STATS_PATH, TASKS_PATH
+from pizero.data.datasets.subtasks import PERSISTENT
 from pizero.data.datasets.writer.lerobot_files import CameraVideo, DataFiles, EpisodeTable, Mark
-from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES, Recording, write_meta
+from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES, Recording, language_rows, write_meta
 from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
 from pizero.files import partial_path
 from pizero.types import UserError
@@ -75,8 +77,19 @@ class LeRobotWriter:
         self._stats: dict[str, Stats] = {}
         self._start_episode()
 
-    def add_frame(self, state: ArrayLike, action: ArrayLike, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """One control step: state [d], action [d], images of exactly the declared cameras, uint8 [h, w, 3]."""
+    def add_frame(
+        self, state: ArrayLike, action: ArrayLike, images: Mapping[str, NDArray[np.uint8]], subtask: str | None = None
+    ) -> None:
+        """One control step: state [d], action [d], images of exactly the declared cameras, uint8 [h, w, 3].
+
+        subtask: what is done now, in words, for LeRobot's column `language_persistent`; None in all frames where the
+        dataset shall not have it, a text (maybe an empty one) in all others.
+        """
+        if self.num_frames == self._length == 0:
+            self._recording = replace(self._recording, subtasks=subtask is not None)
+            self._data = self._data_files()
+        if self._recording.subtasks != (subtask is not None):
+            raise UserError(f"frame {self._length}: subtask is {subtask!r}; give one in all frames, or in none")
         given = {"observation.state": state, "action": action}
         vectors = {key: self._check_vector(key, values) for key, values in given.items()}
         self._check_images(images)
@@ -88,6 +101,7 @@ class LeRobotWriter:
                 self._frames[IMAGE_PREFIX + camera].append(encode_png(image))
             else:
                 self._videos[camera].add(image)
+        self._subtasks.append(subtask or "")
         self._length += 1
 
     def save_episode(self, task: str) -> int:
@@ -208,9 +222,13 @@ class LeRobotWriter:
         finally:
             self.abort()
 
+    def _data_files(self) -> DataFiles:
+        recording = self._recording
+        return DataFiles(self._partial, recording.column_types(), recording.huggingface_metadata(), self._apart)
+
     def _open_files(self) -> None:
         recording = self._recording
-        self._data = DataFiles(self._partial, recording.column_types(), recording.huggingface_metadata(), self._apart)
+        self._data = self._data_files()
         self._videos: dict[str, CameraVideo] = {}
         if recording.codec is not None:
             for camera, size in recording.cameras.items():
@@ -230,6 +248,7 @@ class LeRobotWriter:
         self._length = 0
         keys = [*self._recording.vectors, *([] if self._recording.codec else self._recording.image_keys)]
         self._frames: dict[str, list[Any]] = {key: [] for key in keys}
+        self._subtasks: list[str] = []
         self._image_stats = {camera: ImageStats() for camera in self._recording.cameras}
 
     def _episode_columns(self, task_index: int) -> dict[str, Any]:
@@ -243,6 +262,8 @@ class LeRobotWriter:
         }
         for key, frames in self._frames.items():
             columns[key] = np.stack(frames) if key in self._recording.vectors else frames
+        if self._recording.subtasks:  # LeRobot has an episode's texts at each of its frames
+            columns[PERSISTENT] = [language_rows(self._subtasks, self._recording.fps)] * self._length
         return columns
 
     def _episode_stats(self, columns: Mapping[str, Any]) -> dict[str, Stats]:
