@@ -21,6 +21,10 @@ from torch import Tensor
 from pizero.checkpoints.files.keymap import Entry
 from pizero.checkpoints.lerobot.policy import EMBEDDED
 from pizero.checkpoints.openpi.torch import key_table
+from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.tokens import FastTokenizer
+from pizero.data.layouts import Layout, Texts
+from pizero.data.tokenizer import PaligemmaTokenizer, state_bins
 from pizero.model.config import GemmaConfig, LanguageConfig, Pi0Config, SiglipConfig
 from pizero.model.language import END_ID, Losses
 from pizero.model.pi0 import Pi0
@@ -59,6 +63,8 @@ class Golden:
             ),
         )  # fmt: skip
         self.action_dim, self.absent = sizes["action_dim"], sizes["absent_camera"]
+        self.places = [(folder / sizes[name]).resolve() for name in ("sentencepiece", "codec")]
+        self.skip = sizes["fast_skip_tokens"]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.arrays[name]
@@ -136,6 +142,42 @@ class Golden:
 @pytest.fixture(scope="module", params=find_sets("knowledge_insulation", PARTS, is_one), ids=lambda folder: folder.name)
 def recorded(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
+
+
+def test_tokens(recorded: Golden) -> None:
+    """The rendered examples of the layout "lerobot", their labels, and the FAST block."""
+    if not all(place.exists() for place in recorded.places):
+        pytest.skip(f"{recorded.folder} names a tokenizer or a codec that is not there")
+    tokenizer = PaligemmaTokenizer(recorded.places[0])
+    layout = Layout("lerobot", tokenizer)
+    bins = state_bins(recorded["in/state"].numpy()).tolist()
+    rows = []
+    examples = json.loads((recorded.folder / "examples.json").read_text())["examples"]
+    for example, own in zip(examples, bins, strict=True):
+        user, *answer = (message["content"] for message in example["messages"])
+        in_prompt = own if "low_level" in example["streams"] else None
+        rows.append(layout.encode(user, in_prompt, "".join(answer)))
+        question = layout.question(user, in_prompt).tokens[:-1]  # a word may take the last space along
+        assert rows[-1].tokens[: len(question)] == question or not answer
+        assert tokenizer.decode(rows[-1].tokens) == example["text"].replace("<eos>", "")
+        assert layout.read([token for token, own in zip(rows[-1].tokens, rows[-1].target, strict=True) if own]) == (
+            answer[0] if answer else ""
+        )
+    asked = layout.question(examples[0]["messages"][0]["content"], None).tokens
+    assert asked == recorded["in/text_prompt_tokens"].tolist()
+    texts = Texts.of(rows, recorded.config.prompt_length)
+    labels = recorded["in/text_labels"].numpy()
+    assert np.array_equal(texts.tokens, recorded["in/text_tokens"])
+    assert np.array_equal(texts.mask, recorded["in/text_mask"])
+    assert np.array_equal(texts.target, labels >= 0)
+    assert np.array_equal(texts.causal, labels >= 0)
+
+    fast = FastTokenizer(tokenizer, FastCodec.load(recorded.places[1]), recorded.skip, recorded.config.vocab_size)
+    codes = fast.codec.encode_batch(recorded["in/actions"].numpy())
+    blocks = Texts.of([layout.fast(fast.to_text(row)) for row in codes], recorded["in/fast_tokens"].shape[1])
+    assert np.array_equal(blocks.tokens, recorded["in/fast_tokens"])
+    assert np.array_equal(blocks.mask, recorded["in/fast_mask"])
+    assert np.array_equal(blocks.target, recorded["in/fast_code_mask"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -36,6 +36,7 @@ class Encoder(Protocol):
     """What a tokenizer needs of the library behind it."""
 
     def encode(self, text: str, add_bos: bool) -> list[int]: ...
+    def decode(self, input: list[int]) -> str: ...
 
 
 class ByteEncoder:
@@ -45,6 +46,9 @@ class ByteEncoder:
 
     def encode(self, text: str, add_bos: bool) -> list[int]:
         return [BEGIN_ID] * add_bos + [3 + byte for byte in text.encode()]
+
+    def decode(self, input: list[int]) -> str:
+        return bytes(token - 3 for token in input if token >= 3).decode(errors="replace")
 
 
 class PaligemmaTokenizer:
@@ -118,11 +122,15 @@ class PaligemmaTokenizer:
         mask = np.zeros((len(ids), length), dtype=np.bool_)
         for row, sequence in enumerate(ids):
             if len(sequence) > length:
-                self._tell(prompts[row], f"{len(sequence)} tokens, of which the model takes the first {length}")
+                self.warn_cut(prompts[row], f"{len(sequence)} tokens, of which the model takes the first {length}")
                 sequence = sequence[:length]
             tokens[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
         return tokens, mask
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; marks, and ids beyond the vocabulary (action codes), have none."""
+        return self.encoder.decode([int(token) for token in tokens if UNKNOWN_ID < token < self.vocab_size])
 
     def save(self, path: Path | str) -> None:
         """Writes the SentencePiece model."""
@@ -136,13 +144,13 @@ class PaligemmaTokenizer:
             if convention == "lerobot":
                 ids = self.encoder.encode(prompt if prompt.endswith("\n") else prompt + "\n", add_bos=True)
             else:
-                ids = self.encoder.encode(_clean(prompt), add_bos=True) + self.encoder.encode("\n", add_bos=False)
+                ids = self.encoder.encode(clean(prompt), add_bos=True) + self.encoder.encode("\n", add_bos=False)
             if len(self._cache) < _CACHE_SIZE:
                 self._cache[prompt, convention] = ids
         return ids
 
     def _encode_with_state(self, prompt: str, bins: list[int], length: int) -> list[int]:
-        text, state = _clean(prompt), " ".join(map(str, bins))
+        text, state = clean(prompt), " ".join(map(str, bins))
 
         def encoded(kept: str) -> list[int]:
             return self.encoder.encode(f"Task: {kept}, State: {state};\nAction: ", add_bos=True)
@@ -155,12 +163,13 @@ class PaligemmaTokenizer:
                 f"prompt: the state's {len(bins)} dimensions take {least} tokens and the model's prompt has {length}: "
                 "no room for an instruction; leave dimensions of the state out, or take a longer prompt_length"
             )
-        kept = _longest_start(text, lambda start: len(encoded(start)) <= length)
+        kept = longest_start(text, lambda start: len(encoded(start)) <= length)
         cut = f"cut after {kept[-40:].strip()!r}" if kept else "left out"
-        self._tell(prompt, f"{len(whole)} tokens with the state, the model takes {length}: the instruction is {cut}")
+        self.warn_cut(prompt, f"{len(whole)} tokens with the state, the model takes {length}: the instruction is {cut}")
         return encoded(kept)
 
-    def _tell(self, prompt: str, what: str) -> None:
+    def warn_cut(self, prompt: str, what: str) -> None:
+        """One warning for each prompt."""
         if prompt in self._told or len(self._told) > _MOST_TOLD:
             return
         self._told.add(prompt)
@@ -169,7 +178,7 @@ class PaligemmaTokenizer:
         warnings.warn(f"prompt {shown!r}: {what}; shorten it{last}", stacklevel=5)
 
 
-def _longest_start(text: str, fits: Callable[[str], bool]) -> str:
+def longest_start(text: str, fits: Callable[[str], bool]) -> str:
     """As many characters as fit, up to the end of a word where one is near. The empty text fits."""
     count = bisect_left(range(1, len(text) + 1), True, key=lambda length: not fits(text[:length]))
     start = text[:count]
@@ -204,7 +213,7 @@ def train_tokenizer(sentences: Sequence[str], path: Path | str, vocab_size: int 
 
     if not sentences or vocab_size < 384:
         raise UserError(f"tokenizer: got {len(sentences)} sentences and size {vocab_size}, expected some and >= 384")
-    corpus = [line for sentence in sentences if (line := _clean(sentence))]
+    corpus = [line for sentence in sentences if (line := clean(sentence))]
     corpus += ["Task: , State: -1 0 1 2 3 4 5 6 7 8 9;", "Action: "]
     model = io.BytesIO()
     try:
@@ -236,5 +245,5 @@ def train_tokenizer(sentences: Sequence[str], path: Path | str, vocab_size: int 
     return PaligemmaTokenizer(path)
 
 
-def _clean(prompt: str) -> str:
+def clean(prompt: str) -> str:
     return prompt.strip().replace("_", " ").replace("\n", " ")
