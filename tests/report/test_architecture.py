@@ -10,7 +10,9 @@ from rich.console import Console
 
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.report.architecture import Architecture, Row, describe, print_architecture
+from pizero.report.fast_architecture import describe_fast
 from pizero.types import UserError
 
 
@@ -110,3 +112,20 @@ def test_table_fits_120_columns(pi0: Architecture, pi05: Architecture) -> None:
 def test_impossible_requests_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         describe(small_config("nano"), **wrong)
+
+
+def test_full_pi0_fast_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters of PaliGemma, the prefix's operations by formula, and a head for every token written."""
+    fast = describe_fast(Pi0FastConfig(), num_cameras=2, prompt_tokens=60, tokens=30)
+    assert fast.parameters == 412_442_352 + 2_361_344 + 2_508_531_712
+    rows = {row.part: row for row in fast.rows}
+    head = rows["head: the token table"]
+    assert (head.runs, head.flops) == (30, 2 * 2048 * 257_152)
+    step = rows["one more token"]
+    per_layer = 2 * (2048 * 2048 * 2 + 2 * 2048 * 256 + 3 * 2048 * 16_384)
+    assert step.runs == 29
+    assert 18 * per_layer < step.flops < 1.03 * 18 * per_layer  # and attention
+    assert rows["Gemma, 18 layers"].output == (1, 2 * 256 + 60, 2048)
+    assert Architecture.from_json(json.loads(json.dumps(fast.to_json()))) == fast
+    print_architecture(fast, Console(width=120))
+    assert "30 tokens written" in capsys.readouterr().out

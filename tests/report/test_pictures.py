@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pizero.model.config import ActionAttention, LanguageConfig, small_config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.report import mask as mask_module
 from pizero.report import pictures
 from pizero.types import UserError
@@ -64,6 +65,16 @@ def test_mask_with_text_and_fast_tokens() -> None:
     for seen in (prompt, text, actions):
         assert mask[actions, seen].all()
     assert min(size(mask_module.mask_picture(config))) > 800
+
+
+def test_mask_of_a_model_that_writes() -> None:
+    """Images and prompt see each other and none of the FAST tokens, each of which sees the ones before."""
+    mask, groups = mask_module._small_mask(Pi0FastConfig(cameras=("a",)), 6)
+    assert groups == {"images": 4, "prompt": 6, "FAST": 8}
+    assert not mask[:9, 10:].any()
+    assert np.array_equal(mask[10:, 10:], np.tri(8, dtype=bool))
+    assert mask[10:, :9].all()
+    assert min(size(mask_module.mask_picture(Pi0FastConfig()))) > 800
 
 
 def test_mask_picture_is_written_whole(tmp_path: Path) -> None:

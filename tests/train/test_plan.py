@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from train_helpers import nano_model
+from train_helpers import nano_fast, nano_fast_preset, nano_model
 
 from pizero.checkpoints.models import make_model
 from pizero.data.loader import Batch
@@ -120,3 +120,14 @@ def test_a_measured_peak_is_planned_within_15_percent() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found = json.loads(result.stdout)
     assert 0.85 < found["planned"] / found["measured"] < 1.15, found
+
+
+def test_a_model_that_writes_tokens_is_planned() -> None:
+    """State as of any model; its logits exist for a few hundred targets at a time."""
+    preset = nano_fast_preset()
+    plan = plan_step(nano_fast(prompt_length=64), preset.train, Layout())
+    assert plan.weights == plan.gradients == plan.average > 0
+    more = plan_step(nano_fast(prompt_length=128), preset.train, Layout())
+    assert more.weights == plan.weights
+    assert plan.activations < more.activations
+    assert plan.flops < more.flops

@@ -13,6 +13,7 @@ import pytest
 from pizero.baseline.config import BaselineConfig
 from pizero.configs.ladder import CHANGES, STUDIES, LadderConfig, rung_preset, variant_preset
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.metrics import read_metrics
 from pizero.types import UserError
 from pizero.workflows import compare as compare_runner
@@ -34,15 +35,16 @@ def test_each_rung_changes_one_thing() -> None:
         {"state_input"}, {"action_horizon"}, {"step_embedding"}, {"objective"}, {"image_fusion"}, {"instruction"},
     ]  # fmt: skip
     assert all(isinstance(model, BaselineConfig) for model in models[:7])
-    assert all(isinstance(model, Pi0Config) and model.action_horizon == 32 for model in models[7:])
+    assert all(isinstance(model, Pi0Config) and model.action_horizon == 32 for model in models[7:9])
+    assert isinstance(models[9], Pi0FastConfig)
     assert (models[7].adaptive, models[8].adaptive) == (False, True)
     budgets = {
         (preset.train.steps, preset.train.batch_size, preset.train.augmentation, preset.execution_horizon)
         for preset in (rung_preset(rung, LadderConfig(), 0) for rung in range(len(CHANGES)))
     }
     assert len(budgets) == 1
-    with pytest.raises(UserError, match="rung 9 does not exist"):
-        rung_preset(9, LadderConfig(), 0)
+    with pytest.raises(UserError, match="rung 10 does not exist"):
+        rung_preset(10, LadderConfig(), 0)
 
 
 def test_compare_measures_keeps_and_adds(

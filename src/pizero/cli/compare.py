@@ -35,7 +35,7 @@ class Arguments:
     """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, pusht, or one that an installed package offers
     with a preset of the same name (docs/simulators.md)."""
     rungs: tuple[int, ...] = tuple(range(9))
-    """0: the diffusion policy as it is, to 7: π0 and 8: π0.5."""
+    """0: the diffusion policy as it is, to 7: π0 and 8: π0.5; 9: π0-FAST."""
     seeds: tuple[int, ...] = (0,)
     """One training per variant and seed."""
     steps: int = 1_500

@@ -33,6 +33,8 @@ class Arguments:
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None
     """SentencePiece model."""
+    codec: Path | None = None
+    """Of a π0-FAST: folder of its action codec."""
     merge_lora: Path | None = None
     """Folder of a LoRA training that started from the source, of one of its checkpoints, or the `adapters` in that:
     they are merged."""

@@ -32,7 +32,7 @@ class Arguments:
     execution_horizon: int | None = None
     """Actions played before the next chunk is requested; by default half of the model's action horizon."""
     num_steps: int | None = None
-    """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy."""
+    """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy. Not for π0-FAST."""
     num_envs: int = 16
     """Environments side by side, served by one model call; does not change the results."""
     envs: int = 0
@@ -47,6 +47,8 @@ class Arguments:
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None
     """SentencePiece model."""
+    codec: Path | None = None
+    """Of a π0-FAST: folder of its action codec."""
     arch: Path | None = None
     """JSON with the model's sizes, as `pizero inspect --json` writes it."""
     output: Path | None = None
@@ -60,7 +62,7 @@ def run(arguments: Arguments) -> int:
     values = vars(arguments).copy()
     checkpoint, output = values.pop("checkpoint"), values.pop("output")
     values["processes"] = values.pop("envs")
-    options = {name: values.pop(name) for name in ("embodiment", "norm_stats", "tokenizer", "arch")}
+    options = {name: values.pop(name) for name in ("embodiment", "norm_stats", "tokenizer", "codec", "arch")}
     folder = output or Path(checkpoint if Path(checkpoint).exists() else ".") / "evaluation"
     results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder, **options)
     print_results(results, folder)

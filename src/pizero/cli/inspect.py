@@ -17,13 +17,13 @@ class Arguments:
     """
 
     model: Annotated[str, tyro.conf.Positional] = "pi0"
-    """pi0, pi05, tabletop, metaworld, pusht (the presets), or a checkpoint folder."""
+    """pi0, pi05, pi0-fast, tabletop, metaworld, pusht (the presets), or a checkpoint folder."""
     cameras: int | None = None
     """Present cameras; without it all of the model's."""
     prompt_tokens: int | None = None
     """Without it the model's prompt length."""
-    num_steps: int = 10
-    """Integration steps."""
+    num_steps: int | None = None
+    """Integration steps; without it the model's own number."""
     json: Path | None = None
     """File for the same as JSON, which --arch takes."""
     arch: Path | None = None

@@ -48,6 +48,8 @@ class Policy:
     """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
     tokenizer: Path | None = None
     """SentencePiece model."""
+    codec: Path | None = None
+    """Of a π0-FAST: folder of its action codec."""
     arch: Path | None = None
     """JSON with the model's sizes, as `pizero inspect --json` writes it."""
 

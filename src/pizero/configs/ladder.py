@@ -10,6 +10,7 @@ from typing import Any
 from pizero.baseline.config import BaselineConfig, ladder_config, small_baseline
 from pizero.configs.presets import ModelName, Preset, get_preset
 from pizero.model.config import SMALL_SIZES
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 CHANGES = (
@@ -22,10 +23,12 @@ CHANGES = (
     "+ instruction",
     "dual experts, one observation: π0",
     "π0.5",
+    "one model that writes the actions as tokens: π0-FAST",
 )
-"""By rung, each on top of the one before."""
+"""By rung, each on top of the one before; the last two are each beside rung 7."""
 
 PI0_RUNG = 7
+_NETWORKS: dict[int, ModelName] = {PI0_RUNG: "pi0", 8: "pi05", 9: "pi0-fast"}
 HORIZON = 32
 """Actions per chunk from rung 2 on."""
 
@@ -98,7 +101,7 @@ class LadderConfig:
     seconds: float = 0.0
     batch_size: int = 32
     draws: int = 2
-    learning_rates: tuple[float, ...] = (*[2.5e-3] * PI0_RUNG, 3.75e-3, 3.75e-3)
+    learning_rates: tuple[float, ...] = (*[2.5e-3] * PI0_RUNG, *[3.75e-3] * 3)
     execution_horizon: int = 8
 
     def __post_init__(self) -> None:
@@ -120,17 +123,18 @@ def rung_preset(rung: int, config: LadderConfig, seed: int) -> Preset:
 def variant_preset(variant: Variant, config: LadderConfig, seed: int) -> Preset:
     """Model and training of a variant, on one CPU thread."""
     rung = variant.rung
-    name: ModelName = "diffusion" if rung < PI0_RUNG else "pi0" if rung == PI0_RUNG else "pi05"
-    preset = get_preset(config.env, name)
+    preset = get_preset(config.env, _NETWORKS.get(rung, "diffusion"))
     nano = config.size == "nano"
     if isinstance(preset.model, BaselineConfig):
         model = ladder_config(rung, _nano_baseline(preset.model) if nano else preset.model)
     else:
         sizes = SMALL_SIZES["nano"]
-        parts = {part: sizes[part] for part in ("vision", "prefix", "expert", "image_size")} if nano else {}
+        names = [part for part in ("vision", "prefix", "expert", "image_size") if hasattr(preset.model, part)]
+        parts = {part: sizes[part] for part in names} if nano else {}
         model = dataclasses.replace(preset.model, action_horizon=HORIZON, **parts)
     train = dataclasses.replace(
-        preset.train, steps=config.steps, batch_size=config.batch_size, draws=config.draws, seed=seed, threads=1,
+        preset.train, steps=config.steps, batch_size=config.batch_size, seed=seed, threads=1,
+        draws=1 if isinstance(preset.model, Pi0FastConfig) else config.draws,
         learning_rate=variant.rate * config.learning_rates[rung], warmup_steps=min(100, config.steps // 10),
         log_every=min(50, config.steps), validate_every=config.steps, save_every=max(config.steps // 3, 1), keep=1,
         optimizer="adamw", early_frames=0.0,

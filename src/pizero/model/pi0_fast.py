@@ -162,10 +162,10 @@ class Pi0Fast(nn.Module):
         check_observation(self.config, observation)
         cameras = [name for name in self.config.cameras if name in observation.images]
         images, masks = embed_images(observation, cameras, self.vision_tower)
-        tokens = torch.cat([*images, self._embed_text(observation.prompt_tokens)], dim=1)
+        tokens = torch.cat([*images, self.embed_text(observation.prompt_tokens)], dim=1)
         return tokens.to(self.dtype), torch.cat([*masks, observation.prompt_mask.to(tokens.device)], dim=1)
 
-    def _embed_text(self, tokens: Tensor) -> Tensor:
+    def embed_text(self, tokens: Tensor) -> Tensor:
         return (self.token_embedding(tokens) * self.config.prefix.width**0.5).to(self.dtype)
 
     # ---------------------------------------------------------------- training
@@ -258,7 +258,7 @@ class Pi0Fast(nn.Module):
         most likely tokens that together have that probability. uniform [B, max_tokens]: numbers in [0, 1) that decide
         above temperature 0, drawn where none are given. RuntimeError where the network gives NaN or Inf.
         """
-        decoder = _Decoder(self, observation, max_tokens)
+        decoder = Decoder(self, observation, max_tokens)
         if uniform is None:
             uniform = torch.rand(observation.batch_size, max_tokens) if temperature else torch.zeros(1, max_tokens)
         uniform = uniform.to(decoder.device)
@@ -288,7 +288,7 @@ class Pi0Fast(nn.Module):
         return torch.stack(written, dim=1) if written else finished.new_zeros(len(finished), 0, dtype=torch.long)
 
 
-class _Decoder:
+class Decoder:
     """Keys and values of everything so far. Slots of a row's padding are masked, so rows need no alignment."""
 
     last: Tensor
@@ -320,7 +320,7 @@ class _Decoder:
         slot = self.filled
         self.filled += 1
         self.valid[:, slot] = True
-        x = self.model._embed_text(tokens[:, None])  # pyright: ignore[reportPrivateUsage]
+        x = self.model.embed_text(tokens[:, None])
         mask = self.valid[:, None, : self.filled]
         self.last = self._run(x, slice(slot, self.filled), self.next_position, mask)[:, 0]
         self.next_position = self.next_position + 1

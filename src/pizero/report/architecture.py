@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import integrate
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.model.two_expert import KVCache
 from pizero.types import Observation, UserError
 
@@ -55,9 +56,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `describe` measured, for a batch of one."""
+    """What `describe` measured, for a batch of one. num_steps: of integration; of a π0-FAST the tokens written."""
 
-    config: Pi0Config
+    config: Pi0Config | Pi0FastConfig
     num_cameras: int
     prompt_tokens: int
     num_steps: int
@@ -96,8 +97,9 @@ class Architecture:
         rows = [{field.name: row[field.name] for field in dataclasses.fields(Row)} for row in values["rows"]]
         for row in rows:
             row.update({end: None if row[end] is None else tuple(row[end]) for end in ("input", "output")})
+        kind = Pi0Config if "expert" in values["config"] else Pi0FastConfig
         return Architecture(
-            Pi0Config.from_json(values["config"]),
+            kind.from_json(values["config"]),
             values["num_cameras"],
             values["prompt_tokens"],
             values["num_steps"],
@@ -124,7 +126,7 @@ def describe(
         raise UserError(f"prompt_tokens {prompt_tokens} and num_steps {num_steps} must be at least 1")
     with torch.device("meta"):
         model = Pi0(config).eval()
-    measured = _measure(model, _observation(config, num_cameras, prompt_tokens))
+    measured = _measure(model, shapes_observation(config, num_cameras, prompt_tokens))
     rows = _rows(config, measured, _parameters(model), num_steps)
     return Architecture(config, num_cameras, prompt_tokens, num_steps, rows)
 
@@ -146,10 +148,12 @@ def print_architecture(architecture: Architecture, console: Console) -> None:
 
 def caption(architecture: Architecture) -> str:
     """One line: what the figures of the table are for."""
-    cameras = architecture.num_cameras
+    cameras, steps = architecture.num_cameras, f"{architecture.num_steps} integration steps"
+    if isinstance(architecture.config, Pi0FastConfig):
+        steps = f"{architecture.num_steps} tokens written"
     return (
         f"One call: {cameras} camera{'s' if cameras > 1 else ''}, {architecture.prompt_tokens} prompt tokens, "
-        f"{architecture.config.action_horizon} actions, {architecture.num_steps} integration steps"
+        f"{architecture.config.action_horizon} actions, {steps}"
     )
 
 
@@ -192,11 +196,12 @@ def _amount(value: float) -> str:
 HOOKED = (
     "vision_tower", "vision_tower.projection", "token_embedding", "transformer.layers.0", "transformer.prefix_norm",
     "transformer.expert_norm", "state_proj", "action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj",
+    "norm",
 )  # fmt: skip
 
 
 @dataclass
-class _Call:
+class Call:
     """One call of one module: shapes of its first input and output, and the FLOPs counted inside."""
 
     input: Shape | None = None
@@ -206,15 +211,15 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Measured:
-    prefill: dict[str, _Call]
-    decode: dict[str, _Call]
+    prefill: dict[str, Call]
+    decode: dict[str, Call]
     prefill_flops: int
     decode_flops: int
     cache: KVCache
     actions: Shape
 
 
-def _observation(config: Pi0Config, num_cameras: int, prompt_tokens: int) -> Observation:
+def shapes_observation(config: Pi0Config | Pi0FastConfig, num_cameras: int, prompt_tokens: int) -> Observation:
     """Shapes only, but for the image masks, whose values choose the images to compute and which live on the host."""
     size = config.image_size
     return Observation(
@@ -230,27 +235,27 @@ def _observation(config: Pi0Config, num_cameras: int, prompt_tokens: int) -> Obs
 def _measure(model: Pi0, observation: Observation) -> _Measured:
     """One prefill and one integration step under hooks and a FLOP counter."""
     noise = torch.empty(1, model.config.action_horizon, model.config.action_dim, device="meta")
-    prefill: dict[str, _Call] = {}
-    decode: dict[str, _Call] = {}
+    prefill: dict[str, Call] = {}
+    decode: dict[str, Call] = {}
     with FlopCounterMode(display=False) as counter:
-        handles = _hook(model, counter, prefill)
+        handles = hook(model, counter, prefill)
         cache = model.prefill(observation)
         for handle in handles:
             handle.remove()
     prefill_flops = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
-        handles = _hook(model, counter, decode)
+        handles = hook(model, counter, decode)
         actions = integrate(lambda x, t: model.decode(cache, observation.state, x, t), noise, num_steps=1)
         for handle in handles:
             handle.remove()
     return _Measured(prefill, decode, prefill_flops, counter.get_total_flops(), cache, tuple(actions.shape))
 
 
-def _hook(model: Pi0, counter: FlopCounterMode, calls: dict[str, _Call]) -> list[Any]:
-    """Hooks that write one `_Call` per module of HOOKED; to be removed by the caller."""
+def hook(model: Pi0 | Pi0Fast, counter: FlopCounterMode, calls: dict[str, Call]) -> list[Any]:
+    """Hooks that write one `Call` per module of HOOKED; to be removed by the caller."""
 
     def before(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        calls[name] = _Call(input=_first_shape(inputs), flops=-counter.get_total_flops())
+        calls[name] = Call(input=_first_shape(inputs), flops=-counter.get_total_flops())
 
     def after(name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         calls[name].output = _first_shape(output)
@@ -299,19 +304,19 @@ def _rows(config: Pi0Config, measured: _Measured, parameters: dict[str, int], st
         Row("INPUT", "images", None, tower.input),
         Row("INPUT", "prompt tokens", None, table.input),
         Row("INPUT", "noisy actions", None, noise),
-        Row("VISION TOWER", f"SigLIP, {_layers(config.vision.depth)}", tower.input, projection.input,
+        Row("VISION TOWER", f"SigLIP, {layers_text(config.vision.depth)}", tower.input, projection.input,
             parameters["vision_tower"], tower.flops - projection.flops),
         Row("VISION TOWER", "projection", projection.input, projection.output, parameters["projection"],
             projection.flops),
         Row("TOKEN TABLE", f"{config.vocab_size:,} tokens", table.input, table.output, parameters["token_embedding"],
             table.flops),
-        Row("PREFIX EXPERT", f"Gemma, {_layers(config.prefix.depth)}", before["transformer.layers.0"].input,
+        Row("PREFIX EXPERT", f"Gemma, {layers_text(config.prefix.depth)}", before["transformer.layers.0"].input,
             before["transformer.prefix_norm"].output, parameters["prefix"], prefix),
         Row("PREFIX EXPERT", "KV cache", None, tuple(measured.cache.keys[0].shape),
             tensors=len(measured.cache.keys) + len(measured.cache.values)),
         *(Row("SUFFIX EMBEDDING", name, each[name].input, each[name].output, parameters[name], each[name].flops, steps)
           for name in small),
-        Row("ACTION EXPERT", f"Gemma, {_layers(config.expert.depth)}", each["transformer.layers.0"].input,
+        Row("ACTION EXPERT", f"Gemma, {layers_text(config.expert.depth)}", each["transformer.layers.0"].input,
             each["transformer.expert_norm"].output, parameters["expert"], expert, steps),
         Row("VELOCITY", "action_out_proj", head.input, head.output, parameters["action_out_proj"], head.flops, steps),
         Row("FLOW MATCHING", f"Euler, {steps} step{'s' if steps > 1 else ''}", noise, measured.actions, runs=steps),
@@ -322,5 +327,5 @@ def _rows(config: Pi0Config, measured: _Measured, parameters: dict[str, int], st
     return tuple(rows)
 
 
-def _layers(depth: int) -> str:
+def layers_text(depth: int) -> str:
     return f"{depth} layer{'s' if depth > 1 else ''}"

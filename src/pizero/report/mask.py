@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pizero.model.attention import block_mask
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.report.pictures import GROUP_COLOURS, INK, MUTED, PALE, finish, new_figure, rgb, set_title
 from pizero.types import UserError
 
@@ -24,7 +25,7 @@ to see.
 """
 
 
-def mask_picture(config: Pi0Config, path: Path | None = None, *, prompt_tokens: int = 6) -> bytes:
+def mask_picture(config: Pi0Config | Pi0FastConfig, path: Path | None = None, *, prompt_tokens: int = 6) -> bytes:
     """Who sees whom: the mask of the model, with fewer tokens per group; the last prompt token is padding.
 
     prompt_tokens: how many are drawn, at least 2.
@@ -52,17 +53,31 @@ def mask_picture(config: Pi0Config, path: Path | None = None, *, prompt_tokens: 
     axes.set_xlim(0, total)
     axes.set_ylim(total, 0)
     axes.set_axis_off()
-    actions = "earlier actions" if config.action_attention == "causal" else "each other"
-    prefix = "the prefix" if config.language is None else "images, prompt and text, never FAST"
-    seen = f"{prefix}, the state and {actions}" if "state" in groups else f"{prefix} and {actions}"
-    set_title(figure, "Attention: who sees whom", f"Each row looks at its coloured columns. Actions see {seen}.")
+    set_title(figure, "Attention: who sees whom", f"Each row looks at its coloured columns. {_seen(config)}.")
     return finish(figure, path)
 
 
-def _small_mask(config: Pi0Config, prompt_tokens: int) -> tuple[NDArray[np.bool_], dict[str, int]]:
+def _seen(config: Pi0Config | Pi0FastConfig) -> str:
+    if isinstance(config, Pi0FastConfig):
+        return "A FAST token sees the prefix and those before it"
+    actions = "earlier actions" if config.action_attention == "causal" else "each other"
+    prefix = "the prefix" if config.language is None else "images, prompt and text, never FAST"
+    return (
+        f"Actions see {prefix}, the state and {actions}"
+        if config.has_state_token
+        else f"Actions see {prefix} and {actions}"
+    )
+
+
+def _small_mask(config: Pi0Config | Pi0FastConfig, prompt_tokens: int) -> tuple[NDArray[np.bool_], dict[str, int]]:
     """The mask [T, T] of a model with the same switches and few tokens, and the tokens per group."""
     if prompt_tokens < 2:
         raise UserError(f"prompt_tokens is {prompt_tokens}; the mask picture needs at least 2, one of them padding")
+    if isinstance(config, Pi0FastConfig):
+        groups = {"images": SHOWN_TOKENS * len(config.cameras), "prompt": prompt_tokens, "FAST": SHOWN_ACTIONS}
+        starts = torch.arange(sum(groups.values())) >= groups["images"] + prompt_tokens
+        valid = torch.arange(len(starts)) != groups["images"] + prompt_tokens - 1
+        return block_mask(valid[None], starts)[0].numpy(), groups
     switches = ("cameras", "state_input", "time_conditioning", "action_attention")
     few = small_config("nano", action_horizon=SHOWN_ACTIONS, **{name: getattr(config, name) for name in switches})
     with torch.device("meta"):
@@ -85,7 +100,7 @@ def _small_mask(config: Pi0Config, prompt_tokens: int) -> tuple[NDArray[np.bool_
     return mask.numpy(), groups
 
 
-def _real_count(config: Pi0Config, group: str) -> str:
+def _real_count(config: Pi0Config | Pi0FastConfig, group: str) -> str:
     """How many tokens the group really has."""
     images = (config.image_size // config.vision.patch_size) ** 2
     return {
@@ -94,7 +109,7 @@ def _real_count(config: Pi0Config, group: str) -> str:
         "state": "1",
         "actions": f"{config.action_horizon}",
         "text": "that it writes",
-        "FAST": "in training",
+        "FAST": "written" if isinstance(config, Pi0FastConfig) else "in training",
     }[group]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pizero.checkpoints.models import Network, NetworkConfig, make_model
 from pizero.model.attention import attend_fused
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.activations import BLOCKS, checkpoint_activations
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import WRAP_UNITS
@@ -127,10 +128,15 @@ class _Live(TorchDispatchMode):
 
 
 class _AllPresent(TorchFunctionMode):
-    """No sample lacks a camera: a mask without content cannot say so."""
+    """What masks without content cannot say: no sample lacks a camera, and half of a text's slots are targets."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return True if func is Tensor.all else func(*args, **(kwargs or {}))
+        if func is Tensor.all:
+            return True
+        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            whole = args[0].flatten(0, args[1].ndim - 1)
+            return whole[: (len(whole) + 1) // 2]
+        return func(*args, **(kwargs or {}))
 
 
 def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool) -> _Live:
@@ -160,6 +166,9 @@ def _inputs(network: Any, batch: int) -> tuple[Observation, Tensor]:
         torch.zeros(batch, network.prompt_length, dtype=torch.long),
         torch.ones(batch, network.prompt_length, dtype=torch.bool),
     )
+    if isinstance(network, Pi0FastConfig):
+        masks = [torch.ones(batch, network.prompt_length, dtype=torch.bool) for _ in range(2)]
+        observation = replace(observation, state=None, prompt_causal=masks[0], prompt_target=masks[1])
     return observation, torch.empty(batch, network.action_horizon, network.action_dim)
 
 

@@ -13,10 +13,10 @@ from pizero.workflows.progress import console, steps_shown, tell
 
 def convert_and_print(
     source: str, target: Path, to: str, *,
-    embodiment: str | None, norm_stats: Path | None, tokenizer: Path | None, **options: Any,
+    embodiment: str | None, norm_stats: Path | None, tokenizer: Path | None, codec: Path | None = None, **options: Any,
 ) -> Conversion:  # fmt: skip
     """`checkpoints.convert` with its steps and its result in the terminal."""
-    given = GivenFacts(embodiment, norm_stats, tokenizer)
+    given = GivenFacts(embodiment, norm_stats, tokenizer, codec)
     started = time.perf_counter()
     with steps_shown("opening") as show:
         result = convert(source, target, to, given=given, **options, on_step=lambda text: show(f"{text} ..."))

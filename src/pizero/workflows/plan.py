@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from pizero.baseline.config import BaselineConfig
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import known_device
@@ -18,6 +19,7 @@ from pizero.configs.finetune import with_lora
 from pizero.configs.presets import Preset
 from pizero.data.embodiments import get_embodiment
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.distributed import Sharding
 from pizero.train.optim import multiplies_in_bfloat16
 from pizero.train.plan import Layout, StepPlan, plan_step
@@ -137,14 +139,14 @@ def print_plan(plan: TrainingPlan, preset: Preset, resources: Resources) -> None
 # -------------------------------------------------------------------- inside
 
 
-def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Config:
+def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Config | Pi0FastConfig:
     """With the cameras that the robots have, `present`: a batch lacks the model's others."""
     model = preset.model
-    if not isinstance(model, Pi0Config):
-        raise UserError("a plan is for π0 and π0.5, not for the diffusion baseline")
+    if isinstance(model, BaselineConfig):
+        raise UserError("a plan is for π0, π0.5 and π0-FAST, not for the diffusion baseline")
     if start is not None and Path(start).is_dir() and not paligemma.detect(folder := local_folder(start)):
         known = read_checkpoint(folder).config
-        if isinstance(known, Pi0Config):
+        if isinstance(known, Pi0Config | Pi0FastConfig):
             model = replace(known, action_horizon=model.action_horizon)
     return replace(model, cameras=tuple(dict.fromkeys(present)))
 
