@@ -24,7 +24,7 @@ from pizero.cli.main import run
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import Pi0Config, small_config
+from pizero.model.config import CAMERAS, Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
@@ -167,3 +167,24 @@ def test_command(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "there is nothing at this path" in capsys.readouterr().err
     assert run("convert", [str(GOLDEN / "pi0_d32" / "jax"), str(tmp_path / "c"), "--to", "native"]) == 2
     assert "arch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["openpi-jax", "openpi-torch"])
+@pytest.mark.parametrize("cameras", [(*CAMERAS, "side_0_rgb"), CAMERAS[::-1]], ids=["four", "another order"])
+def test_cameras_that_openpi_does_not_see(to: str, cameras: tuple[str, ...], tmp_path: Path) -> None:
+    """It takes its three, in its order, and nothing else (openpi src/openpi/models/model.py, IMAGE_KEYS)."""
+    save_checkpoint(tmp_path / "source", Pi0(small_config("nano", cameras=cameras)))
+    with pytest.raises(UserError, match=rf"^openpi sees the cameras .* alone, .* this model has {', '.join(cameras)}:"):
+        convert(tmp_path / "source", tmp_path / "result", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("to", ["lerobot", "transformers"])
+def test_a_fourth_camera_where_the_format_has_a_place(to: str, tmp_path: Path) -> None:
+    """The same actions; what the files do not say, the conversion does."""
+    config = small_config("nano", cameras=(*CAMERAS, "side_0_rgb"))
+    save_checkpoint(tmp_path / "source", Pi0(config))
+    result = convert(tmp_path / "source", tmp_path / "result", to)
+    assert result.difference < 1e-5
+    assert any("reading it needs arch" in note for note in result.notes)
+    assert load_model(tmp_path / "result", arch=config).config.cameras == config.cameras

@@ -19,7 +19,7 @@ from pizero.checkpoints.format import Arch, Facts
 from pizero.checkpoints.models import Network
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
 from pizero.files import read_json, values_of, write_bytes
-from pizero.model.config import GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.config import CAMERAS, GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
@@ -116,6 +116,11 @@ def writable_config(model: Network) -> Pi0Config:
         raise UserError(
             "openpi has a state token without adaptive norms (π0) or adaptive norms without a state token (π0.5); "
             f"this model has state_input {config.state_input!r} and time_conditioning {config.time_conditioning!r}"
+        )
+    if config.cameras != tuple(name for name in CAMERAS if name in config.cameras):
+        raise UserError(
+            f"openpi sees the cameras {', '.join(CAMERAS)} alone, in this order; this model has "
+            f"{', '.join(config.cameras)}: openpi would compute other actions from these weights"
         )
     check_one_table(config)
     return config

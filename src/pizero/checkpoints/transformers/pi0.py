@@ -50,6 +50,8 @@ _FIXED = {
 }  # fmt: skip
 """Settings that the network has no switch for; others are refused."""
 _DEFAULT_THETA = 10_000.0
+_UNTOLD = {"cameras", "max_delay", "prompt_length"}
+"""What an arch may add: no weight depends on it, and config.json has no place for it."""
 
 
 def detect(folder: Path) -> bool:
@@ -62,7 +64,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     config = _read_config(read_object(folder / CONFIG))
     if arch is not None:
         given = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
-        if any(getattr(given, name) != getattr(config, name) for name in set(vars(config)) - {"cameras", "max_delay"}):
+        if any(getattr(given, name) != getattr(config, name) for name in set(vars(config)) - _UNTOLD):
             raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
         config = given
     weights = SafetensorsWeights(folder)
