@@ -91,7 +91,7 @@ ERRORS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "another shape": (another_shape, {}, "weights do not fit"),
     "a tensor less": (without_a_tensor, {}, "weights do not fit"),
     "another config": (another_config, {}, "depth"),
-    "no robot": (without_its_robot, {}, "does not tell embodiment"),
+    "no robot": (without_its_robot, {}, "does not record embodiment"),
     "dtype": (nothing, {"dtype": "float31"}, "unknown dtype 'float31'"),
     "device": (nothing, {"device": "gpu"}, "unknown device 'gpu'"),
     "kernels": (nothing, {"kernels": "float8"}, "float8"),

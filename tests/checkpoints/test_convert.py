@@ -73,7 +73,7 @@ def test_what_is_unknown_stays_unknown(nano: Path, stats: Path, tmp_path: Path) 
     result = convert(nano, tmp_path / "part", "native", given=GivenFacts(norm_stats=stats))
     assert (result.known, result.unknown) == (("norm_stats",), ("embodiment", "tokenizer"))
     assert json.loads((tmp_path / "part" / FACTS).read_text())["embodiment"] is None
-    with pytest.raises(UserError, match=r"does not tell embodiment nor tokenizer.*--embodiment, --tokenizer"):
+    with pytest.raises(UserError, match=r"does not record embodiment nor tokenizer.*--embodiment, --tokenizer"):
         load_policy(tmp_path / "part")
     policy = load_policy(tmp_path / "part", embodiment=ROBOT, tokenizer=PaligemmaTokenizer.bytes())
     image = np.zeros((8, 8, 3), np.uint8)

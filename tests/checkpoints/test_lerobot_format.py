@@ -506,7 +506,10 @@ def test_load_policy_names_what_is_unknown(change: Callable[[Path], None], reaso
     folder = copy_of("pi0", tmp_path / "x")
     change(folder)
     what = "embodiment" if "camera" in reason or "columns" in reason else "norm_stats"
-    with warnings.catch_warnings(record=True) as told, pytest.raises(UserError, match=f"does not tell {what}, and it"):
+    with (
+        warnings.catch_warnings(record=True) as told,
+        pytest.raises(UserError, match=f"does not record {what}, and it"),
+    ):
         load_policy(folder, arch=arch_of("pi0"), tokenizer=PaligemmaTokenizer.bytes())
     assert any(reason in str(warning.message) for warning in told) == (reason != "no processors")
     with warnings.catch_warnings(record=True):
@@ -514,7 +517,7 @@ def test_load_policy_names_what_is_unknown(change: Callable[[Path], None], reaso
 
 
 def test_load_policy_asks_for_the_vocabulary() -> None:
-    with pytest.raises(UserError, match="does not tell tokenizer, and"):
+    with pytest.raises(UserError, match="does not record tokenizer, and"):
         load_policy(GOLDEN / "checkpoints" / "pi0_tiny", arch=arch_of("pi0"))
 
 
@@ -607,7 +610,7 @@ def test_what_changes_actions_makes_the_robot_unknown(
     source = lerobot.read(folder, arch_of("pi0"))
     assert source.facts.embodiment is None
     assert len([note for note in source.notes if re.search(f"the embodiment is unknown: .*{reason}", note)]) == 1
-    with pytest.raises(UserError, match="does not tell embodiment"), warnings.catch_warnings(record=True):
+    with pytest.raises(UserError, match="does not record embodiment"), warnings.catch_warnings(record=True):
         load_policy(folder, arch=arch_of("pi0"), tokenizer=PaligemmaTokenizer.bytes())
 
 

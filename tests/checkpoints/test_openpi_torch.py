@@ -243,13 +243,13 @@ def test_arch_with_another_depth() -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (None, "no config.json and another vision tower than So400m, whose heads shapes do not tell; give the sizes"),
+        (None, "no config.json and another vision tower than So400m, whose heads no shape shows; give the sizes"),
         ({"paligemma_variant": "gemma_9b", "action_expert_variant": "gemma_300m"}, "names the variant 'gemma_9b'"),
         ({"paligemma_variant": "gemma_2b"}, "names the variant 'None'"),
         ({"paligemma_variant": "gemma_2b_lora"}, "'gemma_2b_lora', but openpi's converter leaves LoRA adapters out"),
         (
             {"paligemma_variant": "dummy", "action_expert_variant": "dummy", "action_dim": 32},
-            "does not tell action_dim and action_horizon",
+            "does not record action_dim and action_horizon",
         ),
         (
             {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m", "action_dim": 32,
@@ -298,8 +298,8 @@ def test_a_folder_of_the_trainer_tells_what_is_assumed(
     (folder / "optimizer.pt").write_bytes(b"\x80\x02")
     monkeypatch.setattr(openpi_torch, "config_of_shapes", lambda *_: arch_of(name))
     notes = " ".join(openpi_torch.read(folder).notes)
-    assert "do not tell the action horizon: 50 steps are taken" in notes
-    assert ("do not tell whether the prompt holds the state" in notes) == (name == "pi05_d32")
+    assert "do not record the action horizon: 50 steps are taken" in notes
+    assert ("do not record whether the prompt holds the state" in notes) == (name == "pi05_d32")
     assert openpi_torch.read(folder, arch_of(name)).notes == ()
 
 
@@ -313,7 +313,7 @@ def test_a_wrappers_start_of_names_is_left_out_and_told(start: str, tmp_path: Pa
     expected = dict(openpi_torch.read(GOLDEN / "pi0_d32" / "torch", arch_of("pi0_d32")).tensors())
     assert all(torch.equal(tensor, expected[name]) for name, tensor in source.tensors())
     assert len(source.notes) == 1
-    assert "in the tensors' names is left out" in source.notes[0]
+    assert "in the tensors' names is dropped" in source.notes[0]
 
 
 def test_compiled_parts_inside_of_names(tmp_path: Path) -> None:

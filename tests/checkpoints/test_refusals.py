@@ -106,9 +106,9 @@ KINDS: dict[str, tuple[Make, str]] = {
     ),
     "adapters": (adapters, "LoRA adapters of PEFT for 'a/b', not a whole model; merge them"),
     "adapters of LeRobot": (both(adapters, config(type="pi0")), "LoRA adapters of PEFT"),
-    "paligemma": (both(config(model_type="paligemma"), weights("language_model.x")), "holds PaliGemma, a start"),
+    "paligemma": (both(config(model_type="paligemma"), weights("language_model.x")), "PaliGemma, an initial"),
     "another model": (both(config(model_type="llama"), weights("model.x")), "holds a 'llama' of Transformers"),
-    "big_vision's": (file("pt_224.npz"), "pt_224.npz: big_vision's format, .*a start .* and not a policy"),
+    "big_vision's": (file("pt_224.npz"), "pt_224.npz: big_vision's format, .*an initial checkpoint .*, no policy"),
     "pytorch_model.bin": (file("pytorch_model.bin"), "pytorch_model.bin: a pickle, .*as safetensors"),
     "pt": (file("policy.pt"), "policy.pt: a pickle, which is never opened here; save .*as safetensors"),
     "pth": (file("policy.PTH"), "policy.PTH: a pickle"),
@@ -172,7 +172,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
     [
         ("pi0.ckpt", "is a file and no checkpoint folder: a pickle"),
         ("model.gguf", "is a file and no checkpoint folder: exported"),
-        ("pt_224.npz", "a start (pizero train --checkpoint) and not a policy"),
+        ("pt_224.npz", "an initial checkpoint (pizero train --checkpoint), no policy"),
         ("notes.txt", "it is a file; give the folder"),
     ],
 )

@@ -133,7 +133,7 @@ def test_the_statistics_of_a_lerobot_dataset(tmp_path: Path) -> None:
         for field, key in ((stats.state, "observation.state"), (stats.actions, "action")):
             assert field.to_json() == {name: stored[key][name] for name in field.to_json()}
             assert len(field.to_json()) == 6
-    with pytest.raises(UserError, match="does not tell that its actions are relative"):
+    with pytest.raises(UserError, match="does not record that its actions are relative"):
         read_norm_stats(file, "zscore", DELTA)
     (tmp_path / "s.json").write_text(json.dumps({"state": stored["action"], "actions": stored["action"]}))
     with pytest.raises(UserError, match=r"nor LeRobot's observation.state and action"):

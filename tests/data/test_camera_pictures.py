@@ -152,7 +152,7 @@ def test_episodes_of_two_sizes(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "note"),
-    [("L", "is grey"), ("LA", "is grey"), ("RGBA", "transparency, is left out"), ("P", None), ("RGB", None)],
+    [("L", "is grey"), ("LA", "is grey"), ("RGBA", "transparency, is dropped"), ("P", None), ("RGB", None)],
 )
 def test_colours(root: Path, mode: str, note: str | None) -> None:
     def change(episode: int, frame: int, data: bytes) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def test_depth_is_left_out(root: Path, tmp_path: Path, form: str, kind: type, va
     describe(root, **values)
     dataset = LeRobotDataset(root)
     assert dataset.cameras == ("wrist",)
-    assert "camera 'top' is left out: it is a depth camera" in " ".join(dataset.notes)
+    assert "camera 'top' is not used: it is a depth camera" in " ".join(dataset.notes)
     with pytest.raises(UserError, match="camera 'top' cannot be used: it is a depth camera"):
         dataset.images("top", [0])
     convert_dataset(root, tmp_path / "new")
@@ -315,7 +315,7 @@ def test_missing_images_beside_the_parquet(root: Path, tmp_path: Path) -> None:
     with pytest.raises(BadEpisodeError, match=r"episode 2: 2 of 42 images .* missing, the first is that of frame 3"):
         LeRobotDataset(root)
     assert LeRobotDataset(root, cameras=["wrist"]).num_episodes == 4
-    with pytest.warns(UserWarning, match=r"left out 1 of 4 episodes \(missing image: 2\)"):
+    with pytest.warns(UserWarning, match=r"skipped 1 of 4 episodes \(missing image: 2\)"):
         convert_dataset(root, tmp_path / "new", skip_bad_episodes=True)
     assert LeRobotDataset(tmp_path / "new").num_episodes == 3
 
@@ -428,7 +428,7 @@ def test_rows_without_an_image(root: Path, tmp_path: Path, alone: bool) -> None:
         LeRobotDataset(root)
     assert refused.value.episodes == (1, 3)
     assert [fault["episode"] for fault in check(root, CheckConfig(horizon=3))["faults"]] == [1, 3]
-    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(missing image: 1, 3\)"):
+    with pytest.warns(UserWarning, match=r"skipped 2 of 4 episodes \(missing image: 1, 3\)"):
         convert_dataset(root, tmp_path / "new", skip_bad_episodes=True)
     assert LeRobotDataset(tmp_path / "new").images("top", np.arange(82)).shape == (82, 96, 96, 3)
 

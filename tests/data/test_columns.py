@@ -58,7 +58,7 @@ def bad_episodes(root: Path, message: str, **options: Any) -> tuple[int, ...]:
 def without(root: Path, bad: list[int]) -> None:
     """The other episodes are as they were."""
     good = [episode for episode in range(4) if episode not in bad]
-    with pytest.warns(UserWarning, match=f"left out {len(bad)} of 4 episodes"):
+    with pytest.warns(UserWarning, match=f"skipped {len(bad)} of 4 episodes"):
         dataset = LeRobotDataset(root, skip_bad_episodes=True)
     expected = LeRobotDataset(PNG, episodes=good)
     assert dataset.episodes.tolist() == good
@@ -242,7 +242,7 @@ def test_numbers_that_are_not_needed(old: Path, name: str) -> None:
         put(path, name, None)
     dataset = LeRobotDataset(old)
     np.testing.assert_array_equal(dataset.column("action"), LeRobotDataset(PNG_V21).column("action"))
-    told = ["episodes 0, 1, 2, 3: the data has no episode_index, the lengths tell the rows"]
+    told = ["episodes 0, 1, 2, 3: the data has no episode_index, the lengths give the rows"]
     assert dataset.notes == (told if name == "episode_index" else [])
 
 

@@ -397,7 +397,7 @@ def test_empty_episodes(old: Path) -> None:
     change_lines(old / "meta/episodes.jsonl", lambda line: line | ({"length": 0} if line["episode_index"] == 2 else {}))
     change_info(old, total_episodes=3, total_frames=119)
     dataset = same_numbers(old, PNG_V21, episodes=[0, 1, 3])
-    assert dataset.notes == ["episode 2 is empty and left out"]
+    assert dataset.notes == ["episode 2 is empty and skipped"]
     change_lines(old / "meta/episodes.jsonl", lambda line: line | {"length": 0})
     refused(old, "no episode has a frame")
 
@@ -406,7 +406,7 @@ def test_a_recording_that_was_interrupted(old: Path) -> None:
     path = old / "meta/episodes.jsonl"
     path.write_text(path.read_text().rstrip()[:-20])
     dataset = same_numbers(old, PNG_V21, episodes=[0, 1, 2])
-    assert "its last line is torn and left out" in dataset.notes[0]
+    assert "its last line is torn and skipped" in dataset.notes[0]
     assert "total_episodes 4 and total_frames 161, but meta/ lists 3 and 120" in dataset.notes[1]
 
 
@@ -416,7 +416,7 @@ def test_a_damaged_table_of_several(png: Path) -> None:
     (png / "meta/episodes/chunk-000/file-001.parquet").write_bytes(b"PAR1 the recording was killed")
     dataset = same_numbers(png, episodes=[0, 1, 2])
     assert "file-001.parquet cannot be read as a parquet file" in dataset.notes[0]
-    assert "its episodes are left out" in dataset.notes[0]
+    assert "its episodes are skipped" in dataset.notes[0]
 
 
 def test_no_list_of_episodes(old: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_camera_without_files(h264: Path) -> None:
     dataset = same_numbers(h264, H264)
     assert dataset.cameras == ("top",)
     assert dataset.notes == [
-        "camera 'wrist' is left out: meta/info.json has it, but no file of it is there, the first would be "
+        "camera 'wrist' is not used: meta/info.json has it, but no file of it is there, the first would be "
         "videos/observation.images.wrist/chunk-000/file-000.mp4"
     ]
     with pytest.raises(UserError, match=r"camera 'wrist' cannot be used: meta/info\.json has it, but no file of it is"):

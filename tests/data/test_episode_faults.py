@@ -96,7 +96,7 @@ def levels(dataset: LeRobotDataset) -> list[int]:
 
 def faults(root: Path) -> dict[int, str]:
     """Texts by episode, as training says the first of them."""
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         dataset = LeRobotDataset(root, skip_bad_episodes=True)
     with pytest.raises(BadEpisodeError, match=re.escape(str(dataset.faults[0]))) as refused:
         LeRobotDataset(root)
@@ -175,7 +175,7 @@ def test_a_discarded_take_in_an_episode(root: Path) -> None:
     discard(root, 5, 9)
     slices(root, [0.0, 0.5, 2.0, 2.7], [0.5, 2.0, 2.7, 3.3])
     assert faults(root) == {1: "its part of the video, 0.500 to 2.000 s, holds 15 frames, the episode has 6 rows"}
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert levels(LeRobotDataset(root, skip_bad_episodes=True)) == [*range(5), *range(11, 24)]
 
 
@@ -190,7 +190,7 @@ def test_a_discarded_take_between_episodes(root: Path) -> None:
 def test_frames_of_nobody_at_the_end(root: Path) -> None:
     """The take may be anywhere where rows were counted for the starts; else another episode was recorded last."""
     discard(root, 24, 4)
-    text = "the video has 4 frames more than its episodes have rows, and nothing tells where"
+    text = "the video has 4 frames more than its episodes have rows, and nothing shows where"
     with pytest.raises(BadEpisodeError, match=rf"episode 0: {text} \(and 3 more: 1-3\)"):
         LeRobotDataset(root)
     info = root / "meta/info.json"
@@ -209,7 +209,7 @@ def test_a_video_that_lacks_a_frame_somewhere(root: Path, missing: int, ends: bo
     video(root / VIDEO, [BRIGHTER * frame for frame in range(24) if frame != missing])
     slices(root, STARTS, ENDS if ends else None)
     found = faults_of_all(root)
-    assert found[0] == "the video has 1 frames fewer than its episodes have rows, and nothing tells where"
+    assert found[0] == "the video has 1 frames fewer than its episodes have rows, and nothing shows where"
     assert set(found) == {0, 1, 2, 3}
 
 
@@ -218,7 +218,7 @@ def test_a_video_that_lacks_a_frame_where_the_slices_tell(root: Path, ends: bool
     video(root / VIDEO, [BRIGHTER * frame for frame in range(24) if frame != 8])
     slices(root, [0.0, 0.5, 1.0, 1.7], [0.5, 1.0, 1.7, 2.3] if ends else None)
     assert faults(root) == {1: "its part of the video, 0.500 to 1.000 s, holds 5 frames, the episode has 6 rows"}
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert levels(LeRobotDataset(root, skip_bad_episodes=True)) == [*range(5), *range(11, 24)]
 
 
@@ -229,7 +229,7 @@ def test_an_episode_taken_out_and_its_starts_counted_anew(root: Path) -> None:
         table = pq.read_table(path)
         pq.write_table(table.filter([index != 2 for index in table["episode_index"].to_pylist()]), path)
     slices(root, [0.0, 0.5, 1.1], [0.5, 1.1, 1.7])
-    text = "the video has 7 frames more than its episodes have rows, and nothing tells where"
+    text = "the video has 7 frames more than its episodes have rows, and nothing shows where"
     assert faults_of_all(root) == dict.fromkeys((0, 1, 3), text)
 
 
@@ -343,7 +343,7 @@ def test_a_video_with_more_or_fewer_frames_than_rows(old: Path, tmp_path: Path, 
         convert_dataset(old, tmp_path / "new")
     with pytest.raises(BadEpisodeError, match=text):  # also where nobody looked before
         LeRobotDataset(old, cameras=()).images("top", [3])
-    with pytest.warns(UserWarning, match="left out 1 of 4"):
+    with pytest.warns(UserWarning, match="skipped 1 of 4"):
         assert convert_dataset(old, tmp_path / "new", skip_bad_episodes=True).episodes == 3
 
 

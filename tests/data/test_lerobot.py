@@ -426,10 +426,10 @@ def test_bad_episodes_are_left_out(tmp_path: Path) -> None:
     (root / "videos/chunk-000/observation.images.top/episode_000000.mp4").unlink()
     short = root / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(short).slice(0, 30), short)
-    with pytest.warns(UserWarning, match="left out") as told:
+    with pytest.warns(UserWarning, match="skipped") as told:
         dataset = LeRobotDataset(root, skip_bad_episodes=True)
     assert [str(warning.message) for warning in told] == [
-        f"{root}: left out 2 of 4 episodes (missing file: 0; number of rows: 1); `pizero check` says more"
+        f"{root}: skipped 2 of 4 episodes (missing file: 0; number of rows: 1); `pizero check` says more"
     ]
     assert [(fault.kind, fault.episode) for fault in dataset.faults] == [("missing file", 0), ("number of rows", 1)]
     assert dataset.episodes.tolist() == [2, 3]
@@ -446,7 +446,7 @@ def test_bad_episodes_are_left_out(tmp_path: Path) -> None:
 
 def test_a_file_of_several_episodes_that_cannot_be_read(h264_copy: Path) -> None:
     (h264_copy / "data/chunk-000/file-001.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(unreadable data: 2-3\)"):
+    with pytest.warns(UserWarning, match=r"skipped 2 of 4 episodes \(unreadable data: 2-3\)"):
         dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
     assert dataset.episodes.tolist() == [0, 1]
 
@@ -455,9 +455,9 @@ def test_a_video_that_ends_too_soon(h264_copy: Path) -> None:
     """The second file of a camera is the first one's, which is shorter than its episodes."""
     videos = h264_copy / "videos/observation.images.top/chunk-000"
     shutil.copy(videos / "file-000.mp4", videos / "file-001.mp4")
-    with pytest.warns(UserWarning, match=r"left out 2 of 4 episodes \(frames of the video: 2-3\)"):
+    with pytest.warns(UserWarning, match=r"skipped 2 of 4 episodes \(frames of the video: 2-3\)"):
         dataset = LeRobotDataset(h264_copy, skip_bad_episodes=True)
-    assert dataset.faults[0].text == "the video has 5 frames fewer than its episodes have rows, and nothing tells where"
+    assert dataset.faults[0].text == "the video has 5 frames fewer than its episodes have rows, and nothing shows where"
     assert dataset.faults[1].text == "the video ends at 7.800 s, before the episode does (8.300 s)"
     assert dataset.episodes.tolist() == [0, 1]
 

@@ -122,7 +122,7 @@ def test_a_state_that_leaves_no_room_is_refused() -> None:
     tokenizer = PaligemmaTokenizer.bytes()
     with pytest.raises(UserError, match=r"the state's 50 dimensions take 225 tokens and the model's prompt has 200"):
         tokenizer.encode("go", np.zeros(50), 200)
-    with pytest.warns(UserWarning, match="the instruction is left out"):
+    with pytest.warns(UserWarning, match="the instruction is dropped"):
         tokens, mask = tokenizer.encode("go", np.zeros(1), len("Task: , State: 128;\nAction: ") + 1)
     assert text_of(tokens, mask) == "Task: , State: 128;\nAction: "
 
@@ -134,7 +134,7 @@ def test_many_cut_prompts_do_not_fill_the_log() -> None:
         for number in range(300):
             tokenizer.encode(f"a long prompt {number}", None, 8)
     assert len(told) == 101
-    assert "further prompts that are cut are not told" in str(told[-1].message)
+    assert "further prompts that are cut are not reported" in str(told[-1].message)
 
 
 @given(st.integers(0, 255), st.floats(0.001, 0.999))

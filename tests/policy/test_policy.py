@@ -241,7 +241,7 @@ def test_load_policy(model: Pi0, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no longer reproduces"):
         load_policy(tmp_path / "run", verify=True)
     save_checkpoint(tmp_path / "run", model)
-    with pytest.raises(UserError, match="does not tell embodiment"):
+    with pytest.raises(UserError, match="does not record embodiment"):
         load_policy(tmp_path / "run")
 
 

@@ -309,7 +309,7 @@ def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path:
     assert found.pipeline is not None
     assert (found.pipeline.tokenizer.vocab_size, found.pipeline.convention) == (259, "lerobot")
     save_checkpoint(tmp_path / "alone", Pi0(model))
-    with pytest.raises(UserError, match=r"does not tell tokenizer.*give --tokenizer"):
+    with pytest.raises(UserError, match=r"does not record tokenizer.*give --tokenizer"):
         train_policy(dataset, tmp_path / "other", preset, initial=Initialization(tmp_path / "alone"))
 
 

@@ -83,7 +83,7 @@ def test_episodes_with_faults_are_left_out(tmp_path: Path, capsys: pytest.Captur
     assert "(and 1 more: 2); `pizero check` shows all; --skip-bad-episodes leaves them out" in refused
     assert run("convert-dataset", [str(source), str(tmp_path / "d"), "--skip-bad-episodes"]) == 0
     told = " ".join(capsys.readouterr().err.split())
-    assert "left out 2 of 4 episodes (missing file: 0; frames of the video: 2)" in told
+    assert "skipped 2 of 4 episodes (missing file: 0; frames of the video: 2)" in told
     before, after = LeRobotDataset(GOLDEN / "v21_av1", episodes=[1, 3]), LeRobotDataset(tmp_path / "d")
     assert after.episodes.tolist() == [0, 1]
     assert after.column("index").ravel().tolist() == list(range(79))

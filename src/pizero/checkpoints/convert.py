@@ -29,7 +29,7 @@ from pizero.types import Observation, UserError
 SEED = 0
 """Of the fixed observation and its noise."""
 _WORDS = 16
-SIZES_UNTOLD = "the files of the result do not tell its sizes: reading it needs arch"
+SIZES_UNTOLD = "the files of the result do not record its sizes: reading it needs arch"
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ def stats_of_file(
     keys = embodiment.state_key, embodiment.action_key
     if any(embodiment.relative_mask):
         raise UserError(
-            f"{file} does not tell that its actions are relative, which those of the {embodiment.name} embodiment are; "
-            "compute them with pizero norm-stats"
+            f"{file} does not record that its actions are relative, which those of the {embodiment.name} embodiment "
+            "are; compute them with pizero norm-stats"
         )
     chooses = bool(embodiment.state_dims or embodiment.action_dims)
     if embodiment.conversions or chooses or not isinstance(keys[0], str) or not isinstance(keys[1], str):
@@ -135,7 +135,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
     if missing := needed_options(facts, config):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise UserError(
-            f"the checkpoint does not tell {' nor '.join(missing)}, and it is not guessed; give {options} to pizero "
+            f"the checkpoint does not record {' nor '.join(missing)}, and it is not guessed; give {options} to pizero "
             "train, evaluate, serve or convert"
         )
     assert facts.embodiment is not None

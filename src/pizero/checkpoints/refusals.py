@@ -16,7 +16,10 @@ _SAFETENSORS = "save its state dict as safetensors where it was trained"
 _ENDINGS = {
     (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"): f"a pickle, which is never opened here; {_SAFETENSORS}",
     (".onnx", ".tflite", ".gguf", ".engine", ".plan"): "exported for another runtime; take the original weights",
-    (".npz", ".npy"): "big_vision's format, as PaliGemma's: a start (pizero train --checkpoint) and not a policy",
+    (
+        ".npz",
+        ".npy",
+    ): "big_vision's format, as PaliGemma's: an initial checkpoint (pizero train --checkpoint), no policy",
     (".msgpack", ".h5"): "of a framework that is not read here; save it as safetensors",
 }
 _CONFIG, _PEFT = "config.json", "adapter_config.json"
@@ -112,7 +115,7 @@ def _config(folder: Path) -> str | None:
     if isinstance(policy, str) and ("input_features" in config or "normalization_mapping" in config):
         return f"holds a policy {short(policy)} of LeRobot; of LeRobot's policies pi0, pi05 and diffusion can be read"
     if kind == "paligemma":
-        return "holds PaliGemma, a start (pizero train --checkpoint) and not a policy: it has no action expert"
+        return "holds PaliGemma, an initial checkpoint (pizero train --checkpoint), no policy: it has no action expert"
     if isinstance(kind, str):
         return f"holds a {short(kind)} of Transformers, which is neither π0 nor π0.5"
     return None

@@ -164,7 +164,7 @@ class PaligemmaTokenizer:
                 "no room for an instruction; leave dimensions of the state out, or take a longer prompt_length"
             )
         kept = longest_start(text, lambda start: len(encoded(start)) <= length)
-        cut = f"cut after {kept[-40:].strip()!r}" if kept else "left out"
+        cut = f"cut after {kept[-40:].strip()!r}" if kept else "dropped"
         self.warn_cut(prompt, f"{len(whole)} tokens with the state, the model takes {length}: the instruction is {cut}")
         return encoded(kept)
 
@@ -174,7 +174,7 @@ class PaligemmaTokenizer:
             return
         self._told.add(prompt)
         shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-        last = "; further prompts that are cut are not told" if len(self._told) > _MOST_TOLD else ""
+        last = "; further prompts that are cut are not reported" if len(self._told) > _MOST_TOLD else ""
         warnings.warn(f"prompt {shown!r}: {what}; shorten it{last}", stacklevel=5)
 
 

@@ -40,8 +40,8 @@ def fit_actions(
     codec = facts.codec if given is None else FastCodec.load(local_folder(given))
     if codec is None and start is not None and start.source is not None:
         raise UserError(
-            f"{start.folder} does not tell the codec of its actions; give it with --codec (physical-intelligence/fast "
-            "for openpi's and LeRobot's released ones)"
+            f"{start.folder} does not record the codec of its actions; give it with --codec (physical-intelligence/"
+            "fast for openpi's and LeRobot's released ones)"
         )
     if codec is None:
         codec = FastCodec.fit(_chunks(sources, stats, preset.model.action_horizon, MOST_CHUNKS), preset.codec_size)

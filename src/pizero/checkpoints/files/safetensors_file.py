@@ -65,7 +65,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         if not found or len(set(names.values())) < len(names):
             return ()
         self._files = {names[key]: file for key, file in self._files.items()}
-        return (f"{' and '.join(map(repr, found))} in the tensors' names is left out: a wrapper's, around the model",)
+        return (f"{' and '.join(map(repr, found))} in the tensors' names is dropped: a wrapper's, around the model",)
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._files[name]

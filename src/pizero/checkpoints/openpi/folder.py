@@ -28,11 +28,11 @@ DUMMY = GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1,
 VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M, "dummy": DUMMY}
 """Sizes by openpi's names (openpi src/openpi/models/gemma.py, get_config)."""
 HORIZON_UNKNOWN = (
-    "openpi's files do not tell the action horizon: 50 steps are taken; give an arch for another one (pizero inspect "
+    "openpi's files do not record the action horizon: 50 steps are taken; give an arch for another one (pizero inspect "
     "--json writes one to change)"
 )
 STATE_UNKNOWN = (
-    "openpi's files do not tell whether the prompt holds the state: it is taken to; for a π0.5 trained with "
+    "openpi's files do not record whether the prompt holds the state: it is taken to; for a π0.5 trained with "
     "discrete_state_input=False (as pi05_libero) give an arch with state_input 'none'"
 )
 
@@ -145,7 +145,7 @@ def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]
     try:
         return Facts(norm_stats=NormStats.load(found[0], mode_of(config))), ()
     except UserError as error:
-        return Facts(), (f"its norm stats are left out: {error}",)
+        return Facts(), (f"its norm stats are not used: {error}",)
 
 
 def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:

@@ -307,7 +307,7 @@ def _rank(row: Row, arrays: OrbaxArrays) -> int:
     if rank != known:
         raise UserError(
             f"the LoRA adapters of {row.theirs} have the rank {rank}, openpi's own {known}: the checkpoint does not "
-            "tell the scale of another rank; merge them in openpi before"
+            "record the scale of another rank; merge them in openpi before"
         )
     return rank
 

@@ -58,7 +58,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     try:
         tensors = matched(weights, key_table(config, table), ignored)
     except UserError as error:
-        hint = "" if arch is not None else "; for sizes that the folder does not tell, give the sizes with arch"
+        hint = "" if arch is not None else "; for sizes that the folder does not record, give the sizes with arch"
         raise UserError(f"{error}{hint}") from None
     facts, notes = openpi_folder.read_facts(folder, config)
     return StoredCheckpoint(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
@@ -171,7 +171,7 @@ def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
             raise UserError(f"{path} names the variant {name!r}, whose sizes are not known; give them with arch")
     dims = [values.get(key) for key in ("action_dim", "action_horizon")]
     if not all(isinstance(dim, int) for dim in dims):
-        raise UserError(f"{path} does not tell action_dim and action_horizon; give the sizes with arch")
+        raise UserError(f"{path} does not record action_dim and action_horizon; give the sizes with arch")
     preset = Pi0Config.pi05 if adaptive else Pi0Config.pi0
     return preset(
         prefix=VARIANTS[names[0]],
@@ -199,7 +199,7 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], adaptive: bool, fold
         )
         if vision != SO400M:
             raise UserError(
-                f"{folder} has no config.json and another vision tower than So400m, whose heads shapes do not tell; "
+                f"{folder} has no config.json and another vision tower than So400m, whose heads no shape shows; "
                 "give the sizes with arch (pizero inspect --json writes an example)"
             )
         return dataclasses.replace(

@@ -66,9 +66,7 @@ def start_from_paligemma(path: Path, model: Pi0 | Pi0Fast) -> tuple[str, ...]:
         target = expected[name]
         extra = tensor.shape[0] - target.shape[0] if tensor.ndim else 0
         if name == "token_embedding.weight" and extra > 0 and tensor.shape[1:] == target.shape[1:]:
-            notes.append(
-                f"PaliGemma's token table has {extra} rows more than the model's vocabulary; they are left out"
-            )
+            notes.append(f"PaliGemma's token table has {extra} rows more than the model's vocabulary; they are dropped")
             tensor = tensor[: target.shape[0]]
         if tensor.shape != target.shape:
             wrong.append(f"{name}: {tuple(tensor.shape)} instead of {tuple(target.shape)}")

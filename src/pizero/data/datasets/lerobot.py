@@ -265,7 +265,7 @@ class LeRobotDataset:
             said = picture_size(self.features[key])
             if kind.is_depth:
                 self._missing_cameras[camera] = f"it is a depth camera ({kind.mode}); only colours are used"
-                self.notes.append(f"camera {camera!r} is left out: {self._missing_cameras[camera]}")
+                self.notes.append(f"camera {camera!r} is not used: {self._missing_cameras[camera]}")
                 del self._camera_keys[camera], self.features[key]
                 continue
             if kind.note is not None:

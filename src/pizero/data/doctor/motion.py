@@ -134,7 +134,7 @@ def _same(subject: Subject, leads: Mapping[Pair, Lead]) -> Iterator[Finding]:
         yield Finding(
             "note", "state repeats action", _dims(subject, same),
             "the state equals the action of the same frame, and not so for the other dimensions",
-            "if the robot repeats its command there, the policy is told nothing that it measured",
+            "if the robot repeats its command there, the policy sees nothing that it measured",
         )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def _without(subject: Subject, name: str, dims: set[int]) -> str:
     indices = find(subject.dataset, subject.embodiment) or list(range(width))
     rest = [indices[dim] for dim in range(width) if dim not in dims]
     text = f"{name}_dims = {rest}" if rest else f"{name}_dims"
-    return f"{text} in the robot file" + (" (the robot then holds them by itself)" if name == "action" else "")
+    return f"{text} in the robot file" + (" (the robot then holds them on its own)" if name == "action" else "")
 
 
 def _range_text(values: NDArray[np.float64]) -> str:

@@ -70,7 +70,7 @@ def read_lines(path: Path, notes: list[str]) -> list[tuple[int, dict[str, Any]]]
             value: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
             if number == len(lines) and found:  # a whole file ends with a line break
-                notes.append(f"{path}: its last line is torn and left out; the recording was interrupted")
+                notes.append(f"{path}: its last line is torn and skipped; the recording was interrupted")
                 break
             raise UserError(f"{path} is no readable file of JSON lines (line {number}: {_one_line(error)})") from None
         if not isinstance(value, dict):

@@ -53,7 +53,7 @@ class RowFinder:
     def notes(self) -> list[str]:
         told: list[str] = []
         if self._unnumbered:
-            told.append(f"{episodes_text(self._unnumbered)}: the data has no episode_index, the lengths tell the rows")
+            told.append(f"{episodes_text(self._unnumbered)}: the data has no episode_index, the lengths give the rows")
         if self._renumbered:
             told.append(
                 f"{episodes_text(self._renumbered)}: the data file has another episode_index, all its rows are used"

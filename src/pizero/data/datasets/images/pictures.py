@@ -39,7 +39,7 @@ class Kind:
         """How it becomes red, green and blue, where that is not as usual."""
         if self.mode in _GREY:
             return "is grey: its one channel is used as red, green and blue"
-        return "has four channels: the fourth, transparency, is left out" if self.mode in ("RGBA", "RGBa") else None
+        return "has four channels: the fourth, transparency, is dropped" if self.mode in ("RGBA", "RGBa") else None
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class _Places:
             self._all_unsure(f"the video has {sum(sizes) - count} frames fewer")
 
     def _all_unsure(self, what: str) -> None:
-        fault = f"{what} than its episodes have rows, and nothing tells where"
+        fault = f"{what} than its episodes have rows, and nothing shows where"
         for index, found in self.found.items():
             self.found[index] = VideoError(fault) if isinstance(found, np.ndarray) else found
 

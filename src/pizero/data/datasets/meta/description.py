@@ -39,7 +39,7 @@ def read_layout(root: Path) -> Layout:
     found = find_files(root, info, described, notes)
     described = _with_lengths(described, found, notes)
     missing = {**_missing_cameras(root, info.features, found), **depth_cameras(info.features)}
-    notes += [f"camera {camera!r} is left out: {why}" for camera, why in missing.items()]
+    notes += [f"camera {camera!r} is not used: {why}" for camera, why in missing.items()]
     features = {key: value for key, value in info.features.items() if key not in {cameras[name] for name in missing}}
     fps = info.fps or find_frame_rate(root, info.features, [data for data, _ in found], notes)
     episodes = _with_starts(described, found, features, fps, notes)
@@ -144,7 +144,7 @@ def _with_starts(
 def _without_empty(root: Path, episodes: list[Episode], notes: list[str]) -> list[Episode]:
     empty = [episode.index for episode in episodes if not episode.length]
     if empty:
-        notes.append(f"{episodes_text(empty)} {'are' if len(empty) > 1 else 'is'} empty and left out")
+        notes.append(f"{episodes_text(empty)} {'are' if len(empty) > 1 else 'is'} empty and skipped")
     whole = [episode for episode in episodes if episode.length]
     if not whole:
         raise UserError(f"{root}: no episode has a frame; record it again, or copy the whole dataset")

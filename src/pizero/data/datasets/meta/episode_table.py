@@ -74,7 +74,7 @@ def _from_tables(root: Path, videos: Sequence[str], notes: list[str]) -> list[De
             damaged.append(error)
     if not tables:
         raise damaged[0]
-    notes += [f"{error}; its episodes are left out" for error in damaged]
+    notes += [f"{error}; its episodes are skipped" for error in damaged]
     rows = [
         {name: values[row] for name, values in table.items()}
         for table in tables
