@@ -49,7 +49,7 @@ def with_assets(folder: Path, *names: str) -> Path:
 @pytest.mark.parametrize(("config", "mode"), [(PI0, "zscore"), (PI05, "quantile")])
 @pytest.mark.parametrize("name", ["tiny", "physical-intelligence/libero"])
 def test_the_mode_is_the_models(tmp_path: Path, config: Pi0Config, mode: Mode, name: str) -> None:
-    """openpi's file does not tell it; an id may be a path."""
+    """openpi's file does not record it; an id may be a path."""
     facts, notes = read_facts(with_assets(tmp_path, name), config)
     assert facts.norm_stats is not None
     assert (facts.norm_stats.mode, facts.norm_stats.epsilon, notes) == (mode, 1e-6, ())

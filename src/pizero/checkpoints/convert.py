@@ -37,7 +37,7 @@ class Conversion:
     """What was done.
 
     difference: the greatest between the sampled action chunks of source and result, in the model's units; `largest` is
-    the greatest action. known: what the result tells of the robot. unknown: what a policy from it needs as options.
+    the greatest action. known: what the result records of the robot. unknown: what a policy from it needs as options.
     """
 
     source: str
@@ -65,7 +65,7 @@ def convert(
 ) -> Conversion:
     """Writes the checkpoint `source` (as for `load_model`) as a new folder `target` of the format `to`.
 
-    dtype: of the large matrices; None keeps every tensor's own. given: what the source does not tell, or tells
+    dtype: of the large matrices; None keeps every tensor's own. given: what the source does not record, or records
     otherwise. merge_lora: adapters that were trained from the source, as for `load_policy`; they are merged. on_step
     hears what is being done. One model is in memory at a time.
 
@@ -166,7 +166,7 @@ def _difference(expected: Tensor, actual: Tensor, tolerance: float) -> tuple[flo
 
 
 def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[StoredCheckpoint, tuple[str, ...]]:
-    """As a user would read it: detected, and without `arch` where its files tell the sizes."""
+    """As a user would read it: detected, and without `arch` where its files record the sizes."""
     detected = next((name for name, format in FORMATS.items() if format.detect(folder)), None)
     if detected is None or FORMATS[detected] is not writer:
         raise UserError(f"the result is recognised as {detected}, which is not what was written; nothing is left of it")

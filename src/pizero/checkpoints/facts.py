@@ -1,4 +1,4 @@
-"""What a checkpoint tells of the robot: kept beside weights that came without all of it, and made into a pipeline."""
+"""What a checkpoint records of the robot: kept beside weights that came without all of it, and made into a pipeline."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import Convention
 
 Arch = Pi0Config | Pi0FastConfig | Mapping[str, Any]
-"""Sizes that a checkpoint does not tell: a config, our own JSON, or the words of the checkpoint's own project."""
+"""Sizes that a checkpoint does not record: a config, our own JSON, or the words of the checkpoint's own project."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint tells of the way from robot dictionaries to tensors. None is unknown, never guessed."""
+    """What a checkpoint records of the way from robot dictionaries to tensors. None is unknown, never guessed."""
 
     embodiment: Embodiment | None = None
     norm_stats: NormStats | None = None
@@ -42,7 +42,7 @@ class StoredCheckpoint:
     """A checkpoint that was recognised and whose names fit its config; its tensors are read when they are asked for.
 
     tensors: our names and the tensors, as stored; the largest first where reading one needs memory of its own.
-    notes: what a user should be told, such as a tensor that the forward pass does not use and that differs from the
+    notes: warnings for the user, such as a tensor that the forward pass does not use and that differs from the
         one it should equal.
     """
 
@@ -67,7 +67,7 @@ class Format(Protocol):
     """One module per format has these three."""
 
     def detect(self, folder: Path) -> bool:
-        """Told by the content, never by a folder's name.
+        """Recognised by the content, never by a folder's name.
 
         False for foreign content; UserError when a file of the format's own name cannot be read.
         """

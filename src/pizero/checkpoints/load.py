@@ -58,10 +58,10 @@ def load_model(
     dtype: str = "float32",
     arch: Arch | str | Path | None = None,
 ) -> Pi0:
-    """The π0 of a checkpoint of any known format, strictly; the format is told by the content.
+    """The π0 of a checkpoint of any known format, strictly; the format is recognised by the content.
 
     path: a folder, or a hub id or address as for `remote.local_folder`. dtype: "float32", "bfloat16" or "float16", for
-    the large matrices. arch: sizes for a checkpoint whose own config does not tell them, as a Pi0Config, a dictionary,
+    the large matrices. arch: sizes for a checkpoint whose own config has none, as a Pi0Config, a dictionary,
     or the path of a JSON file; the weights' shapes must agree.
     """
     model = load_network(path, device, dtype, arch)
@@ -105,8 +105,8 @@ def load_policy(
     """The policy of a checkpoint of any known format; path, dtype, arch as for `load_model`.
 
     embodiment (or its name), norm_stats (or its file, or the folder that holds it; openpi's norm_stats.json too, whose
-    mode the model tells), tokenizer (or its file), codec (or its folder; for a π0-FAST): what the checkpoint does not
-    tell; UserError says what is missing.
+    mode follows from the model), tokenizer (or its file), codec (or its folder; for a π0-FAST): what the checkpoint has
+    not recorded; UserError says what is missing.
     Given all the same, they take the place of the checkpoint's own. The name of one of the robots that a mixture was
     trained for gives that robot with its statistics; without it the first of them is run.
     kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights

@@ -34,7 +34,7 @@ def model_name(config: NetworkConfig) -> str:
 
 
 def empty_model(config: NetworkConfig) -> Network:
-    """Names and shapes alone, on the meta device; filling nothing takes seconds at full size, so it is left out."""
+    """Names and shapes alone, on the meta device; filling nothing takes seconds at full size, so it is skipped."""
     try:
         with torch.device("meta"), _NoFilling():
             return make_model(config)

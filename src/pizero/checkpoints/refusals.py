@@ -57,7 +57,7 @@ def check_no_adapters(folder: Path) -> None:
 
 
 def legacy_pi0(names: Iterable[str]) -> str | None:
-    """What to say of π0 as LeRobot had it before its processors, told by the names of its tensors."""
+    """What to say of π0 as LeRobot had it before its processors, recognised by the names of its tensors."""
     if any(part in name for name in names for part in _LEGACY_PARTS):
         return f"is {LEGACY_PI0}"
     if any(name.startswith(("normalize_", "unnormalize_")) for name in names):

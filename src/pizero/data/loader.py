@@ -31,7 +31,7 @@ class Batch:
     inputs: ModelInputs
     actions: NDArray[np.float32]
     action_dims: NDArray[np.int64] | None = None
-    """[B] action dimensions that the sample's robot has; the others are padding. None: not said."""
+    """[B] action dimensions that the sample's robot has; the others are padding. None: unknown."""
     subtasks: Sequence[str] | None = None
     """[B] what the robot is doing, in words; empty where the data does not say it. None where no dataset says any."""
 
@@ -73,7 +73,7 @@ class Member:
         return Batch(inputs, actions, dims, subtasks)
 
     def tell_cut_prompts(self) -> None:
-        """Encodes each instruction once, with the state of its first frame: what must be cut is told now, and not by
+        """Encodes each instruction once, with the state of its first frame: what must be cut is reported now, not by
         every process that prepares batches. UserError as for `model_inputs`.
         """
         firsts = dict(zip(reversed(self._prompts(self.frames)), reversed(self.frames.tolist()), strict=True))
@@ -91,7 +91,7 @@ class Member:
 class Loader:
     """Batches over the frames of one or several datasets, reshuffled each epoch over all episodes.
 
-    An epoch has as many samples as there are frames; its last, smaller batch is left out. `batch(step)` depends on the
+    An epoch has as many samples as there are frames; its last, smaller batch is dropped. `batch(step)` depends on the
     seed and the step alone, so a resumed training reads what the uninterrupted one reads, with any number of workers.
     """
 

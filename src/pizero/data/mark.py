@@ -1,4 +1,4 @@
-"""What tells a training's data apart from other data, kept in its checkpoints: a resume goes on with the same alone."""
+"""What distinguishes a training's data from other data, kept in its checkpoints: a resume takes the same alone."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ With an observation history of T > 1 each sample has [T, h, w, 3].
 
 
 class ModelInputs(TypedDict):
-    """A batch of observations as arrays. Cameras by model name; one that no sample has is left out of `images`.
+    """A batch of observations as arrays. Cameras by model name; one that no sample has is not in `images`.
 
     With an observation history of T > 1: images [B, T, H, W, 3] and state [B, T, state_dim], oldest first.
     """

@@ -30,7 +30,7 @@ _COMMIT_BYTES = 1 << 28  # what is written before a commit is held in memory
 def stored_names(folder: Path) -> dict[str, str]:
     """Names of arrays ("a/b") and the names that the database has for them ("params.a.b", maybe with ".value").
 
-    Told by the folder's _METADATA; empty when there is none. UserError when it cannot be read.
+    By the folder's _METADATA; empty when there is none. UserError when it cannot be read.
     """
     if not (folder / METADATA).is_file():
         return {}

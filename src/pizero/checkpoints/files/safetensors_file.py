@@ -34,7 +34,7 @@ _PEFT = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.")
 class SafetensorsWeights(Mapping[str, Tensor]):
     """The tensors of one file, or of the shards that `<name>.index.json` lists. Reading a key gives a view of the file.
 
-    What a wrapper around the module has put before every name is left out, which `notes` tells. UserError when a file
+    What a wrapper around the module has put before every name is dropped, which `notes` says. UserError when a file
     is no safetensors file, is cut short, holds a name twice, a shard lies outside the folder, or adapters of PEFT are
     among the tensors.
     """
@@ -56,7 +56,7 @@ class SafetensorsWeights(Mapping[str, Tensor]):
         self.notes = self._unwrap()
 
     def _unwrap(self) -> tuple[str, ...]:
-        """Renames; a note for what was left out."""
+        """Renames; a note for what was dropped."""
         found = [_COMPILED] if any(_COMPILED in key for key in self._files) else []
         names = {key: key.replace(_COMPILED, "") for key in self._files}
         while start := next((w for w in _WRAPPERS if names and all(n.startswith(w) for n in names.values())), None):

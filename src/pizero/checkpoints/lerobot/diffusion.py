@@ -55,12 +55,12 @@ _LARGEST = 10_000
 
 
 def detect(folder: Path) -> bool:
-    """Told by the type in config.json."""
+    """Recognised by the type in config.json."""
     return peek(folder / "config.json").get("type") == "diffusion"
 
 
 def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
-    """The policy in `folder`, strictly; its config tells all sizes but the encoder's, which the tensors tell."""
+    """The policy in `folder`, strictly; its config has all sizes but the encoder's, which the tensors have."""
     if arch is not None:
         raise UserError(f"{folder} holds a diffusion policy, which knows its own sizes; leave arch out")
     settings = read_object(folder / "config.json")

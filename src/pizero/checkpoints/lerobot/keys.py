@@ -101,7 +101,7 @@ class Step:
 
 @dataclass
 class Told:
-    """What is to be told of a folder: what changes the robot's numbers, and what is not used besides."""
+    """What is to be reported of a folder: what changes the robot's numbers, and what is not used besides."""
 
     changing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)

@@ -54,7 +54,7 @@ _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_at
 
 
 def detect(folder: Path) -> bool:
-    """Told by the type that config.json names and by the names in the file."""
+    """Recognised by the type that config.json names and by the names in the file."""
     return peek(folder / CONFIG).get("type") in list(_PRESETS) and any(
         name.removeprefix(_PREFIX) == "action_in_proj.weight" for name in weight_names(folder)
     )

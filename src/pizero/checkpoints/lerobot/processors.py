@@ -1,4 +1,4 @@
-"""What a LeRobot policy folder tells of the robot: features in config.json, and the two processors with statistics.
+"""What a LeRobot policy folder records of the robot: features in config.json, and the two processors with statistics.
 
 policy_preprocessor.json   rename, newline or state in the prompt, tokenise, relative actions, normalise
 policy_postprocessor.json  unnormalise, absolute actions
@@ -47,7 +47,7 @@ _MOST_EMPTY = 100
 
 @dataclass(frozen=True)
 class Processors:
-    """Steps before and after the model by registered name, and what is to be told of them and of config.json.
+    """Steps before and after the model by registered name, and what is to be reported of them and of config.json.
 
     certain: false where something changes the robot's numbers in a way that is not done here.
     """
@@ -142,7 +142,7 @@ def prompt_length(values: Mapping[str, Any], processors: Processors, default: in
 def read_facts(
     folder: Path, values: Mapping[str, Any], processors: Processors, config: Pi0Config
 ) -> tuple[Facts, list[str]]:
-    """What can be told, and a note for each thing that cannot. values: of config.json."""
+    """What is known, and a note for each thing that cannot. values: of config.json."""
     notes = list(processors.notes)
     before, after = processors.before, processors.after
     norm_stats = embodiment = None
@@ -230,7 +230,7 @@ def _read_relative_mask(
 
 
 def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
-    """The keys of config.json about the robot; the model's cameras and dims where the facts do not tell them."""
+    """The keys of config.json about the robot; the model's cameras and dims where the facts do not have them."""
     embodiment, stats = facts.embodiment, facts.norm_stats
     if embodiment is not None and embodiment.conversions:
         raise UserError(

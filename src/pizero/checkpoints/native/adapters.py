@@ -145,10 +145,10 @@ def _applied(
 
 
 def _marked(layers: Mapping[str, Any]) -> list[str]:
-    """A few adapted layers, by which a checkpoint is told from others: the queries, else the first ones."""
+    """A few adapted layers, by which a checkpoint is distinguished from others: the queries, else the first ones."""
     return [layer for layer in layers if layer.endswith(".query")] or list(layers)[:4]
 
 
 def _mark(weight: Tensor) -> int:
-    """Tells a weight from another one, and is the same in float32 and rounded to bfloat16."""
+    """Distinguishes a weight from another one, and is the same in float32 and rounded to bfloat16."""
     return zlib.crc32(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

@@ -49,7 +49,7 @@ class Checkpoint:
 
 
 def detect(folder: Path) -> bool:
-    """Told by the format that config.json names."""
+    """Recognised by the format that config.json names."""
     try:
         return read_json(folder / CONFIG).get("format") == FORMAT
     except UserError:

@@ -28,7 +28,7 @@ _LARGEST_EXAMPLE = 256 << 20  # bytes
 @dataclass(frozen=True)
 class Example:
     """noise: [H, action_dim]; actions: [H, robot_action_dim] in robot units, from `num_steps` steps of sampling.
-    Actions that lie before the observation are left out.
+    Actions that lie before the observation are dropped.
 
     The observation has the history that the pipeline asks for. low_precision: whether the model that made the actions
     had weights or products in bfloat16, so that they are good to `TOLERANCE_LOW_PRECISION` only.

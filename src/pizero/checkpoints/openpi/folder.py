@@ -133,7 +133,7 @@ def check_one_table(config: Pi0Config) -> None:
 
 
 def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:
-    """The norm stats of the only robot among the assets, and what a user should be told about them."""
+    """The norm stats of the only robot among the assets, and warnings about them."""
     found = sorted((folder / ASSETS).rglob(STATS))
     if not found:
         return Facts(), ()
@@ -173,7 +173,7 @@ def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
 
 
 def save_stats(stats: NormStats, path: Path) -> None:
-    """openpi's norm_stats.json, which tells neither mode nor epsilon nor extremes."""
+    """openpi's norm_stats.json, which records neither mode nor epsilon nor extremes."""
     stats = stats.in_convention("openpi")
     values = {
         name: {key: value for key, value in _widen(field, stats).to_json().items() if key not in ("min", "max")}

@@ -37,7 +37,7 @@ _LORA_NOTE = "the LoRA adapters (rank {}) were merged into the weights in float3
 
 
 def detect(folder: Path) -> bool:
-    """The checkpoint, or its params folder; told by the names of the arrays."""
+    """The checkpoint, or its params folder; recognised by the names of the arrays."""
     return any(name.startswith("PaliGemma/") for name in stored_names(_params(folder)))
 
 
@@ -47,7 +47,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
 
 
 def read_unmerged(folder: Path, arch: Arch | None = None) -> tuple[StoredCheckpoint, dict[str, Tensor]]:
-    """The checkpoint without its LoRA adapters, and these by our names, for a training that goes on with them.
+    """The checkpoint without its LoRA adapters, and these by our names, for a training that continues them.
 
     Shapes as of train/lora.py: lora_a [groups, rank, in], lora_b [groups, out / groups, rank], the output projection's
     lora_b [heads, out, rank]. Their scale is 1.

@@ -1,6 +1,6 @@
 """Checkpoints of openpi's PyTorch port: `model.safetensors`, names of the patched Transformers classes.
 
-π0 or π0.5, dims and sizes are read from the tensors themselves; what shapes cannot tell (heads, horizon) comes from
+π0 or π0.5, dims and sizes are read from the tensors themselves; what shapes do not show (heads, horizon) comes from
 `arch`, from the variants that config.json names, or, without one, as openpi's trainer saves, from the released models.
 """
 
@@ -35,7 +35,7 @@ _EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 
 
 def detect(folder: Path) -> bool:
-    """Told by the names in the file, never by the folder's; LeRobot's weights have the same ones."""
+    """Recognised by the names in the file, never by the folder's; LeRobot's weights have the same ones."""
     if "input_features" in peek(folder / openpi_folder.CONFIG):
         return False
     names = weight_names(folder)
@@ -184,7 +184,7 @@ def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
 
 def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], adaptive: bool, folder: Path) -> Pi0Config:
     """Sizes by the shapes of openpi's tensors. Their Gemma variants all have one key/value head, and their vision tower
-    is So400m: UserError for another one, since shapes do not tell its heads.
+    is So400m: UserError for another one, since shapes do not show its heads.
     """
     preset = Pi0Config.pi05() if adaptive else Pi0Config.pi0()
     patch, block = _VISION + "embeddings.patch_embedding.weight", _VISION + "encoder.layers.0."

@@ -1,5 +1,5 @@
-"""PaliGemma as a start for the prefix: vision tower, token table and Gemma 2B. The action expert stays fresh; a π0-FAST
-is a PaliGemma as a whole.
+"""PaliGemma as initial weights of the prefix: vision tower, token table and Gemma 2B. The action expert stays fresh;
+a π0-FAST is a PaliGemma as a whole.
 
 Two sources: Transformers' folders (config.json of model_type "paligemma", safetensors in any number of shards, three
 styles of names), and big_vision's `.npz`, which the reference starts from (openpi src/openpi/training/
@@ -36,7 +36,7 @@ _STYLES = {
     "model.language_model.model.norm.weight": {_LANGUAGE: "model.language_model.model.", _PORT: ""},
     "language_model.model.norm.weight": {_LANGUAGE: "language_model.model.", _PORT + "model.": ""},
 }  # fmt: skip
-"""By a name that tells the style: what stands in place of the starts in openpi's port. The modules' names, those that
+"""By a name of each style: what stands in place of the starts in openpi's port. The modules' names, those that
 Transformers 5.5 saves, and the released ones."""
 _HEADS = {"lm_head.weight", "language_model.lm_head.weight", "model.language_model.lm_head.weight"}
 _NPZ = "params/"
@@ -48,9 +48,9 @@ def detect(path: Path) -> bool:
 
 
 def start_from_paligemma(path: Path, model: Pi0 | Pi0Fast) -> tuple[str, ...]:
-    """Fills the prefix of a fresh model, strictly; returns what a user should be told.
+    """Fills the prefix of a fresh model, strictly; returns warnings for the user.
 
-    Rows of the token table beyond the model's vocabulary are left out. UserError lists names that are missing or left
+    Rows of the token table beyond the model's vocabulary are dropped. UserError lists names that are missing or left
     over, other shapes, NaN and Inf; the model must then not be used.
     """
     file = _npz_file(path)

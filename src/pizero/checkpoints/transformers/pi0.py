@@ -1,6 +1,6 @@
 """Checkpoints of Transformers' `PI0ForConditionalGeneration` (5.x): config.json of model_type "pi0", safetensors.
 
-A π0 with its own config: sizes of both experts and the vision tower are told, the robot is not (its processor's
+A π0 with its own config: sizes of both experts and the vision tower are recorded, the robot is not (its processor's
 statistics are constants of the class, not of the checkpoint).
 """
 
@@ -55,7 +55,7 @@ _UNTOLD = {"cameras", "max_delay", "prompt_length"}
 
 
 def detect(folder: Path) -> bool:
-    """Told by the model_type and by the names in the file."""
+    """Recognised by the model_type and by the names in the file."""
     return peek(folder / CONFIG).get("model_type") == "pi0" and _style(weight_names(folder)) is not None
 
 

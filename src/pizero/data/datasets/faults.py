@@ -202,7 +202,7 @@ def nothing_left(faults: Sequence[Fault]) -> BadEpisodeError:
 
 
 def left_out(faults: Sequence[Fault], count: int) -> str:
-    """Which of `count` episodes were left out, and why, in one line."""
+    """Which of `count` episodes were skipped, and why, in one line."""
     kinds = {kind: {fault.episode for fault in faults if fault.kind == kind} for kind in _kinds(faults)}
     told = "; ".join(f"{kind}: {ranges(episodes)}" for kind, episodes in kinds.items())
     return f"skipped {len({fault.episode for fault in faults})} of {count} episodes ({told}); `pizero check` says more"

@@ -44,7 +44,7 @@ class LeRobotDataset:
 
     Numbers are read from parquet alone; video and images are decoded when asked for. May be shared by threads,
     forked and pickled. A fault of the files is a UserError that names the file and, where there is one, the episode.
-    `notes`: what was assumed of an incomplete or contradictory dataset, a line each, to be told once.
+    `notes`: what was assumed of an incomplete or contradictory dataset, a line each, to be printed once.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LeRobotDataset:
         cameras: whose files are looked at now, without decoding; all by default, and others when they are read.
         columns: the same of numbers; by default those that are named as states and actions. Of episodes with missing or
         damaged files, with other numbers of rows or frames than the description says, or with numbers that are null or
-        more or fewer than elsewhere, the first is a BadEpisodeError; with `skip_bad_episodes` they are left out with
+        more or fewer than elsewhere, the first is a BadEpisodeError; with `skip_bad_episodes` they are skipped with
         one warning, and are `faults`. subtasks: as for `find_subtasks`.
         """
         self.root = Path(root)

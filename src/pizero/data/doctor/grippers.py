@@ -18,7 +18,7 @@ FEW = 1 / 3
 FOLLOWS = 0.7
 """Correlation from which on a state dimension goes with the command, in either direction."""
 MOST = 0.8
-"""Of the episodes in which the gripper moves, that must follow, or have two values, for it to be told at all."""
+"""Of the episodes in which the gripper moves, that must follow, or have two values, for it to be reported at all."""
 DELAYS = range(1, 11)
 """Frames by which the gripper may come after its command."""
 
@@ -93,7 +93,7 @@ def _opposite(subject: Subject, dim: int, partner: int, *, sure: bool) -> Iterat
 def _gripper_state(subject: Subject, dim: int) -> int | None:
     """The state dimension of a gripper: the one of its name, or of a gripper's; without names one that follows it.
 
-    None where there is none: a robot may not tell where its gripper is.
+    None where there is none: a robot may not say where its gripper is.
     """
     if subject.state_meanings is not None:
         grippers = [other for other, joint in enumerate(subject.state_meanings) if joint.is_gripper]

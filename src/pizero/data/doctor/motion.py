@@ -21,7 +21,7 @@ EXPLAINED = 0.9
 CLEARLY = 0.5
 """Of what the state of the same frame leaves unexplained: an earlier frame must leave less than that."""
 EPISODES = 0.8
-"""Of the episodes in which the action moves, that must be late each by itself."""
+"""Of the episodes in which the action moves, that must each be late on their own."""
 
 
 @dataclass(frozen=True)

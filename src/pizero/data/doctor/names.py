@@ -1,4 +1,4 @@
-"""What the name of a dimension tells: the joint, and whether its position, its speed or its effort is meant."""
+"""What the name of a dimension means: the joint, and whether its position, its speed or its effort is meant."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Meaning:
         return not self.is_gripper and any(word.startswith(_JOINTS) for word in self.joint)
 
     def same_quantity(self, other: Meaning) -> bool:
-        """What is not said is a position, beside one that says it."""
+        """What has no kind in its name is a position, beside one that has it."""
         return (self.quantity or "position") == (other.quantity or "position")
 
 

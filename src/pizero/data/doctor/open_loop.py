@@ -33,7 +33,7 @@ def summarize(found: Replay, names: Sequence[str] | None = None) -> dict[str, An
     error: mean absolute, robot units. spread: standard deviation of the recorded actions. relative_error: error by
     spread. constant_error: of always giving the median recorded action, by spread; a policy must be below. by_step:
     relative error of each step of the chunk, mean over the moving dimensions. grippers: by dimension, see `_gripper`.
-    names: of the action dimensions, which tell what is no gripper.
+    names: of the action dimensions, which show what is no gripper.
     """
     inside = ~found.padded
     recorded, predicted = found.recorded[inside], found.predicted[inside]

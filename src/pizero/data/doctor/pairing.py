@@ -82,7 +82,7 @@ def measure_fit(subject: Subject) -> Fit:
 
 
 def find_pairs(subject: Subject, fit: Fit) -> list[Pair]:
-    """At most one for each action dimension; none where it cannot be told what it goes with."""
+    """At most one for each action dimension; none where it is not known what it goes with."""
     named = _by_name(subject)
     pairs: list[Pair] = []
     taken = {pair.state for pair in named.values() if pair.how == "target"}

@@ -31,7 +31,7 @@ def check_recording(subject: Subject) -> Iterator[Finding]:
 
 
 def _clock(subject: Subject) -> Iterator[Finding]:
-    """Where the clock is one: its steps are mostly alike. Others are told of when the dataset is opened."""
+    """Where the clock is one: its steps are mostly alike. Others are reported when the dataset is opened."""
     dataset = subject.dataset
     steps = [np.diff(dataset.timestamp[frames].astype(np.float64)) for frames in subject.episode_slices()]
     period = 1 / dataset.fps

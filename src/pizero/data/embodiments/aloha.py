@@ -13,7 +13,7 @@ def aloha() -> Embodiment:
     """State and action: left joints (6, rad), left gripper (0 closed, 1 open), then the right arm's; joint targets.
 
     Standard ALOHA data at 50 Hz, converted to what the released models were trained with: four joints turn the other
-    way, and the gripper is the angle of its motor; the state tells it by the distance of the fingers, the action by the
+    way, and the gripper is the angle of its motor; the state gives it by the distance of the fingers, the action by the
     angle over another range. Facts: openpi src/openpi/policies/aloha_policy.py (adapt_to_pi), training/config.py
     (LeRobotAlohaDataConfig).
     """

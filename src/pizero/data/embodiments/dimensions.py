@@ -12,7 +12,7 @@ Dims: TypeAlias = tuple[int | str, ...]
 
 
 def check_dims(what: str, dims: Dims, width: int | None) -> None:
-    """`width`: how many the robot is said to have, None where it is not said. UserError for a choice that is none."""
+    """`width`: how many the robot has, None where it is not known. UserError for a choice that is none."""
     for dim in dims:
         if isinstance(dim, bool) or not isinstance(dim, int | str) or dim == "" or (isinstance(dim, int) and dim < 0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UserError(f"{what} must be whole numbers from 0 on, or names, got {repr(dim)[:60]}")

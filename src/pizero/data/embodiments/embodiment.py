@@ -24,12 +24,12 @@ class Embodiment:
 
     cameras: model camera name -> robot camera name. A model camera not named here is absent.
     state_dims, action_dims: the dimensions of the columns that go to the model, in this order; empty means all. They
-    are all that a policy of the robot is given and answers, and whatever else is said here counts them alone.
+    are all that a policy of the robot is given and answers, and whatever else is given here counts them alone.
     state_dim, action_dim: the robot's own widths; None takes those of the choice, else of the norm stats.
     relative_mask: true where the action is learned relative to the state; may be shorter than the action.
     state_indices: state dimension that goes with each action dimension of the mask; empty means the same index.
     The keys name the columns of a LeRobot dataset. prompt_key: "task", the dataset's own tasks, or a column of text.
-    grippers: action dimensions; empty means that nobody said.
+    grippers: action dimensions; empty means unknown.
     conversions: from the robot's numbers to the model's, first of all on the way in and last on the way out.
     default_prompt: the instruction where the dataset or the robot gives none.
     """

@@ -1,4 +1,4 @@
-"""The columns that say where a frame is: read where they are there, else derived, said once each."""
+"""The columns that say where a frame is: read where they are there, else derived, with one note each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Index:
 
 
 def read_index(layout: Layout, episodes: Sequence[Episode], rows: Mapping[int, NDArray[np.int64]]) -> Index:
-    """rows: of each episode in its data file, none of them with unknown tasks. UserError where nothing tells a task."""
+    """rows: of each episode in its data file, none of them with unknown tasks. UserError where nothing gives a task."""
     files = {path: _read(path) for path in dict.fromkeys(episode.data_path for episode in episodes)}
     ordered: dict[int, NDArray[np.int64]] = {}
     times: list[NDArray[np.float64]] = []

@@ -50,7 +50,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, notes: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """JSON lines, each an object with its line number. A torn last line is left out with a note."""
+    """JSON lines, each an object with its line number. A torn last line is skipped with a note."""
     try:
         if is_pointer(path):
             raise UserError(f"{path} {POINTER_ADVICE}")

@@ -68,7 +68,7 @@ def read_known(path: Path, columns: Iterable[str]) -> tuple[int, dict[str, Numbe
 
 
 def value_ranges(path: Path, column: str) -> list[tuple[int, int]] | None:
-    """(least, greatest) of a column of whole numbers in each row group, by the file's footer where it tells them.
+    """(least, greatest) of a column of whole numbers in each row group, by the file's footer where it has them.
 
     None where the file cannot be read or has no such column.
     """

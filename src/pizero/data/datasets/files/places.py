@@ -41,7 +41,7 @@ def find_files(
 
 
 class _Finder:
-    """by_name: names of files tell the episode, so that one in another folder can be taken."""
+    """by_name: names of files give the episode, so that one in another folder can be taken."""
 
     def __init__(self, root: Path, template: str, default: str, by_name: bool) -> None:
         self.template = template

@@ -78,7 +78,7 @@ def settle(root: Path, episodes: list[Episode], shared: bool, notes: list[str]) 
     """The episodes with the data files that really hold them; without the last ones where those are not there at all.
 
     shared: a file holds several episodes, so that one can be in another file than `meta/` says. What is missing in the
-    middle, or is the greater part, is no recording that was interrupted and stays, to be told as a fault.
+    middle, or is the greater part, is no recording that was interrupted and stays, to be reported as a fault.
     """
     where = _Where(root, episodes) if shared else None
     places = [episode.data_path if where is None else where.find(episode) for episode in episodes]

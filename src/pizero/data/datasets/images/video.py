@@ -136,7 +136,7 @@ class VideoFrames:
 
 
 def read_frames(path: Path) -> VideoFrames:
-    """From the file's header where it tells all, else from its packets; nothing is decoded. Raises VideoError."""
+    """From the file's header where it has all, else from its packets; nothing is decoded. Raises VideoError."""
     container, stream = _open(path)
     with container:
         try:
@@ -154,7 +154,7 @@ def read_frames(path: Path) -> VideoFrames:
 
 
 def _ticks_of_header(container: Any, stream: Any, path: Path) -> NDArray[np.int64] | None:
-    """Times of the frames [n] by the index of mp4; None where it does not tell them."""
+    """Times of the frames [n] by the index of mp4; None where it does not have them."""
     if "mp4" not in str(container.format.name):
         return None  # AVI begins to show later than it says
     entries = list(getattr(stream, "index_entries", ()))  # older versions of PyAV do not have it

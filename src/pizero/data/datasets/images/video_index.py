@@ -18,7 +18,7 @@ QUARTER = 0.25
 
 @dataclass
 class _Piece:
-    """An episode's part of a video file, in seconds since the first frame; stop is None where nothing tells it."""
+    """An episode's part of a video file, in seconds since the first frame; stop is None where nothing gives it."""
 
     episode: Episode
     start: float

@@ -27,7 +27,7 @@ Files = tuple[Path, dict[str, Path]]
 
 
 def read_layout(root: Path) -> Layout:
-    """Reads `meta/`. What is incomplete is completed from the data, or left out, with a note.
+    """Reads `meta/`. What is incomplete is completed from the data, or skipped, with a note.
 
     Raises UserError where that is not possible: no info.json, no table of episodes, another version.
     """
@@ -63,7 +63,7 @@ def read_layout(root: Path) -> Layout:
 
 
 def _with_lengths(episodes: Sequence[Described], found: Sequence[Files], notes: list[str]) -> list[Described]:
-    """Lengths that are not said, counted in the data files."""
+    """Lengths that are not recorded, counted in the data files."""
     counted: list[int] = []
     whole: list[Described] = []
     for episode, (data, _) in zip(episodes, found, strict=True):
@@ -167,7 +167,7 @@ def _compare_totals(info: Info, episodes: Sequence[Episode], notes: list[str]) -
 
 
 def _read_stats(root: Path, notes: list[str]) -> dict[str, Any]:
-    """Of v2.0 and v3.0; v2.1 has those of single episodes. What is no number is left out."""
+    """Of v2.0 and v3.0; v2.1 has those of single episodes. What is no number is skipped."""
     path = root / STATS_PATH
     if not path.is_file():
         return {}

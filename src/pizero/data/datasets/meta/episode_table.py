@@ -16,7 +16,7 @@ from pizero.types import UserError
 
 @dataclass(frozen=True)
 class Clip:
-    """An episode's part of a camera's video. place: what the path is made of. start, end: seconds, None if not said."""
+    """An episode's part of a camera's video. place: what the path is made of. start, end: seconds, None if unknown."""
 
     place: Mapping[str, int]
     start: float | None
@@ -25,7 +25,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Described:
-    """An episode as described. length: None if not said. place: what its data file's path is made of. clips: by column;
+    """An episode as described. length: None if unknown. place: what its data file's path is made of. clips: by column;
     a camera without any place is not among them.
     """
 

@@ -67,7 +67,7 @@ def depth_cameras(features: Mapping[str, Feature]) -> dict[str, str]:
 
 
 def picture_size(feature: Feature) -> tuple[int, int, int] | None:
-    """(height, width, channels) by info.json: by `names` where they tell, else by where 1, 3 or 4 stands in `shape`."""
+    """(height, width, channels) by info.json: by `names` where possible, else by where 1, 3 or 4 stands in `shape`."""
     shape = [size for size in map(as_whole, feature.get("shape") or []) if size is not None]
     letters = [name.strip().lower()[:1] for name in dimension_names(feature.get("names"))]
     if len(shape) == 2:

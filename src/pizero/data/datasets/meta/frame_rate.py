@@ -58,7 +58,7 @@ def stamp_unit(step: float) -> tuple[float, str]:
 
 
 def _steps(path: Path) -> NDArray[np.float64]:
-    """Seconds between the frames of the episodes in a file; none where it cannot be told."""
+    """Seconds between the frames of the episodes in a file; none where it is unknown."""
     try:
         columns = read_known(path, ("timestamp", "episode_index"))[1]
     except UserError:

@@ -34,7 +34,7 @@ PLACES = ("chunk_index", "file_index", "episode_chunk", "episode_index", "video_
 
 @dataclass(frozen=True)
 class Info:
-    """fps: None where it is not said. data_path, video_path: templates. totals: numbers of episodes and frames."""
+    """fps: None where it is not recorded. data_path, video_path: templates. totals: numbers of episodes and frames."""
 
     version: str
     fps: float | None
@@ -88,7 +88,7 @@ def fill(root: Path, template: str, names: Mapping[str, int | str]) -> Path:
 
 
 def _version(root: Path, values: Mapping[str, Any], notes: list[str]) -> str:
-    """The version that is said, unless the files are of the other kind."""
+    """The version that is recorded, unless the files are of the other kind."""
     said = values.get("codebase_version")
     number = re.match(r"v?(\d+)(?:\.(\d+))?", str(said).strip().lower())
     version = f"v{number[1]}.{number[2] or 0}" if number else ""

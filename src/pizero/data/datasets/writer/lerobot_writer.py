@@ -36,8 +36,8 @@ class LeRobotWriter:
     Everything is written to a hidden sibling folder, which becomes `root` in `finalize`; until then nothing is at
     `root`. As a context manager it finalizes, or on an exception (Ctrl-C too) removes what it wrote.
 
-    Where `save_episode` fails, that episode alone is gone, all of it, and recording goes on. Only a write that breaks
-    off in the middle of a file can hit earlier episodes of that file, which every later call then tells. With `apart`
+    Where `save_episode` fails, that episode alone is gone, all of it, and recording continues. Only a write that breaks
+    off in the middle of a file can hit earlier episodes of that file, which every later call then reports. With `apart`
     it cannot: each episode is in files of its own, and a whole dataset is on disk when `save_episode` returns.
     """
 
@@ -197,7 +197,7 @@ class LeRobotWriter:
         return self.root
 
     def _keep_aside(self, error: OSError) -> None:
-        """Gives a dataset that is whole another name than `root`, and tells it."""
+        """Gives a dataset that is whole another name than `root`, and returns it."""
         aside = self.root.with_name(f"{self.root.name}-{secrets.token_hex(4)}")
         os.replace(self._partial, aside)
         self._remove_partial.detach()
