@@ -193,7 +193,7 @@ class Layout:
                 "instruction; take a longer prompt_length"
             )
         kept = longest_start(task, lambda start: len(encoded(start).tokens) <= length)
-        cut = f"cut after {kept[-40:].strip()!r}" if kept else "left out"
+        cut = f"cut after {kept[-40:].strip()!r}" if kept else "dropped"
         self.text.warn_cut(
             task,
             f"{len(whole.tokens)} tokens with state and text, the model takes {length}: the instruction is {cut}",

@@ -30,7 +30,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
         console.print(_kernels(result["kernels"]))
     if "ablation" in result:
         table = Table(title="Without one optimization, in turns with all of them", title_justify="left")
-        table.add_column("left out")
+        table.add_column("without")
         table.add_column("time", justify="right")
         for name, ratio in result["ablation"].items():
             table.add_row(name, f"{ratio:.2f} x")

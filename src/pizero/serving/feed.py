@@ -46,7 +46,7 @@ class Feed:
         """How many have not given a key yet, by address."""
 
     async def serve(self, connection: Connection, address: str) -> None:
-        """One page: takes its key where one is needed, then tells the state until the page is closed."""
+        """One page: takes its key where one is needed, then sends the state until the page is closed."""
         with suppress(ConnectionClosed, TimeoutError):
             with _counted(self.waiting, address):
                 owner = await asyncio.wait_for(self._let_in(connection, address), KEY_S)

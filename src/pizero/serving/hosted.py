@@ -66,7 +66,7 @@ class Hosted:
     async def reload(self, max_batch: int) -> None:
         """Loads beside the running policy, then takes its place between two batches.
 
-        UserError, and the old one goes on, where robots that are connected would notice another shape.
+        UserError, and the old one stays, where robots that are connected would notice another shape.
         """
         worker = Worker("reload")
         result = worker.run(make_ready, self.load, max_batch)

@@ -83,7 +83,7 @@ class Recorder:
         self._lost = 0
 
     async def add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
-        """One request of a robot; on disk when it returns, or its episode so far is left out and told."""
+        """One request of a robot; on disk when it returns, or its episode so far is dropped and reported."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._frames, self._add, robot, observation, action)
 

@@ -122,7 +122,7 @@ class PolicyServer:
         return self._reloading.locked() or any(hosted.batcher.calling for hosted in self.service.hosted.values())
 
     async def reload(self) -> None:
-        """Loads every checkpoint anew; connections stay. One that fails goes on as it was.
+        """Loads every checkpoint anew; connections stay. One that fails stays as it was.
 
         What asks while another one waits to begin is answered by that one.
         """

@@ -67,8 +67,8 @@ def find_column(description: Description, what: Literal["state", "action"]) -> K
     if what == "state":
         raise UserError(
             f"{description.root} has no column {wanted!r}; it has {there}: name the right one as state_key in a robot "
-            "file (--embodiment; examples/my_arm.toml). A policy is told where its robot is: without any such column "
-            "record the dataset again with one"
+            "file (--embodiment; examples/my_arm.toml). A policy needs to know where its robot is: without any such "
+            "column record the dataset again with one"
         )
     raise UserError(
         f"{description.root} has no column {wanted!r}; it has {there}: name the right one as {what}_key in "
