@@ -332,13 +332,6 @@ def test_the_other_arch() -> None:
         load_model(GOLDEN / "pi0_d32" / "jax", arch=arch_of("pi05_d32"))
 
 
-def test_pi0_fast_is_named(tmp_path: Path) -> None:
-    """It has one Gemma and neither a second expert nor projections of actions."""
-    arrays = {n: a for n, a in arrays_of("pi0_d32").items() if n.startswith("PaliGemma/") and "_1/" not in n}
-    with pytest.raises(UserError, match="π0-FAST"):
-        load_model(written(tmp_path, arrays))
-
-
 class ManifestArrays(dict[str, Any]):
     """Stands in for `OrbaxArrays` at full size: shapes alone."""
 

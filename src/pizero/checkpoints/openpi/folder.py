@@ -17,18 +17,20 @@ import torch
 
 from pizero.checkpoints.format import Arch, Facts
 from pizero.checkpoints.models import Network
+from pizero.data.fast.codec import FastCodec
 from pizero.data.norm_stats import EPSILON, FieldStats, Mode, NormStats
+from pizero.data.pipeline import CODEC
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import CAMERAS, GEMMA_2B, GEMMA_300M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0_fast import Pi0FastConfig
-from pizero.types import UserError
+from pizero.types import UserError, as_tuple
 
 CONFIG, ASSETS, STATS, OURS = "config.json", "assets", "norm_stats.json", "pizero"
 DUMMY = GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16)
 VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M, "dummy": DUMMY}
 """Sizes by openpi's names (openpi src/openpi/models/gemma.py, get_config)."""
 HORIZON_UNKNOWN = (
-    "openpi's files do not record the action horizon: 50 steps are taken; give an arch for another one (pizero inspect "
+    "openpi's files do not record the action horizon: {} steps are taken; give an arch for another one (pizero inspect "
     "--json writes one to change)"
 )
 STATE_UNKNOWN = (
@@ -83,29 +85,52 @@ def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config |
     return config
 
 
+def given_fast_config(arch: Arch | None, folder: Path) -> Pi0FastConfig | None:
+    """The same for the weights of a π0-FAST; UserError when the config is of another model."""
+    values = config_file(folder).get(OURS) if arch is None else arch
+    if values is None or isinstance(values, Pi0FastConfig):
+        return values
+    if isinstance(values, Pi0Config) or "pi05" in values or "expert" in values:
+        raise UserError("the weights are of a π0-FAST, without an action expert, and the arch is of a π0")
+    with values_of(folder / CONFIG if arch is None else "arch"):
+        if "vlm" not in values:
+            return Pi0FastConfig.from_json(values)
+        vision = {name: values["vision"][name] for name in ("width", "depth", "mlp_dim", "num_heads")}
+        sizes = ("vocab_size", "image_size", "action_dim", "action_horizon")
+        return Pi0FastConfig(
+            vision=SiglipConfig(patch_size=values["patch_size"], **vision),
+            prefix=GemmaConfig(**values["vlm"]),
+            prompt_length=values["max_token_len"],
+            cameras=as_tuple(values.get("cameras", CAMERAS)),
+            **{name: values[name] for name in sizes},
+        )
+
+
 def config_file(folder: Path) -> dict[str, Any]:
     """The content of config.json; empty when there is none."""
     path = folder / CONFIG
     return read_json(path) if path.is_file() else {}
 
 
-def write_config(folder: Path, config: Pi0Config, dtype: torch.dtype) -> None:
+def write_config(folder: Path, config: Pi0Config | Pi0FastConfig, dtype: torch.dtype) -> None:
     """openpi's five keys and ours."""
     names = {sizes: name for name, sizes in VARIANTS.items()}
     values = {
         "action_dim": config.action_dim,
         "action_horizon": config.action_horizon,
         "paligemma_variant": names.get(config.prefix, "other"),
-        "action_expert_variant": names.get(config.expert, "other"),
+        **({} if isinstance(config, Pi0FastConfig) else {"action_expert_variant": names.get(config.expert, "other")}),
         "precision": str(dtype).removeprefix("torch."),
         OURS: config.to_json(),
     }
     write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def writable_config(model: Network) -> Pi0Config:
+def writable_config(model: Network) -> Pi0Config | Pi0FastConfig:
     """The config of a model that openpi can run; UserError for one that it would run differently, or not at all."""
     config = model.config
+    if isinstance(config, Pi0FastConfig):
+        return config
     if not isinstance(config, Pi0Config):
         raise UserError(f"openpi has no {type(model).__name__}; only native folders hold it")
     if config.action_attention != "bidirectional":
@@ -132,8 +157,17 @@ def check_one_table(config: Pi0Config) -> None:
         raise UserError("a model whose text has a head of its own (tied_head false) is stored in native folders alone")
 
 
-def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]:
-    """The norm stats of the only robot among the assets, and warnings about them."""
+def read_facts(folder: Path, config: Pi0Config | Pi0FastConfig) -> tuple[Facts, tuple[str, ...]]:
+    """The norm stats of the only robot among the assets, and warnings about them; the codec that we
+    wrote beside a π0-FAST.
+    """
+    facts, notes = _read_stats(folder, config)
+    if isinstance(config, Pi0FastConfig) and (folder / CODEC).is_dir():
+        facts = replace(facts, codec=FastCodec.load(folder / CODEC))
+    return facts, notes
+
+
+def _read_stats(folder: Path, config: Pi0Config | Pi0FastConfig) -> tuple[Facts, tuple[str, ...]]:
     found = sorted((folder / ASSETS).rglob(STATS))
     if not found:
         return Facts(), ()
@@ -148,12 +182,20 @@ def read_facts(folder: Path, config: Pi0Config) -> tuple[Facts, tuple[str, ...]]
         return Facts(), (f"its norm stats are not used: {error}",)
 
 
-def write_assets(folder: Path, config: Pi0Config, facts: Facts) -> None:
-    """assets/<name of the embodiment, or "robot">/norm_stats.json, if the statistics are known.
+def write_assets(folder: Path, config: Pi0Config | Pi0FastConfig, facts: Facts) -> None:
+    """assets/<name of the embodiment, or "robot">/norm_stats.json, if the statistics are known, and the codec of a
+    π0-FAST, which openpi takes from the hub unless its config names a folder.
 
     openpi derives the mode from the model and has one epsilon: UserError for another mode; another epsilon goes into
     the spread, which gives the same numbers.
     """
+    if facts.codec is not None:
+        facts.codec.save(folder / CODEC)
+        warnings.warn(
+            f"openpi takes the action codec of physical-intelligence/fast; this model's lies in {CODEC}: give that "
+            "folder, with physical-intelligence/fast's Python file in it, as fast_tokenizer_path of its FASTTokenizer",
+            stacklevel=3,
+        )
     if facts.norm_stats is None:
         return
     if facts.convention != "openpi":

@@ -61,15 +61,14 @@ def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[StoredCh
     params = _params(folder)
     arrays = OrbaxArrays(params)
     names = set(arrays)
-    if not any(name.startswith("action_") for name in names):
-        raise UserError(
-            f"{folder} holds π0-FAST: one Gemma that writes action tokens, and no action expert for flow matching; "
-            "it has another network than π0 and π0.5 and is not supported"
-        )
     adaptive = f"{_LLM}final_norm_1/Dense_0/kernel" in names
-    given = openpi_folder.given_config(arch, params.parent, adaptive)
-    config = given or _released_config(arrays, adaptive)
-    rows = table(config)
+    if any(name.startswith("action_") for name in names):
+        given = openpi_folder.given_config(arch, params.parent, adaptive)
+        config = given or _released_config(arrays, adaptive)
+    else:  # π0-FAST has neither an action expert nor projections of actions
+        given = openpi_folder.given_fast_config(arch, params.parent)
+        config = given or Pi0FastConfig(prompt_length=250)
+    rows = rows_of(config)
     adapters = {row.theirs: row.adapters for row in rows if row.adapters & names}
     wrong = _misfits(arrays, rows, set[str]().union(*adapters.values()))
     if wrong and given is None:
@@ -79,7 +78,8 @@ def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[StoredCh
     ranks = sorted({_rank(row, arrays) for row in rows if row.theirs in adapters})
     notes = [_LORA_NOTE.format(" and ".join(map(str, ranks)))] if ranks and merge else []
     if given is None:
-        notes += [openpi_folder.HORIZON_UNKNOWN, *([openpi_folder.STATE_UNKNOWN] if adaptive else [])]
+        notes.append(openpi_folder.HORIZON_UNKNOWN.format(config.action_horizon))
+        notes += [openpi_folder.STATE_UNKNOWN] if adaptive else []
     facts, more = openpi_folder.read_facts(params.parent, config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -94,7 +94,7 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
     """`params/` with the key paths of a training run, config.json and, where the statistics are known, `assets/`."""
     config = openpi_folder.writable_config(model)
     weights = model.state_dict()
-    write_arrays(folder / _PARAMS, [_to_write(row, weights) for row in table(config)])
+    write_arrays(folder / _PARAMS, [_to_write(row, weights) for row in rows_of(config)])
     openpi_folder.write_config(folder, config, weights["token_embedding.weight"].dtype)
     openpi_folder.write_assets(folder, config, facts)
     handlers = {"params": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"}
@@ -173,6 +173,11 @@ def table(config: Pi0Config) -> list[Row]:
         *_dense(time_mlp + "_out", "time_mlp_out", width, width),
         *_dense("action_out_proj", "action_out_proj", width, config.action_dim),
     ]  # fmt: skip
+
+
+def rows_of(config: Pi0Config | Pi0FastConfig) -> list[Row]:
+    """The table of this model."""
+    return fast_table(config) if isinstance(config, Pi0FastConfig) else table(config)
 
 
 def fast_table(config: Pi0FastConfig) -> list[Row]:

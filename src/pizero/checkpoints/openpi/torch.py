@@ -21,6 +21,7 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.openpi.folder import VARIANTS, config_from_arch
 from pizero.model.config import SO400M, GemmaConfig, Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 __all__ = ["NAME", "config_from_arch", "detect", "key_table", "read", "write"]
@@ -52,7 +53,10 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
         told = [openpi_folder.STATE_UNKNOWN] if adaptive else []
     elif config is None:
         config = config_of_shapes({name: weights.shape(name) for name in weights}, adaptive, folder)
-        told = [openpi_folder.HORIZON_UNKNOWN, *([openpi_folder.STATE_UNKNOWN] if adaptive else [])]
+        told = [
+            openpi_folder.HORIZON_UNKNOWN.format(config.action_horizon),
+            *([openpi_folder.STATE_UNKNOWN] if adaptive else []),
+        ]
     table = _EMBEDDED if _EMBEDDED in weights else _LM_HEAD  # the forward pass reads the first; tied in this format
     ignored = (_EXPERT_HEAD, _LM_HEAD) if table == _EMBEDDED else (_EXPERT_HEAD,)
     try:
@@ -67,6 +71,8 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
 def write(folder: Path, model: Network, facts: Facts) -> None:
     """Weights under the port's names, with its config.json and, where the statistics are known, its assets."""
     config = openpi_folder.writable_config(model)
+    if isinstance(config, Pi0FastConfig):
+        raise UserError("openpi's PyTorch port has no π0-FAST; write openpi-jax or lerobot")
     ours = model.state_dict()
     tensors = {
         row.theirs: row.to_theirs(ours[row.ours]) if row.to_theirs else ours[row.ours] for row in key_table(config)
