@@ -13,7 +13,9 @@ import tyro
 class Arguments:
     """Examines a LeRobot dataset, and with a checkpoint whether both fit: findings with evidence and what to do.
 
-    Exits with 1 when there is an error among the findings. Example: pizero check my-data --checkpoint runs/mine
+    With a checkpoint it ends with a verdict: will it evaluate as it trained? Exits with 1 when there is an error among
+    the findings, or something other than too little training speaks against it.
+    Example: pizero check my-data --checkpoint runs/mine
     """
 
     dataset: Annotated[Path, tyro.conf.Positional]
@@ -39,4 +41,6 @@ def run(arguments: Arguments) -> int:
         arguments.checkpoint, arguments.embodiment, arguments.horizon, arguments.episodes, arguments.codec
     )
     results = check(arguments.dataset, config, arguments.output)
-    return int(any(finding["severity"] == "error" for finding in results["findings"]))
+    verdict = results["verdict"] or {"aspects": []}
+    wrong = any(part["state"] == "no" and part["aspect"] != "actions" for part in verdict["aspects"])
+    return int(wrong or any(finding["severity"] == "error" for finding in results["findings"]))

@@ -26,9 +26,16 @@ def check_report(path: Path, results: Mapping[str, Any], examination: Examinatio
         "episodes": f"{results['episodes']:,}", "frames": f"{results['frames']:,}",
     }  # fmt: skip
     sections = [_findings(findings), *_faults(results["faults"]), *_cameras(examination), _numbers(examination)]
+    if results["verdict"] is not None:
+        sections.insert(0, _verdict(results["verdict"]))
     if played is not None:
         sections.append(_replay(results["replay"], played, examination.subject.action_names))
     write_report(path, title=f"pizero check: {Path(results['dataset']).name}", facts=facts, sections=sections)
+
+
+def _verdict(verdict: Mapping[str, Any]) -> Section:
+    rows = [[aspect["aspect"], aspect["state"], aspect["text"]] for aspect in verdict["aspects"]]
+    return Section("Will it evaluate as it trained?", verdict["text"] + ".", [Table(("", "", "why"), rows)])
 
 
 def _findings(findings: list[dict[str, str]]) -> Section:

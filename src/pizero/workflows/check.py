@@ -38,6 +38,7 @@ from pizero.workflows.norm_stats import dataset_norm_stats
 from pizero.workflows.own_robot import guess_robot, print_guess
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.replay import replay, spread_over
+from pizero.workflows.verdict import Case, judge
 
 CHUNKS = 48
 """Chunks that are replayed."""
@@ -62,8 +63,8 @@ class CheckConfig:
 def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
     """Examines, writes check.json and check.html into `output` if given, and returns what check.json holds:
     findings (severity, check, where, evidence, advice), faults (kind, episode, text, file) of the episodes that
-    training refuses, and with a checkpoint "replay" (`open_loop.summarize`). Those episodes are not examined further;
-    where no other is left, the numbers of those are that have any.
+    training refuses, and with a checkpoint "replay" (`open_loop.summarize`) and "verdict" (`judge`). Those episodes are
+    not examined further; where no other is left, the numbers of those are that have any.
     """
     policy = _policy(config)
     folder = local_folder(root, "dataset")
@@ -97,10 +98,14 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
         codec = FastCodec.load(local_folder(config.codec))
         length = horizon if config.horizon or policy else codec.horizon or horizon
         findings += _codec_findings(codec, dataset, embodiment, policy, length)
+    verdict = None
+    if policy is not None and config.checkpoint is not None:
+        own = local_folder(config.checkpoint) if config.embodiment is None else None
+        verdict = judge(Case(dataset, policy, own, findings, played, summary))
     findings.sort(key=lambda finding: ORDER.index(finding.severity))
     results = _results(root, embodiment.name, horizon, findings, faults)
     results |= {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "replay": summary}
-    results["action_names"] = names
+    results |= {"action_names": names, "verdict": verdict}
     if output is not None:
         write_json(output / "check.json", results)
         check_report(output / "check.html", results, examination, played)
@@ -116,7 +121,7 @@ def _results(
         "dataset": str(root), "episodes": 0, "frames": 0, "embodiment": embodiment, "horizon": horizon,
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "faults": [dataclasses.asdict(fault) | {"file": str(fault.file)} for fault in faults], "replay": None,
-        "action_names": None,
+        "action_names": None, "verdict": None,
     }  # fmt: skip
 
 

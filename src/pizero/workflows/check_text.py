@@ -27,6 +27,8 @@ def print_results(results: dict[str, Any], output: Path | None) -> None:
         _line(f"and {more} more: check.json, which --output FOLDER writes, has all")
     if results["replay"] is not None:
         _print_replay(results["replay"], results["action_names"])
+    if results["verdict"] is not None:
+        _print_verdict(results["verdict"])
     counts = {severity: sum(finding["severity"] == severity for finding in results["findings"]) for severity in ORDER}
     said = ", ".join(_count(number, severity) for severity, number in counts.items() if number)
     _line(
@@ -67,6 +69,18 @@ def _print_replay(summary: dict[str, Any], names: list[str] | None) -> None:
             f"{name}: on the right side {100 * gripper['same_side']:.0f} % of the time; "
             f"{gripper['found']} of {gripper['events']} events found, {gripper['extra']} extra"
         )
+
+
+def _print_verdict(verdict: dict[str, Any]) -> None:
+    """A line for each aspect, then the answer."""
+    colours = {"yes": "green", "open": "cyan", "doubt": "yellow", "no": "bold red"}
+    for aspect in verdict["aspects"]:
+        state = aspect["state"]
+        console.print(
+            Text.assemble((f"{state:<6}", colours[state]), f"{aspect['aspect']:<11}", aspect["text"]),
+            soft_wrap=not console.is_terminal,
+        )
+    console.print(Text.assemble(("verdict ", colours[verdict["answer"]]), verdict["text"]), soft_wrap=True)
 
 
 def _line(text: str) -> None:

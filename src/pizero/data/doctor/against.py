@@ -42,7 +42,7 @@ def _statistics(subject: Subject, pipeline: Pipeline) -> Iterator[Finding]:
     data = _data_stats(subject, relative)
     stats = pipeline.norm_stats
     for name, theirs, found in (("state", stats.state, data[0]), ("action", stats.actions, data[1])):
-        far = _misfit(theirs, found)
+        far = misfit(theirs, found)
         bad = np.flatnonzero(far > FAR)
         if bad.size and name == "action" and (advice := _other_kind(subject, stats.actions, far, relative)):
             yield Finding("error", "absolute or relative", dims_text(name, bad.tolist(), subject.names(name)), *advice)
@@ -67,7 +67,7 @@ def _data_stats(subject: Subject, relative: RelativeActions | None) -> tuple[Fie
     return found.state, found.actions
 
 
-def _misfit(theirs: FieldStats, found: FieldStats) -> NDArray[np.float64]:
+def misfit(theirs: FieldStats, found: FieldStats) -> NDArray[np.float64]:
     """[d]: the larger of mean distance in deviations and ratio of deviations; 0 where neither moves."""
     dims = min(theirs.dim, found.dim)
     a, b = np.maximum(theirs.std[:dims], NEAR_CONSTANT), np.maximum(found.std[:dims], NEAR_CONSTANT)
@@ -83,7 +83,7 @@ def _other_kind(
     widths = subject.actions.shape[1], subject.state.shape[1]
     masked = bool(relative.index_pairs(*widths))
     other = None if masked else replace(relative, mask=(True,) * min(widths))
-    again = _misfit(theirs, _data_stats(subject, other)[1])
+    again = misfit(theirs, _data_stats(subject, other)[1])
     bad = far > FAR
     if not (again[bad] < FAR).mean() > 0.5:
         return None
