@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-lerobot-plugin test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -106,6 +106,13 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	$(LEROBOT_PYTHON) -m venv .peers/lerobot
 	.peers/lerobot/bin/python -m pip install --quiet -r benchmarks/peers/lerobot_requirements.txt
 	touch $@
+
+# make test-lerobot-plugin LEROBOT_ENV=<an environment with lerobot==0.6.1, its extras dataset and async, and gym-pusht>
+# LeRobot's own commands with pizero's plugin, which is installed there
+test-lerobot-plugin:
+	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
+	$(LEROBOT_ENV)/bin/python -m pip install --quiet --no-deps -e integrations/lerobot_policy_pizero
+	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT_ENV)/bin/python benchmarks/peers/lerobot_plays_ours.py --keep runs/lerobot-plugin
 
 # make bench-inference   full-size π0 and π0.5 on the CPU: paths, floor, ablation, sweep, and beside LeRobot
 # Needs 24 GiB of memory and about half an hour on 2 cores; LeRobot as for test-lerobot-peer.

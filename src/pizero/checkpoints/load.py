@@ -14,6 +14,7 @@ from pizero.checkpoints.facts import GivenFacts, make_pipeline, pipeline_facts, 
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.format import Arch, Facts, Format, StoredCheckpoint
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
+from pizero.checkpoints.lerobot import plugin as lerobot_plugin
 from pizero.checkpoints.lerobot import policy as lerobot
 from pizero.checkpoints.models import Network, usable_device
 from pizero.checkpoints.native import checkpoint as native
@@ -47,6 +48,7 @@ from pizero.types import UserError
 
 FORMATS: dict[str, Format] = {
     native.NAME: native, lerobot.NAME: lerobot, lerobot_diffusion.NAME: lerobot_diffusion,
+    lerobot_plugin.NAME: lerobot_plugin,
     transformers_pi0.NAME: transformers_pi0, openpi_torch.NAME: openpi_torch, openpi_jax.NAME: openpi_jax,
 }  # fmt: skip
 """By the name that users type, in the order in which they are tried."""

@@ -20,7 +20,7 @@ class Arguments:
     """Checkpoint folder of any format, a Hugging Face id (owner/name), or an address (hf://, gs://)."""
     target: Annotated[Path, tyro.conf.Positional]
     """New folder."""
-    to: Literal["native", "openpi-torch", "openpi-jax", "lerobot", "transformers"]
+    to: Literal["native", "openpi-torch", "openpi-jax", "lerobot", "lerobot-plugin", "transformers"]
     """Format of the result."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the large matrices; without it every tensor keeps its own."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pizero.evaluation.simulators import Episode, EpisodeResult, EpisodeSpec, LocalSimulator, Played, Simulator
 from pizero.policy.chunk_executor import ChunkExecutor
+from pizero.policy.sampling import episode_noise
 from pizero.types import Env, Policy, RobotDict
 
 Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
@@ -155,11 +156,10 @@ class _Run:
     def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
         """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
         observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
-        rng = np.random.default_rng([self._spec.seed, self._chunks])
         self._chunks += 1
         if noise_shape is None:
             return observation
-        return {**observation, "noise": rng.standard_normal(noise_shape, np.float32)}
+        return {**observation, "noise": episode_noise(self._spec.seed, self._chunks - 1, noise_shape)}
 
 
 def _joined(observations: Sequence[RobotDict]) -> RobotDict:

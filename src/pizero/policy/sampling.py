@@ -65,3 +65,8 @@ def device_of(model: ActionSampler, otherwise: str | torch.device | None = None)
     if device is None and isinstance(model, torch.nn.Module):
         device = next((parameter.device for parameter in model.parameters()), None)
     return torch.device(device or otherwise or "cpu")
+
+
+def episode_noise(seed: int, chunk: int, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Noise [H, action_dim] of the chunk of this number in the episode of this seed, whatever runs beside it."""
+    return np.random.default_rng([seed, chunk]).standard_normal(shape, np.float32)

@@ -119,7 +119,7 @@ def train_policy(
             dataset_root, preset.embodiment, episodes=data.episodes, norm_stats=initial.norm_stats,
             skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start), subtasks=data.subtasks,
         )  # fmt: skip
-        preset, fitted, stats = ranks.from_first(lambda: _fitted(preset, sources, found, initial, start))
+        preset, fitted, stats = ranks.from_first(lambda: fit_to_data(preset, sources, found, initial, start))
         model, facts, adapters = initial_model(preset, start, robot_cameras(sources), resume=bool(found))
         preset = replace(preset, model=model.config)
         _change_blocks(model, placement, runtime)
@@ -128,7 +128,7 @@ def train_policy(
             lambda: (
                 load_pipelines(found[-1], sources)
                 if found
-                else build_pipelines(sources, preset, _over(facts, fitted), stats)
+                else build_pipelines(sources, preset, with_fitted(facts, fitted), stats)
             )
         )
         bars = stack.enter_context(progress_bar())
@@ -166,7 +166,7 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
             console.quiet = quiet
 
 
-def _fitted(
+def fit_to_data(
     preset: Preset, sources: Sequence[Source], found: Sequence[Path], initial: Initialization, start: Start | None
 ) -> tuple[Preset, Facts, Mapping[str, NormStats] | None]:
     """The preset with the sizes that come from the data; the tokenizer and the codec of a training that begins; the
@@ -186,14 +186,14 @@ def _fitted(
             preset = with_prompts(preset, sources, tokenizer)
     fitted, stats = Facts(tokenizer=tokenizer), None
     if isinstance(preset.model, Pi0FastConfig):
-        facts = _over(None if start is None or start.source is None else start.source.facts, fitted)
+        facts = with_fitted(None if start is None or start.source is None else start.source.facts, fitted)
         preset, codec, stats = fit_actions(preset, sources, facts, start, initial.codec)
         fitted = replace(fitted, codec=codec)
     print_choices(preset, sources, from_scratch=initial.checkpoint is None)
     return preset, fitted, stats
 
 
-def _over(start: Facts | None, fitted: Facts) -> Facts:
+def with_fitted(start: Facts | None, fitted: Facts) -> Facts:
     """A start's facts, with the tokenizer and the codec of this training in place of its own."""
     start = start or Facts()
     return replace(start, tokenizer=fitted.tokenizer or start.tokenizer, codec=fitted.codec or start.codec)

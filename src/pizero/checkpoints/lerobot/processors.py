@@ -244,7 +244,7 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     keys = [IMAGES + camera for camera in config.cameras]
     if embodiment is not None:
         robot = [embodiment.cameras[camera] for camera in config.cameras if camera in embodiment.cameras]
-        keys = [_observation_key(embodiment.image_key(camera), IMAGES + camera) for camera in robot]
+        keys = [observation_key(embodiment.image_key(camera), IMAGES + camera) for camera in robot]
     empty = [f"{IMAGES}empty_camera_{number}" for number in range(len(config.cameras) - len(keys))]
     state_dim = (embodiment and embodiment.state_dim) or (stats.state.dim if stats else config.state_dim)
     action_dim = (embodiment and embodiment.action_dim) or (stats.actions.dim if stats else config.action_dim)
@@ -264,7 +264,7 @@ def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _observation_key(key: Key, other: str) -> str:
+def observation_key(key: Key, other: str) -> str:
     """LeRobot takes for observations only what is named so, one column each."""
     return key if isinstance(key, str) and key.startswith("observation.") else other
 
@@ -291,7 +291,7 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
     enabled = values["use_relative_actions"]
     stats = None if facts.norm_stats is None else facts.norm_stats.in_convention("lerobot")
     epsilon = LEROBOT_EPSILON if stats is None else stats.epsilon
-    state_key = STATE if facts.embodiment is None else _observation_key(facts.embodiment.state_key, STATE)
+    state_key = STATE if facts.embodiment is None else observation_key(facts.embodiment.state_key, STATE)
     rename = (RENAME, {"rename_map": {} if state_key == STATE else {state_key: STATE}})
     tokenize = {
         "max_length": values["tokenizer_max_length"], "task_key": "task", "padding_side": "right",
@@ -318,12 +318,12 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
     after = [unnormalize, (ABSOLUTE, {"enabled": enabled}), device]
     tensors = {} if stats is None else _stats_tensors(stats, inputs, outputs)
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
-        _write_steps(folder, name, steps, tensors)
+        write_steps(folder, name, steps, tensors)
     if facts.tokenizer is not None and facts.tokenizer.model is not None:
         facts.tokenizer.save(folder / TOKENIZER)
 
 
-def _write_steps(
+def write_steps(
     folder: Path, name: str, steps: Sequence[tuple[str, Mapping[str, Any]]], stats: Mapping[str, Tensor]
 ) -> None:
     written: list[dict[str, Any]] = []
