@@ -21,6 +21,7 @@ from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.train.distributed import Placement
 from pizero.train.inputs import trimmed
 from pizero.types import UserError
+from pizero.workflows.bench_tokens import TokensConfig, bench_tokens
 from pizero.workflows.fit_codec import CodecConfig, fit_codec
 from pizero.workflows.measures import MeasureConfig
 from pizero.workflows.replay import recorded_observation
@@ -138,6 +139,15 @@ def test_what_does_not_fit_is_one_line(run: Path, dataset: Path, tmp_path: Path)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="num_steps 5: a π0-FAST writes tokens"):
         load_policy(checkpoint, num_steps=5)
+
+
+def test_plain_and_fast_path_are_timed(run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bench_tokens(run, dataset, TokensConfig(observations=2, rounds=1, threads=1))
+    paths = result["paths"]
+    assert paths["plain"]["malformed"] == paths["fast"]["malformed"] == 0
+    assert paths["plain"]["tokens"] == paths["fast"]["tokens"] > 10
+    assert min(row["median_ms"] for row in paths.values()) > 0
+    assert result["apart"] < 1e-5
 
 
 def test_presets_of_it() -> None:

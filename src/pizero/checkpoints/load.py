@@ -36,6 +36,7 @@ from pizero.data.fast.codec import FastCodec
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.fast_writer import FastWriter
 from pizero.engine.products import Kernels, check_kernels
 from pizero.files import new_folder, read_json
 from pizero.model.action_model import ActionSampler
@@ -130,9 +131,11 @@ def load_policy(
         own = pipeline if unknown(source.facts, source.config) else make_pipeline(source.config, source.facts)
         example = load_example(folder) if adapters is None else None
         verify_example(Checkpoint(model, own, example))  # it was stored with the checkpoint's own
-    sampler: ActionSampler | Pi0Fast = model
+    sampler: ActionSampler | Pi0Fast | FastWriter = model
     if isinstance(model, Pi0):
         sampler = FastSampler(model, kernels=kernels, keep=keep, consume=True)
+    elif isinstance(model, Pi0Fast):
+        sampler = FastWriter(model, consume=True)
     return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)
 
 

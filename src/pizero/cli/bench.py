@@ -1,4 +1,4 @@
-"""`pizero bench inference` and `pizero bench int8`: how fast this machine runs a π0, and what coarser numbers cost."""
+"""`pizero bench`: how fast this machine runs a π0 or writes a π0-FAST's tokens, and what coarser numbers cost."""
 
 from __future__ import annotations
 
@@ -62,13 +62,40 @@ class Int8:
     """Writes the figures there."""
 
 
-Arguments = Annotated[Inference, tyro.conf.subcommand("inference")] | Annotated[Int8, tyro.conf.subcommand("int8")]
+@dataclass(frozen=True)
+class Tokens:
+    """How long a π0-FAST takes to write a chunk, on recorded observations one at a time: plain and fast path in turns,
+    and the fast path without the grammar, with the share of what is then no chunk.
+
+    Example: pizero bench tokens runs/fast runs/fast-data --threads 1
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Checkpoint folder of any format, the folder of a run, or a hub id."""
+    dataset: Annotated[Path, tyro.conf.Positional]
+    """LeRobot dataset of the same robot."""
+    observations: int = 16
+    rounds: int = 3
+    threads: int = 0
+    """0 takes what PyTorch does."""
+    json: Path | None = None
+    """Writes the figures there."""
 
 
-def run(arguments: Inference | Int8) -> None:
+Arguments = (
+    Annotated[Inference, tyro.conf.subcommand("inference")]
+    | Annotated[Int8, tyro.conf.subcommand("int8")]
+    | Annotated[Tokens, tyro.conf.subcommand("tokens")]
+)
+
+
+def run(arguments: Inference | Int8 | Tokens) -> None:
     from pizero.workflows.evaluate import write_json
 
-    result = _int8(arguments) if isinstance(arguments, Int8) else _inference(arguments)
+    if isinstance(arguments, Tokens):
+        result = _tokens(arguments)
+    else:
+        result = _int8(arguments) if isinstance(arguments, Int8) else _inference(arguments)
     if arguments.json is not None:
         write_json(arguments.json, result)
 
@@ -94,6 +121,23 @@ def _inference(arguments: Inference) -> object:
         return rows
     result = bench(settings, arguments.paths, OPTIMIZATIONS if arguments.ablation else ())
     print_bench(result)
+    return result
+
+
+def _tokens(arguments: Tokens) -> object:
+    from pizero.workflows.bench_tokens import TokensConfig, bench_tokens
+    from pizero.workflows.progress import console
+
+    config = TokensConfig(arguments.observations, arguments.rounds, arguments.threads)
+    result = bench_tokens(arguments.checkpoint, arguments.dataset, config)
+    names = {"plain": "plain", "fast": "fast", "free": "fast, unconstrained"}
+    for name, row in result["paths"].items():
+        console.print(
+            f"{names[name]:<20} {row['median_ms']:8.1f} ms a chunk, {row['tokens']:.1f} tokens, "
+            f"{100 * row['malformed']:.1f} % malformed",
+            soft_wrap=True,
+        )
+    console.print(f"actions of plain and fast at most {result['apart']:.2g} apart; {result['threads']} threads")
     return result
 
 

@@ -166,7 +166,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         for name in self.layer_names():
             self._place(name)[0].append(self._packed(name, self._kernels_of))
             if consume:
-                _give_up(self._source(name))
+                give_up(self._source(name))
 
     def _place(self, name: str) -> tuple[list[Any], int]:
         part, _, index = name.partition(".")
@@ -378,7 +378,7 @@ def _check_weights(model: Pi0, device: torch.device) -> None:
             )
 
 
-def _give_up(block: VisionBlock | GemmaBlock) -> None:
+def give_up(block: VisionBlock | GemmaBlock) -> None:
     """Frees the block's matrices; their shapes stay, and so do the norms and what modulates them."""
     for path, part in block.named_modules():
         if isinstance(part, nn.Linear) and not path.endswith("modulation"):

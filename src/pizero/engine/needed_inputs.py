@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pizero.model.config import Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import Observation
 
 PROMPT_LENGTHS = (16, 48, 112)
@@ -33,7 +34,11 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(
-    observation: Observation, config: Pi0Config, device: torch.device, static: bool, computed: Collection[str] = ()
+    observation: Observation,
+    config: Pi0Config | Pi0FastConfig,
+    device: torch.device,
+    static: bool,
+    computed: Collection[str] = (),
 ) -> Inputs:
     """Without the cameras and prompt slots that no sample uses; on a CPU without the images that a sample lacks.
 
@@ -48,8 +53,8 @@ def make_inputs(
 
 
 def take(
-    observation: Observation, config: Pi0Config, device: torch.device, cameras: Sequence[str], slots: Tensor | slice,
-    skip_absent: bool,
+    observation: Observation, config: Pi0Config | Pi0FastConfig, device: torch.device, cameras: Sequence[str],
+    slots: Tensor | slice, skip_absent: bool,
 ) -> Inputs:  # fmt: skip
     """These cameras and prompt slots. skip_absent: images that a sample lacks need not be computed."""
     shown = observation.prompt_mask[:, slots].cpu()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
 from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.fast_writer import FastWriter
 from pizero.engine.warm_up import padded_batch, warm_up
 from pizero.model.action_model import ActionSampler
 from pizero.model.pi0 import Pi0
@@ -21,8 +22,8 @@ from pizero.types import RobotDict, UserError
 
 
 class ModelPolicy:
-    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`, unless `fast`
-    is false, as for a model in training: its weights stay where they are.
+    """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`, a π0-FAST by
+    `FastWriter`, unless `fast` is false, as for a model in training: its weights stay where they are.
 
     device: where a model is that is no module and has no attribute `device`; any other tells it. num_steps: of
     sampling; None takes the model's own number. seed: of the noise, drawn on the host and observation by observation,
@@ -32,7 +33,7 @@ class ModelPolicy:
 
     def __init__(
         self,
-        model: ActionSampler | Pi0Fast,
+        model: ActionSampler | Pi0Fast | FastWriter,
         pipeline: Pipeline,
         *,
         device: str | torch.device | None = None,
@@ -55,7 +56,10 @@ class ModelPolicy:
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
         self.real_time = real_time or RealTime()
-        self._sampler = FastSampler(model) if fast and isinstance(model, Pi0) else sampler_of(model, pipeline)
+        if fast and isinstance(model, Pi0):
+            self._sampler: ActionSampler = FastSampler(model)
+        else:
+            self._sampler = sampler_of(FastWriter(model) if fast and isinstance(model, Pi0Fast) else model, pipeline)
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)

@@ -11,19 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
+from pizero.engine.fast_writer import FastWriter
 from pizero.model.action_model import ActionSampler
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.policy.token_sampler import TokenSampler
 from pizero.types import RobotDict
 
 
-def sampler_of(model: ActionSampler | Pi0Fast, pipeline: Pipeline) -> ActionSampler:
+def sampler_of(model: ActionSampler | Pi0Fast | FastWriter, pipeline: Pipeline) -> ActionSampler:
     """The model itself, or around one that writes tokens what makes actions of them."""
-    return TokenSampler(model, pipeline) if isinstance(model, Pi0Fast) else model
+    return TokenSampler(model, pipeline) if isinstance(model, Pi0Fast | FastWriter) else model
 
 
 def sample_chunks(
-    model: ActionSampler | Pi0Fast,
+    model: ActionSampler | Pi0Fast | FastWriter,
     pipeline: Pipeline,
     observations: Sequence[RobotDict],
     noise: NDArray[np.float32],
