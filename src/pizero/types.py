@@ -31,6 +31,9 @@ normalisation: openpi adds 1e-6 to every scale, in both directions; lerobot 1e-8
 and in the place of a quantile range that is 0.
 """
 
+LayoutName: TypeAlias = Literal["openpi", "opentau", "lerobot"]
+"""Whose way of putting prompt, state, text and FAST tokens of a π0.5 into one sequence (`data/layouts.py`)."""
+
 
 class UserError(ValueError):
     """A mistake of the user's, told in one line that says what to do; commands print it without a traceback.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pizero.data.layouts import Ids, Layout, LayoutName
+from pizero.data.layouts import Ids, Layout
 from pizero.data.tokenizer import BEGIN_ID, END_ID, PaligemmaTokenizer
-from pizero.types import UserError
+from pizero.types import LayoutName, UserError
 
 NAMES: tuple[LayoutName, ...] = ("openpi", "opentau", "lerobot")
 BYTES = PaligemmaTokenizer.bytes()

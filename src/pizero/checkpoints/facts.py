@@ -15,13 +15,14 @@ from pizero.checkpoints.openpi.folder import mode_of
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import SKIP, FastTokenizer
+from pizero.data.layouts import FAST_SKIP
 from pizero.data.norm_stats import Mode, NormStats
 from pizero.data.pipeline import CODEC, Pipeline, PromptFormat
 from pizero.data.recognition.description import of_folder
 from pizero.data.recognition.recognise import recognise
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.files import read_json, values_of, write_bytes
-from pizero.model.config import Pi0Config
+from pizero.model.config import LanguageConfig, Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
@@ -74,8 +75,8 @@ class GivenFacts:
         if isinstance(tokenizer, str | Path):
             tokenizer = PaligemmaTokenizer(tokenizer)
         codec = FastCodec.load(self.codec) if isinstance(self.codec, str | Path) else self.codec
-        if codec is not None and not isinstance(config, Pi0FastConfig):
-            raise UserError("a codec is for π0-FAST, and this model writes no tokens; leave --codec out")
+        if codec is not None and not writes_actions(config):
+            raise UserError("a codec is for π0-FAST, or a π0.5 that learns FAST tokens; leave --codec out")
         values = {"embodiment": embodiment, "norm_stats": norm_stats, "tokenizer": tokenizer, "codec": codec}
         return replace(facts, **{name: value for name, value in values.items() if value is not None})
 
@@ -140,7 +141,7 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         )
     assert facts.embodiment is not None
     assert facts.norm_stats is not None
-    fast = isinstance(config, Pi0FastConfig)
+    fast, language = isinstance(config, Pi0FastConfig), language_of(config)
     tokenizer = facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer())
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -159,13 +160,33 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         action_dim=config.action_dim,
         num_history=config.num_history,
         convention=facts.convention,
-        fast=FastTokenizer(tokenizer, facts.codec, SKIP, config.vocab_size) if fast and facts.codec else None,
+        fast=fast_tokenizer(config, tokenizer, facts.codec) if facts.codec and writes_actions(config) else None,
+        layout=None if language is None else language.layout,
+        text_length=language.text_length if language is not None and language.writes_text else 0,
     )
     try:
         facts.norm_stats.fitted(pipeline.robot_state_dim, pipeline.robot_action_dim)
     except UserError as more:
         warnings.warn(f"{more}; as it is, the first dimensions are used", stacklevel=2)
     return pipeline
+
+
+def language_of(config: NetworkConfig) -> LanguageConfig | None:
+    """Of a π0 or π0.5 that learns to write; None for every other model."""
+    return config.language if isinstance(config, Pi0Config) else None
+
+
+def writes_actions(config: NetworkConfig) -> bool:
+    """Whether the model learns actions as tokens: all that π0-FAST does, and what a π0.5 may learn beside."""
+    language = language_of(config)
+    return isinstance(config, Pi0FastConfig) or (language is not None and language.writes_fast)
+
+
+def fast_tokenizer(config: NetworkConfig, tokenizer: PaligemmaTokenizer, codec: FastCodec) -> FastTokenizer:
+    """Where the codec's tokens stand in the model's vocabulary."""
+    language = language_of(config)
+    pali = config.vocab_size == PALIGEMMA_VOCABULARY and language is not None
+    return FastTokenizer(tokenizer, codec, FAST_SKIP[language.layout] if pali else SKIP, config.vocab_size)
 
 
 def save_facts(facts: Facts, folder: Path) -> None:

@@ -49,9 +49,16 @@ class Arguments:
     prefix of a π0 or π0-FAST. Its tokenizer stays."""
     tokenizer: Path | None = None
     """SentencePiece model (for example PaliGemma's); without it a small one is trained on the dataset's prompts."""
+    text: Literal["openpi", "opentau", "lerobot"] | None = None
+    """Of pi0 and pi05: learn to write the dataset's subtasks too, in this layout of prompt and text (docs/pi05.md)."""
+    fast: bool = False
+    """Of pi0 and pi05: learn FAST tokens of the actions too, which the actions never see. With text or FAST tokens the
+    flow's gradients end at the prefix (knowledge insulation)."""
+    no_insulation: bool = False
+    """With text or FAST tokens: let the flow's gradients into the prefix all the same."""
     codec: str | None = None
-    """Of --model pi0-fast: the action codec, a folder as `pizero fit-codec` writes it or a hub id; without it the
-    checkpoint's, or one that is fitted to the dataset."""
+    """Of --model pi0-fast and of --fast: the action codec, a folder as `pizero fit-codec` writes it or a hub id;
+    without it the checkpoint's, or one that is fitted to the dataset."""
     norm_stats: str | None = None
     """Statistics to use instead of the dataset's own: a file (of pizero norm-stats, openpi's norm_stats.json, LeRobot's
     meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
@@ -141,6 +148,7 @@ PARTS = {
 
 def run(arguments: Arguments) -> int:
     from pizero.configs.finetune import with_lora
+    from pizero.configs.language import with_language
     from pizero.workflows.choose_preset import choose_preset
     from pizero.workflows.measures import MeasureConfig
     from pizero.workflows.progress import console
@@ -163,6 +171,8 @@ def run(arguments: Arguments) -> int:
         preset = with_lora(preset, **changes)
     else:
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
+    if arguments.text is not None or arguments.fast or arguments.no_insulation:
+        preset = with_language(preset, arguments.text, arguments.fast, not arguments.no_insulation)
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     if arguments.plan:

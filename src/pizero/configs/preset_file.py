@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from pizero.configs.preset import OF_THE_DATA, Preset
 from pizero.data.norm_stats import Mode
 from pizero.files import read_toml
+from pizero.model.config import Pi0Config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
@@ -40,7 +41,8 @@ def preset_of_file(path: Path, find: Callable[[str], Preset]) -> Preset:
 
 
 def _changed(preset: Preset, like: str, values: Mapping[str, Any], folder: Path) -> Preset:
-    old = {**vars(preset), "model": preset.model.to_json(), "train": preset.train.to_json()}
+    language = {"language": None} if isinstance(preset.model, Pi0Config) else {}
+    old = {**vars(preset), "model": {**language, **preset.model.to_json()}, "train": preset.train.to_json()}
     new = _merged(old, values, "")
     if new["norm_mode"] not in get_args(Mode):
         raise UserError(f"norm_mode must be one of {', '.join(get_args(Mode))}, got {new['norm_mode']}")

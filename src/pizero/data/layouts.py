@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,8 @@ from pizero.data.tokenizer import (
     longest_start,
     state_bins,
 )  # fmt: skip
-from pizero.types import UserError
+from pizero.types import LayoutName, UserError
 
-LayoutName: TypeAlias = Literal["openpi", "opentau", "lerobot"]
 FAST_SKIP: dict[LayoutName, int] = {"openpi": 128, "opentau": 128, "lerobot": 1152}
 """Tokens at the end of PaliGemma's vocabulary without a FAST id. LeRobot leaves `<loc>` free too; OpenTau has a table
 of its own for the codes, which is not read here.

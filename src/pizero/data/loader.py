@@ -15,7 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.frames import FrameCache
-from pizero.data.pipeline import PROMPT_MASKS, ModelInputs, Pipeline
+from pizero.data.pipeline import ModelInputs, Pipeline
+from pizero.data.prompts import FAST_BLOCK, PROMPT_MASKS
 from pizero.data.robot_columns import robot_action_window, robot_state
 from pizero.processes import end_with_parent
 from pizero.types import UserError
@@ -67,21 +68,25 @@ class Member:
         actions = self.pipeline.model_actions(robot_action_window(dataset, embodiment, frames, horizon)[0], state)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
         prompts = self._prompts(frames)
-        inputs = self.pipeline.model_inputs(images, state, prompts, actions)
+        subtasks = self._subtasks(frames)
+        inputs = self.pipeline.model_inputs(images, state, prompts, actions, subtasks)
         dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
-        subtasks = None if dataset.subtasks is None else dataset.subtask_texts(frames)
         return Batch(inputs, actions, dims, subtasks)
 
     def tell_cut_prompts(self) -> None:
-        """Encodes each instruction once, with the state of its first frame: what must be cut is reported now, not by
-        every process that prepares batches. UserError as for `model_inputs`.
+        """Encodes each instruction, with each of its subtasks, once, with the state of its first frame: what must be
+        cut is reported now, not by every process that prepares batches. UserError as for `model_inputs`.
         """
-        firsts = dict(zip(reversed(self._prompts(self.frames)), reversed(self.frames.tolist()), strict=True))
+        texts = zip(self._prompts(self.frames), self._subtasks(self.frames) or [""] * len(self.frames), strict=True)
+        firsts = dict(zip(reversed(list(texts)), reversed(self.frames.tolist()), strict=True))
         state = robot_state(self.dataset, self.pipeline.embodiment)
         history = self.pipeline.num_history
-        for prompt, frame in firsts.items():
+        for (prompt, subtask), frame in firsts.items():
             seen = np.array([frame]) if history == 1 else self.dataset.history(np.array([frame]), history)
-            self.pipeline.encode_prompts([prompt], state[seen])
+            self.pipeline.encode_prompts([prompt], state[seen], [subtask])
+
+    def _subtasks(self, frames: NDArray[np.int64]) -> list[str] | None:
+        return None if self.dataset.subtasks is None else self.dataset.subtask_texts(frames)
 
     def _prompts(self, frames: NDArray[np.int64]) -> list[str]:
         embodiment = self.pipeline.embodiment
@@ -268,13 +273,20 @@ def _merged(parts: Sequence[tuple[Rows, Batch]]) -> Batch:
         },
         prompt_tokens=field("prompt_tokens"), prompt_mask=field("prompt_mask"),
     )  # fmt: skip
-    for name in ("state", *PROMPT_MASKS):
-        if name in parts[0][1].inputs:
-            cast("Any", inputs)[name] = field(name)
+    for name in ("state", *PROMPT_MASKS, *FAST_BLOCK):
+        have = [(rows, cast("Any", batch.inputs)[name]) for rows, batch in parts if name in batch.inputs]
+        if have:
+            cast("Any", inputs)[name] = gathered(_equally_long(have) if name in FAST_BLOCK else have)
     known = [(rows, batch.action_dims) for rows, batch in parts if batch.action_dims is not None]
     dims = gathered(known) if len(known) == len(parts) else None
     actions = gathered([(rows, batch.actions) for rows, batch in parts])
     return Batch(inputs, actions, dims, _merged_texts(size, [(rows, batch.subtasks) for rows, batch in parts]))
+
+
+def _equally_long(parts: Sequence[tuple[Rows, NDArray[Any]]]) -> list[tuple[Rows, NDArray[Any]]]:
+    """[b, F] each, padded at the end with zeros to the longest F."""
+    longest = max(value.shape[1] for _, value in parts)
+    return [(rows, np.pad(value, ((0, 0), (0, longest - value.shape[1])))) for rows, value in parts]
 
 
 def _merged_texts(size: int, parts: Sequence[tuple[Rows, Sequence[str] | None]]) -> Sequence[str] | None:

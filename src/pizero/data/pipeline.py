@@ -22,10 +22,20 @@ from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import FastTokenizer
 from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
+from pizero.data.prompts import FAST_BLOCK, PROMPT_MASKS, prompt_arrays
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
 from pizero.files import read_json, values_of, write_bytes
-from pizero.types import LARGEST_LENGTH, Convention, Observation, RobotDict, UserError, as_tuple, check_whole
+from pizero.types import (
+    LARGEST_LENGTH,
+    Convention,
+    LayoutName,
+    Observation,
+    RobotDict,
+    UserError,
+    as_tuple,
+    check_whole,
+)  # fmt: skip
 
 PromptFormat: TypeAlias = Literal["pi0", "pi05", "fast", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
@@ -48,13 +58,14 @@ class ModelInputs(TypedDict):
     state: NotRequired[NDArray[np.float32]]  # [B, state_dim], normalised and padded; not with the formats fast and none
     prompt_causal: NotRequired[NDArray[np.bool_]]  # both [B, L], see `Observation`: of a model that writes
     prompt_target: NotRequired[NDArray[np.bool_]]
+    fast_tokens: NotRequired[NDArray[np.int64]]  # the three [B, F], see `Observation`
+    fast_mask: NotRequired[NDArray[np.bool_]]
+    fast_target: NotRequired[NDArray[np.bool_]]
 
 
 _FILES = ("pipeline.json", "norm_stats.json", "tokenizer.model")
 CODEC = "fast_codec"
 """Folder of a checkpoint's action codec, in the layout of physical-intelligence/fast."""
-PROMPT_MASKS = ("prompt_causal", "prompt_target")
-_ROUND_UP = 16  # prompts of a model that writes end at a multiple of this, so that its lengths are few
 _FIELDS = (
     "cameras", "prompt_format", "prompt_length", "image_size", "state_dim", "action_dim", "num_history", "convention"
 )  # fmt: skip
@@ -74,6 +85,8 @@ class Pipeline:
         own axes; the newest state is the one that relative actions start from.
     convention: how images are resized and prompts cleaned; the norm stats have their own.
     fast: writes and reads actions as tokens, for a model that does; the format "fast" needs it.
+    layout: of prompt and text, for a π0 or π0.5 that learns to write; text_length: most tokens of a text, 0 for a model
+        that learns FAST tokens alone.
     """
 
     embodiment: Embodiment
@@ -88,6 +101,8 @@ class Pipeline:
     num_history: int = 1
     convention: Convention = "openpi"
     fast: FastTokenizer | None = None
+    layout: LayoutName | None = None
+    text_length: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt_format not in get_args(PromptFormat):
@@ -183,10 +198,12 @@ class Pipeline:
         state: NDArray[np.floating[Any]],
         prompts: Sequence[str],
         actions: NDArray[np.float32] | None = None,
+        subtasks: Sequence[str] | None = None,
     ) -> ModelInputs:
         """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`.
 
         actions: what `model_actions` gives for these samples, which a model with a codec is to write after the prompt.
+        subtasks: B texts that a model with a layout is to write, or to act on; "" for none.
         With an observation history of T > 1: images [B, T, h, w, 3] and state [B, T, d].
         """
         batch = len(prompts)
@@ -204,20 +221,19 @@ class Pipeline:
                 present[camera] = image
         if not present:
             raise UserError("images: every camera is absent; expected at least one image")
-        if self.prompt_format == "fast":
-            return ModelInputs(images=present, image_masks=masks, **self._written(prompts, normalised, actions))
-        tokens, mask = self._encode(prompts, normalised)
-        inputs = ModelInputs(images=present, image_masks=masks, prompt_tokens=tokens.astype(np.int64), prompt_mask=mask)
-        if self.prompt_format != "none":
+        text = prompt_arrays(self, prompts, normalised, actions, subtasks)
+        inputs = ModelInputs(images=present, image_masks=masks, **text)
+        if self.prompt_format not in ("fast", "none"):
             inputs["state"] = pad_to(normalised.astype(np.float32), self.state_dim)
         return inputs
 
     def encode_prompts(
-        self, prompts: Sequence[str], state: NDArray[np.floating[Any]]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """B prompts, and the state as for `model_inputs` -> their (tokens, mask) in it, both [B, L]."""
+        self, prompts: Sequence[str], state: NDArray[np.floating[Any]], subtasks: Sequence[str] | None = None
+    ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:
+        """B prompts, state and subtasks as for `model_inputs` -> their (tokens, mask) in it, both [B, L]."""
         own = self.embodiment.model_state(self._checked_state(state, len(prompts)))
-        return self._encode(prompts, self._normaliser(self.norm_stats.state)(own))
+        text = prompt_arrays(self, prompts, self._normaliser(self.norm_stats.state)(own), None, subtasks)
+        return text["prompt_tokens"], text["prompt_mask"]
 
     def model_actions(
         self, actions: NDArray[np.floating[Any]], state: NDArray[np.floating[Any]]
@@ -249,8 +265,7 @@ class Pipeline:
             state=tensor(inputs["state"]) if "state" in inputs else None,
             prompt_tokens=tensor(inputs["prompt_tokens"]),
             prompt_mask=tensor(inputs["prompt_mask"]),
-            prompt_causal=tensor(inputs["prompt_causal"]) if "prompt_causal" in inputs else None,
-            prompt_target=tensor(inputs["prompt_target"]) if "prompt_target" in inputs else None,
+            **{name: tensor(cast("Any", inputs)[name]) for name in (*PROMPT_MASKS, *FAST_BLOCK) if name in inputs},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -260,6 +275,8 @@ class Pipeline:
         values |= {"embodiment": self.embodiment.to_json(), "tokenizer": kind}
         if self.fast is not None:
             values["fast"] = {"skip": self.fast.skip, "vocab_size": self.fast.vocab_size}
+        if self.layout is not None:
+            values["text"] = {"layout": self.layout, "length": self.text_length}
         return values
 
     @classmethod
@@ -272,7 +289,7 @@ class Pipeline:
     ) -> Pipeline:
         """Raises UserError when a key is missing or unknown. codec: where the values have a key "fast"."""
         data = {**_LATER, **data}
-        fast = data.pop("fast", None)
+        fast, text = data.pop("fast", None), data.pop("text", None)
         expected = {*_FIELDS, "embodiment", "tokenizer"}
         if set(data) != expected:
             raise UserError(f"pipeline: got keys {sorted(data)}, expected {sorted(expected)}")
@@ -282,6 +299,8 @@ class Pipeline:
         if fast is not None and codec is not None:
             skip, vocab_size = int(fast["skip"]), int(fast["vocab_size"])
             values["fast"] = FastTokenizer(tokenizer, codec, skip, vocab_size)
+        if text is not None:
+            values["layout"], values["text_length"] = text["layout"], int(text["length"])
         return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)
 
     def save(self, folder: Path | str) -> None:
@@ -306,31 +325,6 @@ class Pipeline:
         codec = None if values.get("fast") is None else FastCodec.load(Path(folder) / CODEC)
         with values_of(pipeline):
             return cls.from_json(values, norm_stats, read, codec)
-
-    def _encode(
-        self, prompts: Sequence[str], normalised: NDArray[np.floating[Any]]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        if self.prompt_format == "fast":
-            text = cast(FastTokenizer, self.fast).encode_batch(prompts, normalised, self.prompt_length)
-            return text.tokens, text.mask
-        in_prompt = normalised if self.prompt_format == "pi05" else None
-        return self.tokenizer.encode_batch(prompts, in_prompt, self.prompt_length, self.convention)
-
-    def _written(
-        self, prompts: Sequence[str], normalised: NDArray[np.floating[Any]], actions: NDArray[np.float32] | None
-    ) -> dict[str, NDArray[Any]]:
-        """The prompt's arrays of the format "fast", with the actions [B, H, action_dim] after it where they are given;
-        else no longer than it must be.
-        """
-        chunks = None if actions is None else actions[..., : self.robot_action_dim]
-        text = cast(FastTokenizer, self.fast).encode_batch(prompts, normalised, self.prompt_length, chunks)
-        if actions is None:
-            used = min(-(-int(text.mask.sum(axis=1).max()) // _ROUND_UP) * _ROUND_UP, self.prompt_length)
-            return {"prompt_tokens": text.tokens[:, :used].astype(np.int64), "prompt_mask": text.mask[:, :used]}
-        return {
-            "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.target,
-            "prompt_target": text.target,
-        }  # fmt: skip
 
     def _normaliser(self, stats: FieldStats) -> Normalize:
         return Normalize(stats, self.norm_stats.mode, self.norm_stats.epsilon, self.norm_stats.convention)

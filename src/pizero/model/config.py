@@ -12,6 +12,7 @@ from pizero.types import (
     LARGEST,
     LARGEST_LENGTH,
     LONGEST_CHUNK,
+    LayoutName,
     UserError,
     as_tuple,
     check_cameras,
@@ -26,7 +27,9 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 """The cameras of the released checkpoints, in their order (openpi src/openpi/models/model.py)."""
 
 
-_LIMITS = {"depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK}
+_LIMITS = {
+    "depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "text_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK
+}  # fmt: skip
 
 
 def check_numbers(config: Any) -> None:
@@ -77,10 +80,11 @@ class LanguageConfig:
     """What the prefix expert of a π0.5 learns to write, and how flow, text and FAST tokens share one loss.
 
     flow_weight, text_weight, fast_weight: of the three losses; the defaults are the recipe of the paper (arXiv
-    2504.16054), as LeRobot has it. z_weight: of the mean squared log of the softmax's sum over the text's targets.
+    2504.16054), as LeRobot has it. Of weight 0, text or FAST tokens are no part of the sequence. z_weight: of the mean
+    squared log of the softmax's sum over the text's targets.
     insulation: the action expert reads the prefix's keys and values without sending gradients back, so that text and
     FAST tokens alone train the prefix (arXiv 2505.23705). tied_head: the head is the token table; else a table of its
-    own.
+    own. layout: of prompt and text. text_length: most tokens of a text.
     """
 
     flow_weight: float = 10.0
@@ -89,8 +93,11 @@ class LanguageConfig:
     z_weight: float = 0.0
     insulation: bool = True
     tied_head: bool = True
+    layout: LayoutName = "openpi"
+    text_length: int = 48
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("flow_weight", "text_weight", "fast_weight", "z_weight"):
             value: object = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
@@ -98,6 +105,16 @@ class LanguageConfig:
         for name in ("insulation", "tied_head"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false, got {str(getattr(self, name))[:60]}")
+        if self.layout not in get_args(LayoutName):
+            raise UserError(f"layout is {self.layout!r}; expected one of {', '.join(get_args(LayoutName))}")
+
+    @property
+    def writes_text(self) -> bool:
+        return self.text_weight > 0
+
+    @property
+    def writes_fast(self) -> bool:
+        return self.fast_weight > 0
 
 
 SO400M = SiglipConfig()

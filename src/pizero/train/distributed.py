@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.processes import end_with_launcher
 from pizero.train.activations import BLOCKS
@@ -190,8 +191,11 @@ def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[.
     if not placement.in_shards:
         model.to(device)
         return model.loss if ranks.count == 1 else _data_parallel(model, device)
-    if isinstance(model, Pi0Fast):
-        raise UserError(f"--sharding {placement.sharding} is not for π0-FAST, whose head is its token table; take ddp")
+    if isinstance(model, Pi0Fast) or (isinstance(model, Pi0) and model.config.language is not None):
+        raise UserError(
+            f"--sharding {placement.sharding} is not for a model that writes tokens, whose head is its token table; "
+            "take ddp"
+        )
     shards = ranks.count if placement.sharding == "fsdp" else ranks.local_count
     fully_shard_model(model, make_mesh(ranks.count, shards, device.type), bfloat16)
     return model.loss

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pizero.data.augment import WHOLE, BatchPart
-from pizero.data.pipeline import PROMPT_MASKS, ModelInputs
+from pizero.data.pipeline import ModelInputs
+from pizero.data.prompts import PROMPT_MASKS
 from pizero.model.flow_matching import sample_time
 from pizero.train.config import TrainConfig
 

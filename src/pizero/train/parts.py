@@ -11,16 +11,16 @@ from pizero.train.config import Part, PartsConfig, Precision
 from pizero.train.lora import add_lora, is_adapter
 from pizero.types import UserError
 
-EMBEDDING = "token_embedding.weight"
+EMBEDDING, TEXT_HEAD = "token_embedding.weight", "text_head.weight"
 
 
 def part_of(name: str) -> Part:
     """vision: the tower and its projection. prefix, expert: the layers and the final norm of one expert. embedding: the
-    token table. heads: the projections of state, actions and time.
+    token table, and a head of its own for text. heads: the projections of state, actions and time.
     """
     if name.startswith("vision_tower."):
         return "vision"
-    if name == EMBEDDING:
+    if name in (EMBEDDING, TEXT_HEAD):
         return "embedding"
     if name.startswith("transformer."):
         return "expert" if ".expert." in name or name.startswith("transformer.expert_norm.") else "prefix"
@@ -47,6 +47,8 @@ def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
         parameter.requires_grad_(is_adapter(name) or part_of(name) not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("every part is frozen: nothing is left to train")
+    if config.embedding_steps == "stateless" and model.config.language is not None:
+        raise UserError("embedding_steps stateless moves the rows that a batch reads; as a head all of them are used")
     if config.embedding_steps == "stateless" and "embedding" in frozen:
         raise UserError("the embedding table is frozen; embedding_steps stateless has nothing to do")
 

@@ -11,14 +11,16 @@ import numpy as np
 from pizero.baseline.config import BaselineConfig
 from pizero.checkpoints.models import NetworkConfig
 from pizero.configs.preset import OF_THE_DATA, Preset
+from pizero.data.layouts import Layout
 from pizero.data.robot_columns import robot_widths
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import CAMERAS
+from pizero.model.config import CAMERAS, Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
+from pizero.types import UserError
 from pizero.workflows.own_robot import print_guess
 from pizero.workflows.progress import console
 from pizero.workflows.start import Start
-from pizero.workflows.training_data import Source, prompts_of
+from pizero.workflows.training_data import Source, prompts_of, subtasks_of
 
 SIDES = (32, 64, 96)
 """Image sizes to choose from; with more than three cameras the last one would be slow."""
@@ -71,6 +73,35 @@ def with_prompts(preset: Preset, sources: Sequence[Source], tokenizer: Paligemma
     return replace(preset, model=replace(model, prompt_length=length))
 
 
+def with_text(preset: Preset, sources: Sequence[Source], tokenizer: PaligemmaTokenizer) -> Preset:
+    """The preset with room for the longest subtask of the data after the longest instruction; no weight depends on it.
+    A model that writes no text, as it is. UserError where no dataset has subtasks.
+    """
+    model = preset.model
+    if not isinstance(model, Pi0Config) or model.language is None or not model.language.writes_text:
+        return preset
+    texts = {text for source in sources for text in subtasks_of(source)}
+    if not texts:
+        raise UserError("no dataset has subtasks, of which text could be learnt; give them with --subtasks")
+    layout = Layout(model.language.layout, tokenizer)
+    widths = [robot_widths(source.dataset, source.embodiment)[0] for source in sources]
+    bins = [255] * max(widths) if model.state_input == "prompt" else None
+    prompts = {text for source in sources for text in prompts_of(source)}
+    question = max(len(layout.question(prompt, bins).tokens) for prompt in prompts)
+    longest = max(len(layout.encode("", bins, text).tokens) for text in texts) - len(layout.question("", bins).tokens)
+    language = replace(model.language, text_length=-(-longest // 8) * 8)
+    length = max(model.prompt_length, -(-(question + language.text_length) // 8) * 8)
+    return replace(preset, model=replace(model, language=language, prompt_length=length))
+
+
+def with_language_of(preset: Preset, config: NetworkConfig) -> Preset:
+    """The preset with what a checkpoint learns to write, where the preset does not say it."""
+    model = preset.model
+    if not isinstance(model, Pi0Config) or not isinstance(config, Pi0Config) or model.language is not None:
+        return preset
+    return replace(preset, model=replace(model, language=config.language))
+
+
 def as_started(preset: Preset, model: NetworkConfig) -> Preset:
     """The preset with what the model of its run took from the data, which may have grown since."""
     if type(model) is not type(preset.model):
@@ -78,6 +109,10 @@ def as_started(preset: Preset, model: NetworkConfig) -> Preset:
     kept = (*OF_THE_DATA, "vocab_size") if preset.from_data else ("cameras", "prompt_length", "vocab_size")
     names = [name for name in kept if hasattr(model, name)]
     changes = {name: getattr(model, name) for name in names}
+    if isinstance(model, Pi0Config) and isinstance(preset.model, Pi0Config):
+        own, asked = model.language, preset.model.language
+        if own is not None and asked is not None:
+            changes["language"] = replace(asked, text_length=own.text_length, tied_head=own.tied_head)
     horizon = max(model.action_horizon // 2, 1) if preset.from_data else preset.execution_horizon
     return replace(preset, model=replace(preset.model, **changes), execution_horizon=horizon)
 

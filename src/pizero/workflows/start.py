@@ -101,8 +101,8 @@ def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint
 
 
 def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Sequence[str]) -> NetworkConfig:
-    """What no weight depends on: the action horizon and whether the prompt holds the state are the preset's choice, and
-    cameras that the checkpoint does not have come after its own.
+    """What no weight depends on: the action horizon, whether the prompt holds the state, and what text is learnt if the
+    preset learns any, are the preset's choice; cameras that the checkpoint does not have come after its own.
     """
     if isinstance(config, Pi0FastConfig) and isinstance(wanted, Pi0FastConfig):
         return _with_free_fast_fields(config, wanted, cameras)
@@ -115,6 +115,9 @@ def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Seq
     )
     if more:
         console.print(f"cameras: {', '.join(more)} beside the checkpoint's {', '.join(config.cameras)}")
+    if wanted.language is not None:
+        tied = config.language is None or config.language.tied_head
+        changed = replace(changed, language=replace(wanted.language, tied_head=tied))
     for name in ("action_horizon", "state_input"):
         new, old = getattr(changed, name), getattr(config, name)
         if new != old:

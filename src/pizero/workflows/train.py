@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pizero.checkpoints.facts import language_of, writes_actions
+from pizero.checkpoints.files.remote import paligemma_tokenizer
 from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, empty_model, usable_device
@@ -45,7 +47,9 @@ from pizero.workflows.sizes import (
     robot_cameras,
     sized,
     with_cameras,
+    with_language_of,
     with_prompts,
+    with_text,
 )
 from pizero.workflows.start import Initialization, Start, initial_model, open_start
 from pizero.workflows.threads import torch_threads
@@ -115,6 +119,7 @@ def train_policy(
                 console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
             return _result(folder, found[-1], empty_model(read_checkpoint(found[-1]).config))
         start = None if initial.checkpoint is None else open_start(initial.checkpoint, preset)
+        preset = _as_before(preset, found, start)
         sources = open_sources(
             dataset_root, preset.embodiment, episodes=data.episodes, norm_stats=initial.norm_stats,
             skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start), subtasks=data.subtasks,
@@ -166,14 +171,21 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
             console.quiet = quiet
 
 
+def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Preset:
+    """The preset with what the model that it goes on from learns to write."""
+    if found:
+        return with_language_of(preset, read_checkpoint(found[-1]).config)
+    return preset if start is None or start.source is None else with_language_of(preset, start.source.config)
+
+
 def fit_to_data(
     preset: Preset, sources: Sequence[Source], found: Sequence[Path], initial: Initialization, start: Start | None
 ) -> tuple[Preset, Facts, Mapping[str, NormStats] | None]:
     """The preset with the sizes that come from the data; the tokenizer and the codec of a training that begins; the
     robots' statistics where the codec is fitted with them. A run that goes on keeps its own.
     """
-    if initial.codec is not None and not isinstance(preset.model, Pi0FastConfig):
-        raise UserError("a codec is for --model pi0-fast; this model writes no tokens")
+    if initial.codec is not None and not writes_actions(preset.model):
+        raise UserError("a codec is for --model pi0-fast, or for --fast; this model writes no tokens")
     if found:
         started = as_started(preset, read_checkpoint(found[-1]).config)
         return (started if preset.from_data else with_cameras(started, sources)), Facts(), None
@@ -185,8 +197,10 @@ def fit_to_data(
         if tokenizer is not None and not isinstance(preset.model, Pi0FastConfig):
             preset = with_prompts(preset, sources, tokenizer)
     fitted, stats = Facts(tokenizer=tokenizer), None
-    if isinstance(preset.model, Pi0FastConfig):
-        facts = with_fitted(None if start is None or start.source is None else start.source.facts, fitted)
+    facts = with_fitted(None if start is None or start.source is None else start.source.facts, fitted)
+    if language_of(preset.model) is not None:
+        preset = with_text(preset, sources, facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer()))
+    if writes_actions(preset.model):
         preset, codec, stats = fit_actions(preset, sources, facts, start, initial.codec)
         fitted = replace(fitted, codec=codec)
     print_choices(preset, sources, from_scratch=initial.checkpoint is None)

@@ -10,15 +10,16 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY
+from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, fast_tokenizer
 from pizero.checkpoints.files.remote import local_folder, paligemma_tokenizer
 from pizero.checkpoints.format import Facts
 from pizero.configs.preset import Preset
 from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.fidelity import ActionChunks
-from pizero.data.fast.tokens import SKIP, FastTokenizer
+from pizero.data.fast.tokens import SKIP
 from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer, state_bins
+from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 from pizero.workflows.fit_codec import MEASURED, MOST_CHUNKS
@@ -38,7 +39,7 @@ def fit_actions(
     """
     stats = robots_stats(sources, preset, facts)
     codec = facts.codec if given is None else FastCodec.load(local_folder(given))
-    if codec is None and start is not None and start.source is not None:
+    if codec is None and start is not None and start.source is not None and isinstance(preset.model, Pi0FastConfig):
         raise UserError(
             f"{start.folder} does not record the codec of its actions; give it with --codec (physical-intelligence/"
             "fast for openpi's and LeRobot's released ones)"
@@ -56,14 +57,15 @@ def with_codec(
     tokenizer: PaligemmaTokenizer,
     codec: FastCodec,
 ) -> Preset:
-    """The preset with room for the codec in the vocabulary, and in the prompt for the longest instruction, state and
-    chunk of the data. No weight depends on the prompt's length; PaliGemma's vocabulary stays as it is.
+    """The preset with room for the codec in the vocabulary and, of π0-FAST, in the prompt for the longest instruction,
+    state and chunk of the data. No weight depends on the prompt's length; PaliGemma's vocabulary stays as it is.
     """
-    model = cast(Pi0FastConfig, preset.model)
+    model = cast("Pi0Config | Pi0FastConfig", preset.model)
     if model.vocab_size != PALIGEMMA_VOCABULARY:
-        size = max(model.vocab_size, tokenizer.vocab_size + codec.size + SKIP)
-        model = replace(model, vocab_size=size)
-    text = FastTokenizer(tokenizer, codec, SKIP, model.vocab_size)
+        model = replace(model, vocab_size=max(model.vocab_size, tokenizer.vocab_size + codec.size + SKIP))
+    if isinstance(model, Pi0Config):
+        return replace(preset, model=model)
+    text = fast_tokenizer(model, tokenizer, codec)
     bins: dict[int, list[int]] = {}
     longest_prompt = 0
     for source in sources:

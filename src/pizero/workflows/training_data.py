@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, make_pipeline
+from pizero.checkpoints.facts import PALIGEMMA_VOCABULARY, language_of, make_pipeline
 from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.format import Facts
 from pizero.checkpoints.native.checkpoint import load_robots
@@ -22,6 +22,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.meta.layout import BadEpisodeError
 from pizero.data.embodiments import Embodiment, get_embodiment
 from pizero.data.frames import FrameCache, FrameStore
+from pizero.data.layouts import Layout
 from pizero.data.loader import Loader, Member, split_episodes
 from pizero.data.norm_stats import Mode, NormStats, near_constant_dimensions
 from pizero.data.pipeline import Pipeline
@@ -155,7 +156,9 @@ def make_tokenizer(sources: Sequence[Source], preset: Preset, given: Path | None
         return PaligemmaTokenizer(given)
     if preset.model.vocab_size == PALIGEMMA_VOCABULARY:
         return None
-    prompts = sorted({text for source in sources for text in (*prompts_of(source), *subtasks_of(source))})
+    language = language_of(preset.model)
+    words = [] if language is None else Layout(language.layout, PaligemmaTokenizer.bytes()).words
+    prompts = sorted({text for source in sources for text in (*prompts_of(source), *subtasks_of(source))}) + words
     with TemporaryDirectory() as folder:
         return train_tokenizer(prompts, Path(folder) / "tokenizer.model", preset.tokenizer_size)
 
