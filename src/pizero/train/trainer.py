@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, BatchPart
+from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import ON_CPU, Placement, spread_model, whole, without_exchange
@@ -276,7 +277,7 @@ class Trainer:
         """What is due after this step; true when the selection calls it the best so far."""
         values = dict[str, float]()
         if self.validation is not None and (last or self.step % self.config.validate_every == 0):
-            values["validation_loss"] = self.validate()
+            values.update(self.validate())
         due = [measure for measure in self.measures if last or self.step % measure.every == 0]
         if due:
             with self.average.applied():
@@ -289,11 +290,14 @@ class Trainer:
         return self.selection.take(self.step, values)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation."""
+    def validate(self) -> dict[str, float]:
+        """Mean loss of the averaged weights on held-out frames, at fixed noise and times, without augmentation; of a
+        model that learns to write, also its parts.
+        """
         assert self.validation is not None
         generator = stream(VALIDATION_SEED, 0, Purpose.VALIDATION, self._checkpoints.seed_rule)
-        total, count = torch.zeros((), dtype=torch.float64), min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
+        names, count = self._validated_parts(), min(VALIDATION_BATCHES, self.validation.batches_per_epoch)
+        total = torch.zeros(1 + len(names), dtype=torch.float64)
         # the average of bfloat16 weights is in float32
         precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
         self.model.eval()
@@ -305,10 +309,27 @@ class Trainer:
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
                 options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
                 options |= {} if mask is None else {"action_mask": mask[rows]}
-                loss = self.model.loss(observation[rows], actions[rows], draws=self.config.draws, **options)
-                total += float(loss.mean()) * share
+                found = self._held_out_losses(observation[rows], actions[rows], names, options)
+                total += torch.tensor([float(loss.mean()) for loss in found], dtype=torch.float64) * share
         self.model.train()
-        return float(self.ranks.sum(total)) / count
+        means = (self.ranks.sum(total) / count).tolist()
+        return dict(zip(("validation_loss", *(f"validation_{name}" for name in names)), means, strict=True))
+
+    def _validated_parts(self) -> tuple[str, ...]:
+        language = self.model.config.language if isinstance(self.model, Pi0) else None
+        if language is None:
+            return ()
+        written = (("text", language.writes_text), ("fast", language.writes_fast))
+        return ("flow", *(name for name, there in written if there))
+
+    def _held_out_losses(
+        self, observation: Observation, actions: Tensor, names: Sequence[str], options: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """The loss, then its parts of these names."""
+        if not isinstance(self.model, Pi0) or self.model.config.language is None:
+            return [self.model.loss(observation, actions, draws=self.config.draws, **options)]
+        losses = self.model.losses(observation, actions, draws=self.config.draws, **options)
+        return [losses.total(self.model.config.language), *(getattr(losses, name) for name in names)]
 
     # ---------------------------------------------------------------- checkpoints
 
