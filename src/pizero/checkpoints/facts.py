@@ -17,7 +17,8 @@ from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import SKIP, FastTokenizer
 from pizero.data.layouts import FAST_SKIP
 from pizero.data.norm_stats import Mode, NormStats
-from pizero.data.pipeline import CODEC, Pipeline, PromptFormat
+from pizero.data.pipeline import CODEC, Pipeline
+from pizero.data.prompts import PromptFormat
 from pizero.data.recognition.description import of_folder
 from pizero.data.recognition.recognise import recognise
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypeAlias, TypedDict, cast, get_args
+from typing import Any, NotRequired, TypeAlias, TypedDict, cast, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import FastTokenizer
 from pizero.data.images import GreyLevels, resize_with_pad, to_float
 from pizero.data.norm_stats import FieldStats, NormStats
-from pizero.data.prompts import FAST_BLOCK, PROMPT_MASKS, prompt_arrays
+from pizero.data.prompts import FAST_BLOCK, PROMPT_MASKS, PromptFormat, prompt_arrays
 from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.data.transforms import Normalize, pad_to
 from pizero.files import read_json, values_of, write_bytes
@@ -37,7 +37,6 @@ from pizero.types import (
     check_whole,
 )  # fmt: skip
 
-PromptFormat: TypeAlias = Literal["pi0", "pi05", "fast", "none"]
 CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
 """One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all.
 

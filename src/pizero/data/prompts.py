@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.fast.tokens import FastTokenizer
 from pizero.data.layouts import Layout, Texts
+from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.types import Convention, LayoutName
 
-if TYPE_CHECKING:
-    from pizero.data.pipeline import Pipeline
-
+PromptFormat: TypeAlias = Literal["pi0", "pi05", "fast", "none"]
 PROMPT_MASKS = ("prompt_causal", "prompt_target")
 FAST_BLOCK = ("fast_tokens", "fast_mask", "fast_target")
 _ROUND_UP = 16
 """Texts of a model that writes end at a multiple of this, so that lengths are few."""
 
 
+class Prompted(Protocol):
+    """What of a `Pipeline` a prompt depends on."""
+
+    @property
+    def tokenizer(self) -> PaligemmaTokenizer: ...
+    @property
+    def prompt_format(self) -> PromptFormat: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def convention(self) -> Convention: ...
+    @property
+    def fast(self) -> FastTokenizer | None: ...
+    @property
+    def layout(self) -> LayoutName | None: ...
+    @property
+    def text_length(self) -> int: ...
+    @property
+    def robot_action_dim(self) -> int: ...
+
+
 def prompt_arrays(
-    pipeline: Pipeline,
+    pipeline: Prompted,
     prompts: Sequence[str],
     state: NDArray[np.floating[Any]],
     actions: NDArray[np.float32] | None,
@@ -48,7 +69,7 @@ def prompt_arrays(
 
 
 def question_arrays(
-    pipeline: Pipeline, layout: Layout, prompts: Sequence[str], state: NDArray[np.floating[Any]]
+    pipeline: Prompted, layout: Layout, prompts: Sequence[str], state: NDArray[np.floating[Any]]
 ) -> dict[str, NDArray[Any]]:
     """The prompts after which a model with this layout writes; state: normalised, unpadded [B, d]."""
     in_prompt = state if pipeline.prompt_format == "pi05" else None
@@ -65,7 +86,7 @@ def _actions_beside(layout: Layout, fast: FastTokenizer, chunks: NDArray[np.floa
 
 
 def _actions_in_prompt(
-    pipeline: Pipeline,
+    pipeline: Prompted,
     fast: FastTokenizer,
     prompts: Sequence[str],
     state: NDArray[np.floating[Any]],
