@@ -18,6 +18,7 @@ COMMANDS = {
     "norm-stats": "statistics of a dataset's state and actions, in seconds",
     "fit-codec": "a FAST codec (actions as tokens) for a dataset, and what it loses there",
     "train": "trains a policy on a LeRobot dataset; resumes",
+    "replay": "a page of what a policy would do along a recorded episode",
     "evaluate": "rollouts in a simulator: success rate with interval, videos, JSON",
     "benchmark": "a suite from demonstrations to a row of the results: collect, train, evaluate",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",

@@ -66,11 +66,12 @@ def _changes(pipeline: Pipeline, dataset: LeRobotDataset, horizon: int) -> Itera
     cameras = list(pipeline.embodiment.cameras.values())
     for first, second in combinations(cameras, 2):
         yield "cameras", f"it was trained with {first} and {second} exchanged", pipeline, _swapped(first, second)
-    for text, turn in (
-        ("it was trained with images turned by 180 degrees", lambda image: image[..., ::-1, ::-1, :]),
-        ("it was trained with images that are mirrored", lambda image: image[..., ::-1, :]),
-        ("it was trained with red and blue exchanged", lambda image: image[..., ::-1]),
-    ):  # type: tuple[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]
+    turns: dict[str, Callable[[Any], Any]] = {
+        "it was trained with images turned by 180 degrees": lambda image: image[..., ::-1, ::-1, :],
+        "it was trained with images that are mirrored": lambda image: image[..., ::-1, :],
+        "it was trained with red and blue exchanged": lambda image: image[..., ::-1],
+    }
+    for text, turn in turns.items():
         yield "images", text, pipeline, _turned(turn)
     same: Callable[[RobotDict], RobotDict] = lambda observation: observation  # noqa: E731
     if pipeline.prompt_format == "pi05":

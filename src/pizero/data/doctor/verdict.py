@@ -96,10 +96,13 @@ class Yardstick:
         """The smaller of the two `mean_error`, dimension by dimension."""
         inside = ~padded
         median = np.median(recorded[inside], axis=0) if inside.any() else np.zeros(recorded.shape[2])
-        guesses = np.broadcast_to(median, recorded.shape), np.broadcast_to(self.still[:, None], recorded.shape)
-        errors = np.array([[mean_error(recorded, guess, padded, [dim]) for dim in dims] for guess in guesses])
-        best = np.fmin(errors[0], errors[1])
-        return float(np.nanmean(best)) if np.isfinite(best).any() else math.nan
+        still = np.where(np.isnan(self.still), median, self.still)[:, None]
+        errors = [
+            [mean_error(recorded, np.broadcast_to(guess, recorded.shape), padded, [dim]) for dim in dims]
+            for guess in (median.astype(np.float32), still.astype(np.float32))
+        ]
+        best = [min(pair) for pair in zip(*errors, strict=True) if not math.isnan(pair[0])]
+        return sum(best) / len(best) if best else math.nan
 
 
 def other_readings(
@@ -137,8 +140,9 @@ def _changed(
     played: Replay, least: Yardstick, predicted: NDArray[Any], dims: Sequence[int], aspect: str, text: str
 ) -> Iterator[Explanation]:
     if dims:
-        errors = (mean_error(played.recorded, shown, played.padded, dims) for shown in (played.predicted, predicted))
-        yield Explanation(aspect, text, *errors, least.error(played.recorded, played.padded, dims))
+        before = mean_error(played.recorded, played.predicted, played.padded, dims)
+        after = mean_error(played.recorded, predicted, played.padded, dims)
+        yield Explanation(aspect, text, before, after, least.error(played.recorded, played.padded, dims))
 
 
 def _relative(
@@ -180,7 +184,7 @@ def _signs(played: Replay, least: Yardstick, hands: Sequence[int]) -> Iterator[E
 def _speeds(played: Replay, least: Yardstick, dims: Sequence[int]) -> Iterator[Explanation]:
     """Chunks of another frame rate: the same motion in half, or twice, the steps."""
     horizon = played.recorded.shape[1]
-    every, half = np.arange(0, horizon, 2), np.arange((horizon + 1) // 2)
+    every, half = slice(0, horizon, 2), slice(0, (horizon + 1) // 2)
     for at, shown, text in (
         (every, half, "its chunks move twice as fast as the recording: trained at half the frame rate"),
         (half, every, "its chunks move half as fast as the recording: trained at twice the frame rate"),
