@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 RobotDict: TypeAlias = dict[str, Any]
 """One raw robot observation: {"state": float32 [d], "images": {robot camera: uint8 [h, w, 3]}, "prompt": str}.
 
+"subtask", optional: what is to be done now, in words, from a person or a simulator; a policy with the attribute
+`takes_subtask` acts on it in the place of what it would write, and writes nothing where it is empty. Its answer has
+"subtask" too: the text that the actions are for.
+
 For a policy with an observation history of T > 1: state [T, d] and images [T, h, w, 3], oldest first.
 """
 

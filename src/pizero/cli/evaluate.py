@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -39,6 +39,10 @@ class Arguments:
     """Above 0: so many environments instead, each in a process of its own, for simulators that need the time."""
     image_size: int | None = None
     """Pixels per side of every camera, as the demonstrations had them; the simulator's own without it."""
+    subtasks: Literal["own", "none", "oracle", "wrong"] = "own"
+    """Who says what is to be done now, in simulators of long tasks (tabletop-long). own: the policy, if it writes
+    subtasks; none: nobody, and such a policy writes none; oracle: the simulator; wrong: the simulator, another subtask
+    than the one that is due. A policy that takes no subtask beside its instruction gets it as the instruction."""
     num_videos: int = 4
     """Episodes that are recorded."""
     embodiment: str | None = None

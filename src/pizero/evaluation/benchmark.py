@@ -11,7 +11,8 @@ from typing import Any
 from pizero.envs.env import make_env
 from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpisode, history_of, rollout, rollout_in
 from pizero.evaluation.simulators import process_simulators
-from pizero.evaluation.video import write_mp4
+from pizero.evaluation.subtasks import SubtaskSource, per_subtask
+from pizero.evaluation.video import captioned, write_mp4
 from pizero.types import Env, Policy, UserError
 
 EVALUATION_SEED = 1_000_000
@@ -37,7 +38,9 @@ def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None 
     tier too, and "mean_of_tiers", the mean of their success rates.
 
     Keys: success_rate (over the completed episodes, None without any), interval [low, high], successes, episodes
-    (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}.
+    (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}. Of
+    simulators with subtasks also "subtasks": done, all, rate, interval, and per_subtask, of the first, second, ... one
+    [done, episodes that have it]; of policies that write them "subtask_agreement", the share that was what was due.
     """
     tasks = dict.fromkeys(result.task for result in results)
     per_task = {task: _summarize([result for result in results if result.task == task]) for task in tasks}
@@ -55,7 +58,7 @@ class RolloutConfig:
     """episodes: of each of the tasks (none named: all), with the seeds seed, seed + 1, ... execution_horizon: actions
     played before the next chunk is asked for; None takes half of the policy's action horizon. num_envs: simulators in
     this process. processes: above 0, so many in processes of their own instead, which gives the same as so many here.
-    num_videos: how many of the first episodes are filmed.
+    num_videos: how many of the first episodes are filmed. subtasks: who says what is to be done now.
     """
 
     env: str
@@ -67,6 +70,7 @@ class RolloutConfig:
     processes: int = 0
     image_size: int | None = None
     num_videos: int = 0
+    subtasks: SubtaskSource = "own"
 
     def horizon_for(self, policy: Policy) -> int:
         """The execution horizon with this policy; UserError where neither says one."""
@@ -107,7 +111,8 @@ def evaluate(
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {
-            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else config.num_videos
+            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else config.num_videos,
+            "subtasks": config.subtasks,
         }  # fmt: skip
         if config.processes:
             count = min(config.processes, len(specs))
@@ -142,6 +147,7 @@ def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     completed = [result for result in results if result.error is None]
     successes = sum(result.success for result in completed)
     return {
+        **_summarize_subtasks(completed),
         "success_rate": successes / len(completed) if completed else None,
         "interval": list(wilson_interval(successes, len(completed))),
         "successes": successes,
@@ -151,6 +157,21 @@ def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "mean_steps_success": _mean([result.steps for result in completed if result.success]),
         "error_texts": _error_texts(results),
     }
+
+
+def _summarize_subtasks(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    counts = [result.subtasks for result in results if result.subtasks is not None]
+    agreed = [result.agreed for result in results if result.agreed is not None]
+    summary: dict[str, Any] = {}
+    if counts:
+        done, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+        summary["subtasks"] = {
+            "done": done, "all": total, "rate": done / total, "interval": list(wilson_interval(done, total)),
+            "per_subtask": [list(pair) for pair in per_subtask(counts)],
+        }  # fmt: skip
+    if agreed:
+        summary["subtask_agreement"] = sum(right for right, _ in agreed) / sum(asked for _, asked in agreed)
+    return summary
 
 
 def _error_texts(results: Sequence[EpisodeResult]) -> list[str]:
@@ -173,4 +194,4 @@ def _write_videos(folder: Path, results: Sequence[EpisodeResult], env: Env) -> N
     for result in results:
         if result.frames:
             name = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
-            write_mp4(folder / f"{name}_{result.seed}.mp4", result.frames, env.fps)
+            write_mp4(folder / f"{name}_{result.seed}.mp4", captioned(result.frames, result.captions), env.fps)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pizero.evaluation.simulators import Episode, EpisodeResult, EpisodeSpec, LocalSimulator, Played, Simulator
+from pizero.evaluation.subtasks import Due, SubtaskSource, with_subtask
 from pizero.policy.chunk_executor import ChunkExecutor
 from pizero.policy.sampling import episode_noise
-from pizero.types import Env, Policy, RobotDict
+from pizero.types import Env, Policy, RobotDict, UserError
 
 Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
 """Changes the observation of one control step before the policy sees it: another instruction, blank images."""
@@ -29,6 +31,7 @@ def rollout(
     alter: Alter | None = None,
     on_episode: OnEpisode | None = None,
     record_first: int = 0,
+    subtasks: SubtaskSource = "own",
 ) -> list[EpisodeResult]:
     """Plays the episodes, one at a time in each environment; the results are in the order of `episodes`.
 
@@ -36,12 +39,13 @@ def rollout(
     whose `num_history` is T > 1 gets the last T observations, the episode's first one repeated at its start. The noise
     of an episode's chunk k follows from the episode's seed and k, whatever runs beside it; it is passed as "noise" to a
     policy that has a `noise_shape`. An exception of an environment ends its episode and is kept in the result; a
-    UserError and any exception of the policy is raised. `record_first`: how many episodes get frames.
+    UserError and any exception of the policy is raised. `record_first`: how many episodes get frames. `subtasks`: who
+    says what is to be done now.
     """
     simulators = [LocalSimulator(env, history_of(policy)) for env in envs]
     return rollout_in(
         simulators, policy, episodes, execution_horizon,
-        alter=alter, on_episode=on_episode, record_first=record_first,
+        alter=alter, on_episode=on_episode, record_first=record_first, subtasks=subtasks,
     )  # fmt: skip
 
 
@@ -54,6 +58,7 @@ def rollout_in(
     alter: Alter | None = None,
     on_episode: OnEpisode | None = None,
     record_first: int = 0,
+    subtasks: SubtaskSource = "own",
 ) -> list[EpisodeResult]:
     """`rollout` in simulators that may run at the same time: all play their chunks, then all are asked, and so on.
 
@@ -71,8 +76,8 @@ def rollout_in(
         index, spec = next(waiting, (0, None))
         if spec is None:
             return False
-        running[slot] = _Run(spec, index, history_of(policy), alter)
-        simulators[slot].reset(spec, index < record_first)
+        running[slot] = _Run(spec, index, policy, alter, subtasks)
+        simulators[slot].reset(spec, index < record_first, subtasks)
         return True
 
     at_work = [slot for slot in range(len(simulators)) if begin(slot)]
@@ -81,11 +86,12 @@ def rollout_in(
         at_work = []
         for slot, news in played.items():
             if news.result is None:
-                running[slot].see(news.seen)
+                running[slot].see(news.seen, news.due)
                 continue
-            results[running[slot].index] = news.result
+            result = replace(news.result, agreed=running[slot].agreed)
+            results[running[slot].index] = result
             if on_episode is not None:
-                on_episode(news.result)
+                on_episode(result)
             if begin(slot):
                 at_work.append(slot)
         if not at_work and running:
@@ -93,7 +99,8 @@ def rollout_in(
             questions = [running[slot].question(noise_shape) for slot in at_work]
             for slot, answer in zip(at_work, policy.infer_batch(questions), strict=True):
                 executor.load(answer["actions"])
-                simulators[slot].play([executor.next_action() for _ in range(execution_horizon)])
+                said = running[slot].heard(answer)
+                simulators[slot].play([executor.next_action() for _ in range(execution_horizon)], said)
     return [results[index] for index in range(len(episodes))]
 
 
@@ -145,21 +152,42 @@ def _run_actor(
 class _Run:
     """What the policy has seen of an episode under way."""
 
-    def __init__(self, spec: EpisodeSpec, index: int, history: int, alter: Alter | None) -> None:
+    def __init__(
+        self, spec: EpisodeSpec, index: int, policy: Policy, alter: Alter | None, source: SubtaskSource
+    ) -> None:
         self.index = index
-        self._spec, self._alter, self._history, self._chunks = spec, alter, history, 0
-        self._seen = deque[RobotDict](maxlen=history)
+        self.agreed: tuple[int, int] | None = None
+        self._spec, self._alter, self._chunks = spec, alter, 0
+        self._policy, self._due = policy, cast("Due | None", None)
+        self._source: SubtaskSource = source
+        self._history = history_of(policy)
+        self._seen = deque[RobotDict](maxlen=self._history)
 
-    def see(self, observations: Sequence[RobotDict]) -> None:
+    def see(self, observations: Sequence[RobotDict], due: Due | None) -> None:
+        self._due = due
         self._seen += [self._alter(seen, self._spec) if self._alter else seen for seen in observations]
 
     def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
         """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
         observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
+        if self._due is not None:
+            observation = with_subtask(observation, self._due, self._source, self._policy)
+        elif self._source in ("oracle", "wrong"):
+            raise UserError("this simulator does not say what is to be done now; evaluate with --subtasks own or none")
         self._chunks += 1
         if noise_shape is None:
             return observation
         return {**observation, "noise": episode_noise(self._spec.seed, self._chunks - 1, noise_shape)}
+
+    def heard(self, answer: Mapping[str, Any]) -> str:
+        """The subtask that the answer is for: written by the policy, or given to it."""
+        own: str | None = answer.get("subtask")
+        if self._due is None:
+            return own or ""
+        if self._source == "own" and own is not None:
+            right, asked = self.agreed or (0, 0)
+            self.agreed = right + (own.strip().lower() == self._due.text.lower()), asked + 1
+        return own or {"oracle": self._due.text, "wrong": self._due.wrong}.get(self._source, "")
 
 
 def _joined(observations: Sequence[RobotDict]) -> RobotDict:

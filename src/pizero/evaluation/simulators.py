@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.envs.env import make_env
+from pizero.evaluation.subtasks import Due, SubtaskSource, caption, due_now
 from pizero.processes import Workers
 from pizero.types import Env, RobotDict, UserError
 
@@ -29,7 +30,9 @@ class EpisodeSpec:
 class EpisodeResult:
     """error: text of the exception that the environment raised; such an episode is neither success nor failure.
 
-    steps: control steps played. frames: [h, w, 3] uint8 each, of recorded episodes only.
+    steps: control steps played. frames: [h, w, 3] uint8 each, of recorded episodes only. captions: the lines under
+    each, where there are some. subtasks: (done, all), of simulators that have some. agreed: (how often what the policy
+    wrote was what was due, how often it wrote), of policies that write their subtasks.
     """
 
     task: str
@@ -39,15 +42,24 @@ class EpisodeResult:
     steps: int
     error: str | None = None
     frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    captions: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]], repr=False)
+    subtasks: tuple[int, int] | None = None
+    agreed: tuple[int, int] | None = None
 
 
 class Episode:
     """One episode under way. An exception of the environment ends it; a UserError is raised."""
 
-    def __init__(self, env: Env, spec: EpisodeSpec, record: bool = False) -> None:
+    def __init__(self, env: Env, spec: EpisodeSpec, record: bool = False, source: SubtaskSource = "own") -> None:
+        """source: of the subtasks that the policy is given, for the captions."""
         self.done = False
+        self.due: Due | None = None
+        self.said = ""
+        """What the policy acts on, for the captions."""
         self._env, self._spec, self._record = env, spec, record
+        self._source: SubtaskSource = source
         self._frames: list[NDArray[np.uint8]] = []
+        self._captions: list[tuple[str, ...]] = []
         self._instruction, self._success, self._error, self._steps = "", False, None, 0
         self.guard(self._start)
 
@@ -72,32 +84,39 @@ class Episode:
     def result(self) -> EpisodeResult:
         return EpisodeResult(
             self._spec.task, self._spec.seed, self._instruction, self._success and self._error is None, self._steps,
-            self._error, self._frames,
+            self._error, self._frames, self._captions, None if self.due is None else (self.due.done, self.due.total),
         )  # fmt: skip
 
     def _start(self) -> None:
-        observation, _ = self._env.reset(seed=self._spec.seed, options={"task": self._spec.task})
+        observation, info = self._env.reset(seed=self._spec.seed, options={"task": self._spec.task})
         self._instruction = observation["prompt"]
+        self.due = due_now(self._env, info, self._spec.seed)
         self._render()
 
     def _step(self, action: NDArray[np.float32]) -> None:
         _, _, terminated, truncated, info = self._env.step(action)
         self._steps += 1
         self._success = bool(info["success"])
+        self.due = due_now(self._env, info, self._spec.seed)
         self.done = self._success or terminated or truncated or self._steps >= self._env.max_steps
         self._render()
 
     def _render(self) -> None:
         if self._record:
             self._frames.append(self._env.render())
+            if self.due is not None:
+                self._captions.append(caption(self.due, self._source, self.said))
 
 
 @dataclass(frozen=True)
 class Played:
-    """seen: what a policy shall see of the control steps played, oldest first. result: of an episode that is over."""
+    """seen: what a policy shall see of the control steps played, oldest first. result: of an episode that is over. due:
+    of one that is not, where the simulator has subtasks.
+    """
 
     seen: list[RobotDict]
     result: EpisodeResult | None
+    due: Due | None = None
 
 
 class Player:
@@ -106,12 +125,13 @@ class Player:
     def __init__(self, env: Env, history: int) -> None:
         self._env, self._history = env, history
 
-    def reset(self, spec: EpisodeSpec, record: bool) -> Played:
-        self._episode = Episode(self._env, spec, record)
+    def reset(self, spec: EpisodeSpec, record: bool, source: SubtaskSource = "own") -> Played:
+        self._episode = Episode(self._env, spec, record, source)
         return self._played([])
 
-    def play(self, actions: Sequence[NDArray[np.float32]]) -> Played:
-        """The actions [n, d] up to the episode's end."""
+    def play(self, actions: Sequence[NDArray[np.float32]], said: str = "") -> Played:
+        """The actions [n, d] up to the episode's end. said: the subtask that they are for, for the captions."""
+        self._episode.said = said
         seen: list[RobotDict] = []
         for number, action in enumerate(actions, 1):
             self._episode.step(action)
@@ -124,14 +144,14 @@ class Player:
     def _played(self, seen: list[RobotDict]) -> Played:
         if not self._episode.done:
             seen += self._episode.look()
-        return Played(seen, self._episode.result() if self._episode.done else None)
+        return Played(seen, self._episode.result() if self._episode.done else None, self._episode.due)
 
 
 class Simulator(Protocol):
     """A `Player` that may work while others are asked: `played` waits for what the last call gave."""
 
-    def reset(self, spec: EpisodeSpec, record: bool) -> None: ...
-    def play(self, actions: Sequence[NDArray[np.float32]]) -> None: ...
+    def reset(self, spec: EpisodeSpec, record: bool, source: SubtaskSource = "own") -> None: ...
+    def play(self, actions: Sequence[NDArray[np.float32]], said: str = "") -> None: ...
     def played(self) -> Played: ...
 
 
@@ -141,11 +161,11 @@ class LocalSimulator:
     def __init__(self, env: Env, history: int) -> None:
         self._player = Player(env, history)
 
-    def reset(self, spec: EpisodeSpec, record: bool) -> None:
-        self._last = self._player.reset(spec, record)
+    def reset(self, spec: EpisodeSpec, record: bool, source: SubtaskSource = "own") -> None:
+        self._last = self._player.reset(spec, record, source)
 
-    def play(self, actions: Sequence[NDArray[np.float32]]) -> None:
-        self._last = self._player.play(actions)
+    def play(self, actions: Sequence[NDArray[np.float32]], said: str = "") -> None:
+        self._last = self._player.play(actions, said)
 
     def played(self) -> Played:
         return self._last
@@ -158,12 +178,12 @@ class ProcessSimulator:
         self._workers, self._what = workers, "its start"
         self._last: Future[Any] = workers.submit(_make, env_name, history, options)
 
-    def reset(self, spec: EpisodeSpec, record: bool) -> None:
+    def reset(self, spec: EpisodeSpec, record: bool, source: SubtaskSource = "own") -> None:
         self._what = f"{spec.task}, seed {spec.seed}"
-        self._submit(_reset, spec, record)
+        self._submit(_reset, spec, record, source)
 
-    def play(self, actions: Sequence[NDArray[np.float32]]) -> None:
-        self._submit(_play, np.stack(actions))
+    def play(self, actions: Sequence[NDArray[np.float32]], said: str = "") -> None:
+        self._submit(_play, np.stack(actions), said)
 
     def played(self) -> Played:
         try:
@@ -205,11 +225,11 @@ def _make(env_name: str, history: int, options: dict[str, Any]) -> None:
     _player = Player(make_env(env_name, **options), history)
 
 
-def _reset(spec: EpisodeSpec, record: bool) -> Played:
+def _reset(spec: EpisodeSpec, record: bool, source: SubtaskSource) -> Played:
     assert _player is not None
-    return _player.reset(spec, record)
+    return _player.reset(spec, record, source)
 
 
-def _play(actions: NDArray[np.float32]) -> Played:
+def _play(actions: NDArray[np.float32], said: str) -> Played:
     assert _player is not None
-    return _player.play(list(actions))
+    return _player.play(list(actions), said)

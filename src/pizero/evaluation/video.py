@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from pizero.files import partial_path
 from pizero.types import UserError
+
+FONT_SIZE, LINE = 14, 20
+"""Of captions, in pixels."""
 
 
 def write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:
@@ -24,6 +28,32 @@ def write_mp4(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def captioned(frames: Sequence[NDArray[np.uint8]], captions: Sequence[Sequence[str]]) -> Iterator[NDArray[np.uint8]]:
+    """The frames [h, w, 3] with lines of text in a band under each, of the same height for all; as they are without."""
+    if not captions:
+        yield from frames
+        return
+    font, lines = ImageFont.load_default(FONT_SIZE), max(map(len, captions))
+    for frame, texts in zip(frames, captions, strict=True):
+        height, width, _ = frame.shape
+        image = Image.new("RGB", (width, height + lines * LINE), (20, 22, 26))
+        image.paste(Image.fromarray(frame), (0, 0))
+        draw = ImageDraw.Draw(image)
+        for number, text in enumerate(texts):
+            shown = _shortened(text, width - 12)
+            draw.text((6, height + number * LINE + 2), shown, (235, 235, 235) if number == 0 else (250, 190, 90), font)
+        yield np.asarray(image)
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, or as much of it as fits into the width with three dots."""
+    font, shown = ImageFont.load_default(FONT_SIZE), text
+    while text and font.getlength(shown) > width:
+        text = text[:-1]
+        shown = f"{text}..."
+    return shown
 
 
 def _encode(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:

@@ -29,7 +29,12 @@ def evaluation_report(path: Path, results: Mapping[str, Any], films: Sequence[Pa
     "successes", "episodes"}}. films: MP4s of episodes. UserError where no episode was completed.
     """
     check_completed({"the evaluation": results})
-    sections = [outcome(results), *film_grid(films), *repeat(results)]
+    sections = [
+        outcome(results),
+        *subtask_table(results),
+        *film_grid(films, subtasks="subtasks" in results),
+        *repeat(results),
+    ]
     write_report(path, title="pizero: an evaluation", facts=result_facts(results), sections=sections)
 
 
@@ -70,8 +75,33 @@ def outcome(results: Mapping[str, Any]) -> Section:
     return Section("Does it work?", text, [*blocks, table] if baselines else blocks)
 
 
-def film_grid(films: Sequence[Path]) -> Iterator[Section]:
-    """Small films side by side, named by their files; those that do not fit are only named."""
+def subtask_table(results: Mapping[str, Any]) -> Iterator[Section]:
+    """How far episodes of several subtasks came, in all and per task."""
+    if "subtasks" not in results:
+        return
+    named = {"all tasks": results, **results.get("per_task", {})}
+    longest = len(results["subtasks"]["per_subtask"])
+    head = ("Task", "Subtasks done", "95 % interval", "Of", *(f"No. {number}" for number in range(1, longest + 1)))
+    rows: list[list[str]] = []
+    for name, entry in named.items():
+        found = entry["subtasks"]
+        low, high = found["interval"]
+        each = [f"{done} of {count}" for done, count in found["per_subtask"]]
+        rate = [name, _percent(found["rate"]), f"{100 * low:.0f} – {_percent(high)}", f"{found['all']:,}"]
+        rows.append([*rate, *each, *[""] * (longest - len(each))])
+    agreed = results.get("subtask_agreement")
+    wrote = "" if agreed is None else f" The policy wrote what was due in {_percent(agreed)} of its chunks."
+    text = (
+        "No. 1, 2, ...: in how many episodes that many subtasks were done, of those that have as many. Subtasks of an "
+        f"episode depend on each other, so the interval is too narrow.{wrote}"
+    )
+    yield Section("How far did it come?", text, [Table(head, rows, numbers=tuple(range(1, len(head))))])
+
+
+def film_grid(films: Sequence[Path], *, subtasks: bool = False) -> Iterator[Section]:
+    """Small films side by side, named by their files; those that do not fit are only named. subtasks: they have a line
+    under the picture.
+    """
     shown: list[Video] = []
     room = MAX_VIDEO_BYTES
     for film in films:
@@ -81,6 +111,10 @@ def film_grid(films: Sequence[Path]) -> Iterator[Section]:
     if films:
         more = f" {len(films) - len(shown)} more lie in {films[0].parent.name}/." if len(shown) < len(films) else ""
         text = f"Recorded episodes, named by task and seed.{more}"
+        if subtasks:
+            text += (
+                " Under the picture: subtasks done, and the one that is due; below, what the policy acts on instead."
+            )
         yield Section("Films", text, [Films(shown)])
 
 

@@ -188,6 +188,12 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     console.print(table)
     if results.get("mean_of_tiers") is not None:
         console.print(f"mean of the tiers: {results['mean_of_tiers']:.1%}")
+    if "subtasks" in results:
+        found = results["subtasks"]
+        low, high = found["interval"]
+        text = f"subtasks done: {found['done']} of {found['all']}, {found['rate']:.1%} ({low:.0%} to {high:.0%})"
+        agreed = results.get("subtask_agreement")
+        console.print(text + ("" if agreed is None else f"; the policy wrote what was due {agreed:.1%} of the time"))
     if results["errors"]:
         console.print(
             f"{results['errors']} episodes ended by an error: {'; '.join(results['error_texts'])}", style="red"
