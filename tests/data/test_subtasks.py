@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pizero.data.datasets.lerobot import LeRobotDataset
+from pizero.data.doctor.finding import Finding, Subject
+from pizero.data.doctor.subtasks import check_subtasks
 from pizero.data.embodiments import generic
 from pizero.data.frames import FrameCache
 from pizero.data.loader import Loader, Member
@@ -21,6 +23,7 @@ from pizero.data.norm_stats import compute_norm_stats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.types import UserError
+from pizero.workflows.check import CheckConfig, check
 
 PNG = Path(__file__).parents[1] / "golden/lerobot/datasets/v30_png"
 LENGTHS = [40, 38, 42, 41]  # frames, at 10 per second
@@ -190,3 +193,57 @@ def test_batches_have_the_texts(root: Path) -> None:
     assert texts(root, PNG) == ["go", "stop", "", ""]
     assert texts(PNG) is None
     assert texts(PNG, PNG) is None
+
+
+# --- what `pizero check` finds ---------------------------------------------------------------------------------------
+
+
+def findings(root: Path) -> dict[str, Finding]:
+    dataset = LeRobotDataset(root)
+    found = list(check_subtasks(Subject.of(dataset, generic({"base_0_rgb": "top"}), 10)))
+    return {finding.check: finding for finding in found}
+
+
+def test_good_subtasks_and_none_at_all_are_no_finding(root: Path) -> None:
+    assert findings(root) == {}
+    lines = [f"{episode},{half},{half + 2 if half == 0 else ''},do {half}" for episode in range(4) for half in (0, 2)]
+    write_csv(root, "\n".join(["episode,from,to,text", *lines]))
+    assert findings(root) == {}
+
+
+def test_what_is_wrong_with_subtasks(root: Path) -> None:
+    write_csv(
+        root,
+        "episode,from,to,text\n0,0,1,go\n0,1,1.1,stop\n0,1.1,2,go\n0,2,3,Go.\n0,2.5,,turn\n"
+        "1,1,1.5,go\n3,0,,look\n8,0,1,go\n",
+    )
+    found = findings(root)
+    assert set(found) == {
+        "subtasks of no episode", "no subtask", "frames without subtask", "subtasks overlap", "short subtask",
+        "spellings of subtasks",
+    }  # fmt: skip
+    assert (found["no subtask"].where, found["no subtask"].severity) == ("episode 2", "warning")
+    assert "1 of 4 episodes" in found["no subtask"].evidence
+    assert found["frames without subtask"].where == "episode 1"
+    assert "frame 0 of episode 1" in found["frames without subtask"].evidence
+    assert "'Go.' (frames 20 to 29) and 'turn' (from 25) in episode 0" in found["subtasks overlap"].evidence
+    assert "'stop', 0.1 s, at frame 10 of episode 0" in found["short subtask"].evidence
+    assert "'go' (3) and 'Go.' (1)" in found["spellings of subtasks"].evidence
+    assert found["subtasks of no episode"].where == "episode 8"
+
+
+def test_a_long_subtask(root: Path) -> None:
+    lines = [f"0,{frame / 10},{(frame + 4) / 10},step {frame}" for frame in range(0, 40, 4)]
+    write_csv(root, "\n".join(["episode,from,to,text", *lines, "1,0,,all of it", "2,0,,all", "3,0,,all"]))
+    found = findings(root)
+    assert set(found) == {"long subtask"}
+    assert "3 of 13" in found["long subtask"].evidence
+    assert "'all', 4.2 s, at frame 0 of episode 2" in found["long subtask"].evidence
+
+
+def test_check_reports_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_csv(root, "episode,from,to,text\n0,0,1,go\n1,0,,go\n2,0,,go\n").rename(root / "own.csv")
+    assert not [finding for finding in check(root, CheckConfig())["findings"] if "subtask" in finding["check"]]
+    results = check(root, CheckConfig(subtasks=str(path)))
+    assert {"no subtask", "frames without subtask"} <= {finding["check"] for finding in results["findings"]}
+    assert "1 of 4 episodes have none in" in capsys.readouterr().err

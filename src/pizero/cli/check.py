@@ -30,6 +30,8 @@ class Arguments:
     """Episodes to replay; without any those that the checkpoint's run held out, or all."""
     codec: str | None = None
     """FAST codec, a folder or a hub id: what it would lose of the actions."""
+    subtasks: str | None = None
+    """What the robot does when: a column of text or a CSV file (docs/data.md); by default the dataset's own."""
     output: Path | None = None
     """Folder for check.json and check.html, the same with pictures."""
 
@@ -38,7 +40,12 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.check import CheckConfig, check
 
     config = CheckConfig(
-        arguments.checkpoint, arguments.embodiment, arguments.horizon, arguments.episodes, arguments.codec
+        arguments.checkpoint,
+        arguments.embodiment,
+        arguments.horizon,
+        arguments.episodes,
+        arguments.codec,
+        arguments.subtasks,
     )
     results = check(arguments.dataset, config, arguments.output)
     verdict = results["verdict"] or {"aspects": []}

@@ -51,6 +51,7 @@ class CheckConfig:
     """embodiment: or its name; None takes the checkpoint's, else every camera and column of the dataset. horizon:
     actions per chunk; None takes the checkpoint's, else 50. episodes: to replay; none given takes those that the
     checkpoint's own run held out, else all. codec: folder of a FAST codec, to see what it loses of the actions.
+    subtasks: as for `find_subtasks`.
     """
 
     checkpoint: str | Path | None = None
@@ -58,6 +59,7 @@ class CheckConfig:
     horizon: int | None = None
     episodes: tuple[int, ...] = ()
     codec: str | None = None
+    subtasks: str | None = None
 
 
 def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def check(root: Path, config: CheckConfig, output: Path | None = None) -> dict[s
             write_json(output / "check.json", results)
         print_results(results, None)
         return results
-    dataset = LeRobotDataset(folder, episodes=episodes, cameras=(), columns=columns)
+    dataset = LeRobotDataset(folder, episodes=episodes, cameras=(), columns=columns, subtasks=config.subtasks)
     if whole:
         dataset.look_at(cameras)
     embodiment = _embodiment(dataset, config, policy)

@@ -14,6 +14,7 @@ from pizero.data.doctor.motion import check_motion
 from pizero.data.doctor.numbers import check_numbers, check_widths
 from pizero.data.doctor.pairing import check_pairing, find_pairs, measure_fit
 from pizero.data.doctor.recording import check_recording
+from pizero.data.doctor.subtasks import check_subtasks
 from pizero.data.embodiments import Embodiment
 from pizero.data.pipeline import Pipeline
 from pizero.data.robot_columns import robot_widths
@@ -49,7 +50,7 @@ def examine(
     subject = Subject.of(dataset, _without_dimensions(embodiment) if mismatch else embodiment, horizon)
     chosen, looks, findings = look(subject) if pictures else ([], {}, [])
     findings += [*mismatch, *check_widths(subject), *check_camera_map(subject), *check_recording(subject)]
-    findings += check_numbers(subject)
+    findings += [*check_subtasks(subject), *check_numbers(subject)]
     if subject.finite.any():
         fit = measure_fit(subject)
         pairs = find_pairs(subject, fit)
