@@ -186,8 +186,10 @@ def writes_actions(config: NetworkConfig) -> bool:
 def fast_tokenizer(config: NetworkConfig, tokenizer: PaligemmaTokenizer, codec: FastCodec) -> FastTokenizer:
     """Where the codec's tokens stand in the model's vocabulary."""
     language = language_of(config)
-    pali = config.vocab_size == PALIGEMMA_VOCABULARY and language is not None
-    return FastTokenizer(tokenizer, codec, FAST_SKIP[language.layout] if pali else SKIP, config.vocab_size)
+    skip = SKIP
+    if language is not None and config.vocab_size == PALIGEMMA_VOCABULARY:
+        skip = FAST_SKIP[language.layout]
+    return FastTokenizer(tokenizer, codec, skip, config.vocab_size)
 
 
 def save_facts(facts: Facts, folder: Path) -> None:

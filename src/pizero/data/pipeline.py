@@ -166,10 +166,11 @@ class Pipeline:
         dims = ", ".join(map(str, self.embodiment.state_dims))
         return self._note + (f": of the robot's state those that its state_dims choose, {dims}" if dims else "")
 
-    def robot_inputs(self, observations: Sequence[RobotDict]) -> ModelInputs:
+    def robot_inputs(self, observations: Sequence[RobotDict], question: bool = False) -> ModelInputs:
         """Raw robot dictionaries -> `model_inputs` of their batch. Raises UserError naming the key that is wrong.
 
-        One without a prompt, or with an empty one, gets the embodiment's default.
+        One without a prompt, or with an empty one, gets the embodiment's default. The key "subtask" is read where the
+        model has a layout of text. question: as for `model_inputs`.
         """
         default = self.embodiment.default_prompt
         for index, observation in enumerate(observations):
@@ -189,7 +190,8 @@ class Pipeline:
         prompts = [observation.get("prompt", default) for observation in observations]
         if default:
             prompts = [default if isinstance(prompt, str) and not prompt.strip() else prompt for prompt in prompts]
-        return self.model_inputs(images, np.stack(states), prompts)
+        subtasks = None if self.layout is None else [observation.get("subtask") or "" for observation in observations]
+        return self.model_inputs(images, np.stack(states), prompts, subtasks=subtasks, question=question)
 
     def model_inputs(
         self,
@@ -198,18 +200,21 @@ class Pipeline:
         prompts: Sequence[str],
         actions: NDArray[np.float32] | None = None,
         subtasks: Sequence[str] | None = None,
+        question: bool = False,
     ) -> ModelInputs:
         """Robot camera -> images, state [B, d] in robot units, B prompts -> arrays for `observation`.
 
         actions: what `model_actions` gives for these samples, which a model with a codec is to write after the prompt.
-        subtasks: B texts that a model with a layout is to write, or to act on; "" for none.
+        subtasks: B texts that a model with a layout is to write, or to act on; "" for none. question: the prompts end
+        where it is to write.
         With an observation history of T > 1: images [B, T, h, w, 3] and state [B, T, d].
         """
         batch = len(prompts)
         _check_cameras(images, self.embodiment)
-        for prompt in cast("Sequence[object]", prompts):
-            if not isinstance(prompt, str):
-                raise UserError(f"prompt: got {type(prompt).__name__}, expected text")
+        for name, texts in (("prompt", prompts), ("subtask", subtasks or ())):
+            for text in cast("Sequence[object]", texts):
+                if not isinstance(text, str):
+                    raise UserError(f"{name}: got {type(text).__name__}, expected text")
         own = self.embodiment.model_state(self._checked_state(state, batch))
         normalised = self._normaliser(self.norm_stats.state)(own)
         present: dict[str, GreyLevels] = {}
@@ -220,7 +225,7 @@ class Pipeline:
                 present[camera] = image
         if not present:
             raise UserError("images: every camera is absent; expected at least one image")
-        text = prompt_arrays(self, prompts, normalised, actions, subtasks)
+        text = prompt_arrays(self, prompts, normalised, actions, subtasks, question)
         inputs = ModelInputs(images=present, image_masks=masks, **text)
         if self.prompt_format not in ("fast", "none"):
             inputs["state"] = pad_to(normalised.astype(np.float32), self.state_dim)

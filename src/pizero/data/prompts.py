@@ -47,9 +47,10 @@ def prompt_arrays(
     state: NDArray[np.floating[Any]],
     actions: NDArray[np.float32] | None,
     subtasks: Sequence[str] | None,
+    question: bool = False,
 ) -> dict[str, NDArray[Any]]:
-    """What `ModelInputs` has of text, masks and FAST tokens. state: normalised, unpadded [B, d]; actions and subtasks
-    as for `Pipeline.model_inputs`. Masks and FAST tokens are there where the batch has any.
+    """What `ModelInputs` has of text, masks and FAST tokens. state: normalised, unpadded [B, d]; the others as for
+    `Pipeline.model_inputs`. Masks and FAST tokens are there where the batch has any.
     """
     if pipeline.fast is not None and pipeline.prompt_format == "fast":
         return _actions_in_prompt(pipeline, pipeline.fast, prompts, state, actions)
@@ -58,24 +59,18 @@ def prompt_arrays(
         tokens, mask = pipeline.tokenizer.encode_batch(prompts, in_prompt, pipeline.prompt_length, pipeline.convention)
         return {"prompt_tokens": tokens.astype(np.int64), "prompt_mask": mask}
     layout = Layout(pipeline.layout, pipeline.tokenizer)
+    if question:
+        asked = layout.question_batch(prompts, in_prompt, pipeline.prompt_length, pipeline.text_length)
+        arrays: dict[str, NDArray[Any]] = {"prompt_tokens": asked.tokens, "prompt_mask": asked.mask}
+        return arrays | ({"prompt_causal": asked.causal} if asked.causal.any() else {})
     texts = subtasks if subtasks is not None and pipeline.text_length else [""] * len(prompts)
     encoded = layout.encode_batch(prompts, in_prompt, texts, pipeline.prompt_length)
-    arrays: dict[str, NDArray[Any]] = {"prompt_tokens": encoded.tokens, "prompt_mask": encoded.mask}
+    arrays = {"prompt_tokens": encoded.tokens, "prompt_mask": encoded.mask}
     if encoded.causal.any():
         arrays |= {"prompt_causal": encoded.causal, "prompt_target": encoded.target}
     if pipeline.fast is not None and actions is not None:
         arrays |= _actions_beside(layout, pipeline.fast, actions[..., : pipeline.robot_action_dim])
     return arrays
-
-
-def question_arrays(
-    pipeline: Prompted, layout: Layout, prompts: Sequence[str], state: NDArray[np.floating[Any]]
-) -> dict[str, NDArray[Any]]:
-    """The prompts after which a model with this layout writes; state: normalised, unpadded [B, d]."""
-    in_prompt = state if pipeline.prompt_format == "pi05" else None
-    asked = layout.question_batch(prompts, in_prompt, pipeline.prompt_length, pipeline.text_length)
-    arrays: dict[str, NDArray[Any]] = {"prompt_tokens": asked.tokens, "prompt_mask": asked.mask}
-    return arrays | ({"prompt_causal": asked.causal} if asked.causal.any() else {})
 
 
 def _actions_beside(layout: Layout, fast: FastTokenizer, chunks: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

@@ -199,7 +199,10 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         return self.model.transformer.dtype == torch.float32
 
     def _keys_only(self, name: str) -> bool:
-        """Of the last prefix layer nothing but keys and values is read."""
+        """Of the last prefix layer nothing but keys and values is read, unless text is written."""
+        language = self.config.language
+        if language is not None and language.writes_text:
+            return False
         return name == f"prefix.{self.config.prefix.depth - 1}"
 
     def _kernels_of(self, name: str) -> Kernels:
@@ -230,7 +233,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
 
     def prefill(self, inputs: Inputs, tables: TimeTables, alone: bool = False) -> Cache:
         """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""
-        tokens = self._embed_prefix(inputs)
+        tokens = self.embed_prefix(inputs)
         batch, length, _ = tokens.shape
         padding, starts = inputs.padding, inputs.starts
         mask = None if padding is None else block_mask(padding, torch.zeros_like(padding) if starts is None else starts)
@@ -242,10 +245,13 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
             keys.append(tokens.new_empty(batch, room, block.kv_heads, block.head_dim))
             values.append(torch.empty_like(keys[-1]))
             key, value = keys[-1][:, :length], values[-1][:, :length]
-            tokens = self._prefix(block, self._attend, tokens, turns[:, :length], key, value, mask)
+            if len(keys) == len(self.prefix_blocks) and block.heads:  # packed whole, for text
+                project(block, normalized(tokens, block.norms[0]), turns[:, :length], key, value)
+            else:
+                tokens = self._prefix(block, self._attend, tokens, turns[:, :length], key, value, mask)
         return self._suffix_cache(inputs, keys, values, turns, tables, alone)
 
-    def _embed_prefix(self, inputs: Inputs) -> Tensor:
+    def embed_prefix(self, inputs: Inputs) -> Tensor:
         """[B, P, W]: the cameras in order, then the prompt."""
         prompt = F.embedding(inputs.prompt, self.model.token_embedding.weight)
         prompt = (prompt * self.config.prefix.width**0.5).to(self.model.transformer.dtype)

@@ -18,6 +18,7 @@ from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.policy.real_time import FAR, RealTime, float_array, sampling_options
 from pizero.policy.sampling import device_of, sample_chunks, sampler_of
+from pizero.policy.subtasks import with_subtasks
 from pizero.types import RobotDict, UserError
 
 
@@ -67,10 +68,22 @@ class ModelPolicy:
         self._told_device = device
         self._generator = torch.Generator().manual_seed(seed)
 
+    @property
+    def takes_subtask(self) -> bool:
+        """Whether the key "subtask" of an observation says what is to be done now. Without the key, or with None, the
+        model writes it itself; with an empty text it acts without.
+        """
+        return self.pipeline.text_length > 0
+
+    @property
+    def writes_subtask(self) -> bool:
+        return self.takes_subtask
+
     def infer(self, observation: RobotDict) -> dict[str, Any]:
         """{"actions": float32 [H, robot_action_dim]}; the observation may bring its own "noise" [H, action_dim].
 
-        Beside it "policy_timing": milliseconds {"inputs_ms", "model_ms", "outputs_ms"} of the call.
+        Beside it "policy_timing": milliseconds {"inputs_ms", "model_ms", "outputs_ms"} of the call. A policy that
+        `takes_subtask` answers with "subtask", the text that the actions are for, and where it wrote one "text_ms".
 
         UserError names the key whose value is missing, of the wrong shape or type, or not finite.
         """
@@ -86,6 +99,8 @@ class ModelPolicy:
             observations, noise = [observations[row] for row in rows], noise[rows]
         timing: dict[str, float] = {}
         device = device_of(self._sampler, self._told_device)
+        if self.takes_subtask:
+            observations = with_subtasks(self._sampler, self.pipeline, observations, device, timing)
         options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, device)
         actions = sample_chunks(
             self._sampler, self.pipeline, observations, noise, self.num_steps, device, timing, **options
@@ -96,7 +111,10 @@ class ModelPolicy:
                 f"the model gave NaN or Inf actions for observations {bad.tolist()} of a batch of {len(actions)}; "
                 "check the weights, or use float32"
             )
-        return [{"actions": chunk, "policy_timing": dict(timing)} for chunk in actions]
+        answers = [{"actions": chunk, "policy_timing": dict(timing)} for chunk in actions]
+        if not self.takes_subtask:
+            return answers
+        return [{**answer, "subtask": seen["subtask"]} for answer, seen in zip(answers, observations, strict=False)]
 
     def warm_up(self, observation: RobotDict, max_batch: int) -> None:
         """Compiles and captures now, on a GPU, all that batches of up to `max_batch` will need, which takes minutes.

@@ -1,0 +1,47 @@
+"""What a policy that plans in words is doing: said by a person or a simulator, else written by its model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from pizero.data.layouts import Layout
+from pizero.data.pipeline import Pipeline
+from pizero.engine.fast_sampler import FastSampler
+from pizero.engine.text_writer import write_text
+from pizero.model.action_model import ActionSampler
+from pizero.model.pi0 import Pi0
+from pizero.types import RobotDict
+
+
+def with_subtasks(
+    model: ActionSampler,
+    pipeline: Pipeline,
+    observations: Sequence[RobotDict],
+    device: torch.device,
+    timing: dict[str, float],
+) -> list[RobotDict]:
+    """The observations, each with "subtask": the one that it brings, else what the model writes for it, all of these in
+    one call. timing: gets "text_ms" where the model wrote.
+    """
+    if pipeline.layout is None or not isinstance(model, FastSampler | Pi0):
+        return list(observations)
+    rows = [row for row, observation in enumerate(observations) if observation.get("subtask") is None]
+    found = list(observations)
+    if not rows:
+        return found
+    start = time.perf_counter()
+    layout = Layout(pipeline.layout, pipeline.tokenizer)
+    inputs = pipeline.robot_inputs([{**observations[row], "subtask": None} for row in rows], question=True)
+    observation = pipeline.observation(inputs, device)
+    if isinstance(model, Pi0):
+        ids, starts = layout.closing
+        written = model.write(observation, pipeline.text_length, (torch.tensor(ids), torch.tensor(starts))).tokens
+    else:
+        written = write_text(model, observation, pipeline.text_length)
+    for row, tokens in zip(rows, written.cpu(), strict=True):
+        found[row] = {**observations[row], "subtask": layout.read([int(token) for token in tokens])}
+    timing["text_ms"] = 1000 * (time.perf_counter() - start)
+    return found
