@@ -74,8 +74,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c
 ACT = config(type="act", input_features={}, output_features={}, chunk_size=100)
 KINDS: dict[str, tuple[Make, str]] = {
     "a part of openpi's π0-FAST": (fast_arrays, "has other sizes than .* give them with arch"),
-    "LeRobot's π0-FAST": (both(config(type="pi0_fast"), weights("model.x")), "LeRobot's π0-FAST, .* not supported"),
-    "an older name of it": (config(type="pi0fast"), "LeRobot's π0-FAST, .* not supported"),
+    "LeRobot's π0-FAST": (
+        both(config(type="pi0_fast"), weights("model.x")),
+        "LeRobot's pi0_fast, but no weights of one",
+    ),
+    "an older name of it": (config(type="pi0fast"), "LeRobot's π0-FAST of a version .* not supported"),
     "act": (both(ACT, weights("model.x")), "policy 'act' of LeRobot; .*pi0, pi05 and diffusion can be read"),
     "smolvla": (config(type="smolvla", normalization_mapping={}), "policy 'smolvla' of LeRobot"),
     "an older pi0": (

@@ -25,7 +25,7 @@ from pizero.data.tokenizer import ByteEncoder, PaligemmaTokenizer
 from pizero.files import read_json, values_of, write_bytes
 from pizero.model.config import LanguageConfig, Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
-from pizero.types import UserError
+from pizero.types import Convention, UserError
 
 FACTS, STATS, TOKENIZER = "facts.json", "norm_stats.json", "tokenizer.model"
 PALIGEMMA_VOCABULARY = 257_152
@@ -161,7 +161,9 @@ def make_pipeline(config: NetworkConfig, facts: Facts) -> Pipeline:
         action_dim=config.action_dim,
         num_history=config.num_history,
         convention=facts.convention,
-        fast=fast_tokenizer(config, tokenizer, facts.codec) if facts.codec and writes_actions(config) else None,
+        fast=fast_tokenizer(config, tokenizer, facts.codec, facts.convention)
+        if facts.codec and writes_actions(config)
+        else None,
         layout=None if language is None else language.layout,
         text_length=language.text_length if language is not None and language.writes_text else 0,
     )
@@ -183,13 +185,15 @@ def writes_actions(config: NetworkConfig) -> bool:
     return isinstance(config, Pi0FastConfig) or (language is not None and language.writes_fast)
 
 
-def fast_tokenizer(config: NetworkConfig, tokenizer: PaligemmaTokenizer, codec: FastCodec) -> FastTokenizer:
-    """Where the codec's tokens stand in the model's vocabulary."""
+def fast_tokenizer(
+    config: NetworkConfig, tokenizer: PaligemmaTokenizer, codec: FastCodec, convention: Convention
+) -> FastTokenizer:
+    """Where the codec's tokens stand in the model's vocabulary. convention: of π0-FAST's text."""
     language = language_of(config)
     skip = SKIP
     if language is not None and config.vocab_size == PALIGEMMA_VOCABULARY:
         skip = FAST_SKIP[language.layout]
-    return FastTokenizer(tokenizer, codec, skip, config.vocab_size)
+    return FastTokenizer(tokenizer, codec, skip, config.vocab_size, convention)
 
 
 def save_facts(facts: Facts, folder: Path) -> None:

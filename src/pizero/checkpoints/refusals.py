@@ -85,8 +85,10 @@ def _config(folder: Path) -> str | None:
             f"holds LoRA adapters of PEFT for {short(base)}, not a whole model; merge them into it (merge_and_unload) "
             "where it was trained, and save that"
         )
-    if policy in ("pi0_fast", "pi0fast"):
-        return "holds LeRobot's π0-FAST, which writes action tokens: another network than π0 and π0.5, not supported"
+    if policy == "pi0_fast":
+        return "has the config.json of LeRobot's pi0_fast, but no weights of one; copy the checkpoint again"
+    if policy == "pi0fast":
+        return "holds LeRobot's π0-FAST of a version before 0.4, which is not supported; convert it with LeRobot's own"
     if policy is None and "input_features" in config:
         return (
             'has a config.json of LeRobot without "type", so it does not say which policy it is; add "type": "pi0" or '

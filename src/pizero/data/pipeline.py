@@ -302,7 +302,7 @@ class Pipeline:
         values["image_size"], values["cameras"] = (height, width), as_tuple(data["cameras"])
         if fast is not None and codec is not None:
             skip, vocab_size = int(fast["skip"]), int(fast["vocab_size"])
-            values["fast"] = FastTokenizer(tokenizer, codec, skip, vocab_size)
+            values["fast"] = FastTokenizer(tokenizer, codec, skip, vocab_size, data["convention"])
         if text is not None:
             values["layout"], values["text_length"] = text["layout"], int(text["length"])
         return cls(Embodiment.from_json(data["embodiment"]), norm_stats, tokenizer, **values)

@@ -94,6 +94,6 @@ def _actions_in_prompt(
         used = min(-(-int(text.mask.sum(axis=1).max()) // _ROUND_UP) * _ROUND_UP, pipeline.prompt_length)
         return {"prompt_tokens": text.tokens[:, :used].astype(np.int64), "prompt_mask": text.mask[:, :used]}
     return {
-        "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.target,
+        "prompt_tokens": text.tokens.astype(np.int64), "prompt_mask": text.mask, "prompt_causal": text.causal,
         "prompt_target": text.target,
     }  # fmt: skip

@@ -21,7 +21,7 @@ from pizero.data.norm_stats import NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer, state_bins
 from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
-from pizero.types import UserError
+from pizero.types import Convention, UserError
 from pizero.workflows.fit_codec import MEASURED, MOST_CHUNKS
 from pizero.workflows.replay import spread_over
 from pizero.workflows.start import Start
@@ -47,7 +47,7 @@ def fit_actions(
     if codec is None:
         codec = FastCodec.fit(_chunks(sources, stats, preset.model.action_horizon, MOST_CHUNKS), preset.codec_size)
     tokenizer = facts.tokenizer or PaligemmaTokenizer(paligemma_tokenizer())
-    return with_codec(preset, sources, stats, tokenizer, codec), codec, stats
+    return with_codec(preset, sources, stats, tokenizer, codec, facts.convention), codec, stats
 
 
 def with_codec(
@@ -56,6 +56,7 @@ def with_codec(
     stats: Mapping[str, NormStats],
     tokenizer: PaligemmaTokenizer,
     codec: FastCodec,
+    convention: Convention = "openpi",
 ) -> Preset:
     """The preset with room for the codec in the vocabulary and, of π0-FAST, in the prompt for the longest instruction,
     state and chunk of the data. No weight depends on the prompt's length; PaliGemma's vocabulary stays as it is.
@@ -65,7 +66,7 @@ def with_codec(
         model = replace(model, vocab_size=max(model.vocab_size, tokenizer.vocab_size + codec.size + SKIP))
     if isinstance(model, Pi0Config):
         return replace(preset, model=model)
-    text = fast_tokenizer(model, tokenizer, codec)
+    text = fast_tokenizer(model, tokenizer, codec, convention)
     bins: dict[int, list[int]] = {}
     longest_prompt = 0
     for source in sources:

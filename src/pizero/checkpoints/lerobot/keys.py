@@ -21,6 +21,7 @@ from pizero.types import UserError
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 RENAME, RELATIVE, ABSOLUTE = "rename_observations_processor", "relative_actions_processor", "absolute_actions_processor"
 NORMALIZE, UNNORMALIZE, TOKENIZE = "normalizer_processor", "unnormalizer_processor", "tokenizer_processor"
+STATE_OF_FAST, ACTION_TOKENS = "pi0_fast_prepare_state_tokenizer_processor_step", "action_tokenizer_processor"
 POSES = ("componentwise",)
 """How relative poses may be computed: as differences of numbers."""
 
@@ -41,6 +42,7 @@ CONFIG_KEYS = Keys(
         "num_inference_steps", "num_steps", "image_resolution", "resize_imgs_with_padding", "tokenizer_max_length",
         "empty_cameras", "paligemma_variant", "action_expert_variant", "min_period", "max_period",
         "use_relative_actions", "relative_exclude_joints", "action_feature_names", "rtc_training_max_delay", "use_peft",
+        "temperature", "fast_skip_tokens", "action_tokenizer_name",
     }),
     harmless=frozenset({
         "device", "use_amp", "dtype", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
@@ -49,14 +51,15 @@ CONFIG_KEYS = Keys(
         "attention_implementation", "proj_width", "time_sampling_beta_alpha", "time_sampling_beta_beta",
         "time_sampling_scale", "time_sampling_offset", "optimizer_lr", "optimizer_betas", "optimizer_eps",
         "optimizer_weight_decay", "optimizer_grad_clip_norm", "optimizer_fused", "scheduler_warmup_steps",
-        "scheduler_decay_steps", "scheduler_decay_lr",
+        "scheduler_decay_steps", "scheduler_decay_lr", "max_action_tokens", "max_decoding_steps", "use_kv_cache",
+        "validate_action_token_prefix",
     }),
     neutral={
         "n_obs_steps": (1,), "adapt_to_pi_aloha": (False,), "use_delta_joint_actions_aloha": (False,),
-        "relative_pose_representation": POSES,
+        "relative_pose_representation": POSES, "text_tokenizer_name": ("google/paligemma-3b-pt-224",),
     },
 )  # fmt: skip
-"""Of pi0 and pi05, from LeRobot's first to 0.7. The processors have their own map of modes, which counts."""
+"""Of pi0, pi05 and pi0_fast, from LeRobot's first to 0.7. The processors have their own map of modes, which counts."""
 LEGACY_KEYS = {"proj_width", "resize_imgs_with_padding", "adapt_to_pi_aloha", "train_state_proj", "num_steps"}
 """Of π0 as LeRobot had it before its processors."""
 _NORMALIZER = Keys(
@@ -74,6 +77,10 @@ STEP_KEYS = {
         used=frozenset({"max_length"}),
         harmless=frozenset({"padding", "padding_side", "truncation", "task_key"}),
     ),  # tokenizer_name: named where it is not PaliGemma's
+    STATE_OF_FAST: Keys(harmless=frozenset({"max_state_dim", "task_key"}), acts=True),
+    ACTION_TOKENS: Keys(
+        harmless=frozenset({"trust_remote_code", "max_action_tokens", "action_tokenizer_name", "fast_skip_tokens"})
+    ),
     RELATIVE: Keys(
         used=frozenset({"enabled", "exclude_joints", "action_names"}),
         harmless=frozenset({"se3_pose_groups"}),  # of another pose_representation

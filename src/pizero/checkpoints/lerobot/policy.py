@@ -20,6 +20,7 @@ from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
 from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
+from pizero.checkpoints.lerobot import fast
 from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.checkpoints.lerobot.processors import (
     Processors,
@@ -38,6 +39,7 @@ from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
 from pizero.files import values_of
 from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import UserError
 
 NAME = "lerobot"
@@ -55,14 +57,18 @@ _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_at
 
 def detect(folder: Path) -> bool:
     """Recognised by the type that config.json names and by the names in the file."""
-    return peek(folder / CONFIG).get("type") in list(_PRESETS) and any(
-        name.removeprefix(_PREFIX) == "action_in_proj.weight" for name in weight_names(folder)
+    kind = peek(folder / CONFIG).get("type")
+    marks = {**dict.fromkeys(_PRESETS, "action_in_proj.weight"), fast.TYPE: fast.MARK}
+    return isinstance(kind, str) and any(
+        name.removeprefix(_PREFIX) == marks.get(kind) for name in (weight_names(folder) if kind in marks else ())
     )
 
 
 def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What the folder holds, strictly. The token embedding is embed_tokens; without it LeRobot copies lm_head there."""
     values = read_config(folder / CONFIG)
+    if values.get("type") == fast.TYPE:
+        return fast.read(folder, arch)
     weights = SafetensorsWeights(folder)
     if told := legacy_pi0(weights):
         raise UserError(f"{folder} {told}")
@@ -106,6 +112,9 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
     Warns where the statistics are unknown, and where the sizes are none that LeRobot has a name for: it cannot open
     those. UserError for a switch that LeRobot does not have.
     """
+    if isinstance(model, Pi0Fast):
+        fast.write(folder, model, facts)
+        return
     if not isinstance(model, Pi0):
         raise UserError(f"the format {NAME} has no {type(model).__name__}; only native folders hold it")
     values = written_config(model, facts)
@@ -196,6 +205,8 @@ def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch |
         given = {name: arch[key] for name, key in _ARCH_KEYS.items() if key in arch and arch[key] != values.get(key)}
         config = dataclasses.replace(preset, **{**told, **given}, **sizes)
     else:
+        if isinstance(arch, Pi0FastConfig):
+            raise UserError(f"{CONFIG} is of a {values['type']}, and the arch of a π0-FAST")
         config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
     if len(config.cameras) >= len(image_keys(values)):
         told["cameras"] = config.cameras

@@ -21,11 +21,13 @@ from pizero.checkpoints.files.safetensors_file import write_safetensors
 from pizero.checkpoints.format import Facts
 from pizero.checkpoints.lerobot.keys import (
     ABSOLUTE,
+    ACTION_TOKENS,
     NORMALIZE,
     POSTPROCESSOR,
     PREPROCESSOR,
     RELATIVE,
     RENAME,
+    STATE_OF_FAST,
     TOKENIZE,
     UNNORMALIZE,
     Step,
@@ -37,6 +39,7 @@ from pizero.data.embodiments import Embodiment, Key
 from pizero.data.norm_stats import LEROBOT_EPSILON, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import CAMERAS, Pi0Config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import LARGEST, UserError
 
 IMAGES = "observation.images."
@@ -140,7 +143,7 @@ def prompt_length(values: Mapping[str, Any], processors: Processors, default: in
 
 
 def read_facts(
-    folder: Path, values: Mapping[str, Any], processors: Processors, config: Pi0Config
+    folder: Path, values: Mapping[str, Any], processors: Processors, config: Pi0Config | Pi0FastConfig
 ) -> tuple[Facts, list[str]]:
     """What is known, and a note for each thing that cannot. values: of config.json."""
     notes = list(processors.notes)
@@ -165,7 +168,7 @@ def read_facts(
 
 def _read_embodiment(
     values: Mapping[str, Any],
-    config: Pi0Config,
+    config: Pi0Config | Pi0FastConfig,
     before: Mapping[str, Step],
     after: Mapping[str, Step],
     norm_stats: NormStats | None,
@@ -229,7 +232,7 @@ def _read_relative_mask(
 # ---------------------------------------------------------------- writing
 
 
-def robot_config(config: Pi0Config, facts: Facts) -> dict[str, Any]:
+def robot_config(config: Pi0Config | Pi0FastConfig, facts: Facts) -> dict[str, Any]:
     """The keys of config.json about the robot; the model's cameras and dims where the facts do not have them."""
     embodiment, stats = facts.embodiment, facts.norm_stats
     if embodiment is not None and embodiment.conversions:
@@ -312,9 +315,14 @@ def write_processors(folder: Path, values: Mapping[str, Any], facts: Facts) -> N
     batch, text = ("to_batch_processor", {}), (TOKENIZE, tokenize)
     if values["type"] == "pi0":
         before = [rename, batch, ("pi0_new_line_processor", {}), text, device, relative, normalize]
-    else:
+    elif values["type"] == "pi05":
         state_in_prompt = ("pi05_prepare_state_tokenizer_processor_step", {})
         before = [rename, batch, relative, normalize, state_in_prompt, text, device]
+    else:
+        state_in_prompt = (STATE_OF_FAST, {"max_state_dim": values["max_state_dim"], "task_key": "task"})
+        codec = {"max_action_tokens": values["max_action_tokens"], "trust_remote_code": True}
+        actions = (ACTION_TOKENS, {**codec, "action_tokenizer_name": values["action_tokenizer_name"]})
+        before = [rename, batch, relative, normalize, state_in_prompt, text, actions, device]
     after = [unnormalize, (ABSOLUTE, {"enabled": enabled}), device]
     tensors = {} if stats is None else _stats_tensors(stats, inputs, outputs)
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):

@@ -55,14 +55,14 @@ def start_from_paligemma(path: Path, model: Pi0 | Pi0Fast) -> tuple[str, ...]:
     """
     file = _npz_file(path)
     whole = isinstance(model, Pi0Fast)
-    config = _prefix_config(model.config) if isinstance(model.config, Pi0FastConfig) else model.config
+    config = prefix_config(model.config) if isinstance(model.config, Pi0FastConfig) else model.config
     tensors = _npz_tensors(file, config) if file is not None else _safetensors(path, config)
-    expected = {name: value for name, value in model.state_dict().items() if whole or _is_prefix(name)}
+    expected = {name: value for name, value in model.state_dict().items() if whole or is_prefix(name)}
     wrong: list[str] = []
     notes: list[str] = []
     filled: set[str] = set()
     for given, tensor in tensors:
-        name = _name_in_fast(given) if whole else given
+        name = name_in_fast(given) if whole else given
         target = expected[name]
         extra = tensor.shape[0] - target.shape[0] if tensor.ndim else 0
         if name == "token_embedding.weight" and extra > 0 and tensor.shape[1:] == target.shape[1:]:
@@ -83,7 +83,7 @@ def start_from_paligemma(path: Path, model: Pi0 | Pi0Fast) -> tuple[str, ...]:
     return (*notes, fresh or "the whole model starts from PaliGemma, which does not know the action tokens yet")
 
 
-def _prefix_config(config: Pi0FastConfig) -> Pi0Config:
+def prefix_config(config: Pi0FastConfig) -> Pi0Config:
     """Of a π0 whose prefix is this model; its expert does not matter."""
     return Pi0Config(
         config.vision, config.prefix, replace(config.prefix, width=2), config.vocab_size, config.cameras,
@@ -91,12 +91,12 @@ def _prefix_config(config: Pi0FastConfig) -> Pi0Config:
     )  # fmt: skip
 
 
-def _name_in_fast(name: str) -> str:
+def name_in_fast(name: str) -> str:
     """Of a tensor of π0's prefix."""
     return name.replace("transformer.prefix_norm.", "norm.").replace("transformer.", "").replace(".prefix.", ".")
 
 
-def _is_prefix(name: str) -> bool:
+def is_prefix(name: str) -> bool:
     return any(name.startswith(part) or (part.startswith(".") and part in name) for part in _PREFIX)
 
 
@@ -105,7 +105,7 @@ def _safetensors(folder: Path, config: Pi0Config) -> Iterator[tuple[str, Tensor]
     style = next((starts for mark, starts in _STYLES.items() if mark in weights), None)
     if style is None:
         raise UserError(f"{folder} has no language model of PaliGemma in its weights; copy the checkpoint again")
-    rows = [row for row in renamed(key_table(config, _TABLE), style) if _is_prefix(row.ours)]
+    rows = [row for row in renamed(key_table(config, _TABLE), style) if is_prefix(row.ours)]
     _check_names(folder, {row.theirs for row in rows}, set(weights), _HEADS)
     for row in rows:
         tensor = weights[row.theirs]
@@ -113,7 +113,7 @@ def _safetensors(folder: Path, config: Pi0Config) -> Iterator[tuple[str, Tensor]
 
 
 def _npz_tensors(file: Path, config: Pi0Config) -> Iterator[tuple[str, Tensor]]:
-    rows = [row for row in openpi_jax.table(config) if _is_prefix(row.ours[0])]
+    rows = [row for row in openpi_jax.table(config) if is_prefix(row.ours[0])]
     theirs = {row.theirs: row.theirs.replace("PaliGemma/", _NPZ, 1) for row in rows}
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -163,4 +163,4 @@ def _npz_file(path: Path) -> Path | None:
 def key_names(config: Pi0Config) -> Mapping[str, str]:
     """Our name of every tensor of PaliGemma, by that of Transformers' modules."""
     rows = renamed(key_table(config, _TABLE), next(iter(_STYLES.values())))
-    return {row.theirs: row.ours for row in rows if _is_prefix(row.ours)}
+    return {row.theirs: row.ours for row in rows if is_prefix(row.ours)}

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from pizero.data.fast.codec import FastCodec, OnMalformed
 from pizero.data.fast.grammar import ChunkGrammar
-from pizero.data.tokenizer import END_ID, PADDING_ID, PaligemmaTokenizer, check_text, state_bins
-from pizero.types import UserError
+from pizero.data.tokenizer import END_ID, PADDING_ID, PaligemmaTokenizer, check_text, clean, state_bins
+from pizero.types import Convention, UserError
 
 SKIP = 128
 """PaliGemma's last tokens, `<seg000>` to `<seg127>`, which no FAST id takes."""
@@ -32,12 +32,13 @@ ACTION, BAR = "Action: ", "|"
 class FastTokens:
     """B sequences of length L, padded at the end. tokens [B, L] int32.
 
-    mask [B, L]: real tokens. target [B, L]: action tokens, each a block of its own, predicted from the one before: what
-    the model's `hidden` takes as causal and its `loss` as causal and as target.
+    mask [B, L]: real tokens. causal [B, L]: action tokens, each a block of its own. target [B, L]: those that the loss
+    is on, predicted from the one before: all but a begin mark.
     """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.bool_]
+    causal: NDArray[np.bool_]
     target: NDArray[np.bool_]
 
 
@@ -46,13 +47,15 @@ class FastTokenizer:
     """text: the vocabulary of words. codec: of the actions. skip: tokens at the vocabulary's end without a FAST id.
 
     vocab_size: of the model's token table, from whose end FAST ids count back; 0 takes the text's. A small model has
-    room for the codec after its words; in PaliGemma's, FAST ids take the place of rare ones.
+    room for the codec after its words; in PaliGemma's, FAST ids take the place of rare ones. convention: in LeRobot's
+    text capitals stay, line breaks become spaces, and a begin mark stands before "Action: ", without a loss on it.
     """
 
     text: PaligemmaTokenizer
     codec: FastCodec
     skip: int = SKIP
     vocab_size: int = 0
+    convention: Convention = "openpi"
 
     def __post_init__(self) -> None:
         if self.vocab_size and self.vocab_size < self.text.vocab_size:
@@ -83,7 +86,7 @@ class FastTokenizer:
 
     @cached_property
     def action_ids(self) -> list[int]:
-        return self.text.encoder.encode(ACTION, add_bos=False)
+        return self.text.encoder.encode(ACTION, add_bos=self.convention == "lerobot")
 
     @cached_property
     def end_ids(self) -> list[int]:
@@ -112,7 +115,7 @@ class FastTokenizer:
         """
         check_text(prompts)
         tokens = np.full((len(prompts), length), PADDING_ID, dtype=np.int32)
-        mask, target = np.zeros((2, len(prompts), length), dtype=np.bool_)
+        mask, causal, target = np.zeros((3, len(prompts), length), dtype=np.bool_)
         bins = cast("list[list[int]]", state_bins(states).tolist())
         actions = [None] * len(prompts) if chunks is None else self.codec.encode_batch(chunks, repair=repair)
         longest = 0
@@ -124,7 +127,8 @@ class FastTokenizer:
             ids = ids[:length]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
-            target[row, len(before) : len(ids)] = True
+            causal[row, len(before) : len(ids)] = True
+            target[row, len(before) + (self.convention == "lerobot") : len(ids)] = True
         if longest > length:
             what = "prompt, state" + (" and actions" if chunks is not None else "")
             warnings.warn(
@@ -132,11 +136,11 @@ class FastTokenizer:
                 "prompt_length, or a codec with fewer tokens a chunk",
                 stacklevel=2,
             )
-        return FastTokens(tokens, mask, target)
+        return FastTokens(tokens, mask, causal, target)
 
     def prompt_ids(self, prompt: str, bins: Sequence[int]) -> list[int]:
         """One prompt with its state bins, begin mark included."""
-        cleaned = prompt.lower().strip().replace("_", " ")
+        cleaned = clean(prompt) if self.convention == "lerobot" else prompt.lower().strip().replace("_", " ")
         text = f"Task: {cleaned}, State: {' '.join(map(str, bins))};\n"
         return self.text.encoder.encode(text, add_bos=True)
 
