@@ -82,6 +82,33 @@ def test_what_the_policy_writes_is_compared_and_shown() -> None:
     assert wrong[0].captions[1][1].startswith("told: move the ")
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_written_subtask_holds_for_some_chunks(every: int) -> None:
+    """Sent back in between, and written anew in each episode; what a simulator says is never held."""
+
+    class Holding(Following):
+        subtask_every = every
+
+        def infer(self, observation: RobotDict) -> dict[str, Any]:
+            self.writes = observation.get("subtask") or f"text {len(self.asked)}"
+            return super().infer(observation)
+
+    env = TabletopLongEnv(image_size=8, render_in_step=False)
+    policy = Holding(env)
+    results = rollout(policy, [env], SPECS, 1)
+    first = 0
+    for steps in (result.steps for result in results):
+        given = [seen.get("subtask") for seen in policy.asked[first : first + steps]]
+        expected = [None if chunk % every == 0 else f"text {first + chunk // every * every}" for chunk in range(steps)]
+        assert given == expected
+        first += steps
+    told = Holding(env)
+    rollout(told, [env], SPECS[:1], 1, subtasks="oracle")
+    assert [seen["subtask"] for seen in told.asked] == [
+        seen["subtask"] for seen in play("oracle")[1][: len(told.asked)]
+    ]
+
+
 def test_shares_of_subtasks_are_counted() -> None:
     def result(done: int, total: int) -> EpisodeResult:
         return EpisodeResult("swap", 0, "swap", done == total, 9, subtasks=(done, total))

@@ -43,6 +43,8 @@ class Arguments:
     """Who says what is to be done now, in simulators of long tasks (tabletop-long). own: the policy, if it writes
     subtasks; none: nobody, and such a policy writes none; oracle: the simulator; wrong: the simulator, another subtask
     than the one that is due. A policy that takes no subtask beside its instruction gets it as the instruction."""
+    subtask_every: int = 1
+    """Chunks for which a subtask holds that the policy wrote, before it writes the next one."""
     num_videos: int = 4
     """Episodes that are recorded."""
     embodiment: str | None = None

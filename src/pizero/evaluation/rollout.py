@@ -38,9 +38,9 @@ def rollout(
     All environments ask for their next chunks in one `infer_batch`, and images are rendered for nothing else. A policy
     whose `num_history` is T > 1 gets the last T observations, the episode's first one repeated at its start. The noise
     of an episode's chunk k follows from the episode's seed and k, whatever runs beside it; it is passed as "noise" to a
-    policy that has a `noise_shape`. An exception of an environment ends its episode and is kept in the result; a
-    UserError and any exception of the policy is raised. `record_first`: how many episodes get frames. `subtasks`: who
-    says what is to be done now.
+    policy that has a `noise_shape`. A subtask that the policy writes holds for its `subtask_every` chunks. An exception
+    of an environment ends its episode and is kept in the result; a UserError and any exception of the policy is raised.
+    `record_first`: how many episodes get frames. `subtasks`: who says what is to be done now.
     """
     simulators = [LocalSimulator(env, history_of(policy)) for env in envs]
     return rollout_in(
@@ -160,6 +160,7 @@ class _Run:
         self._spec, self._alter, self._chunks = spec, alter, 0
         self._policy, self._due = policy, cast("Due | None", None)
         self._source: SubtaskSource = source
+        self._written: str | None = None  # the policy's own, while it holds
         self._history = history_of(policy)
         self._seen = deque[RobotDict](maxlen=self._history)
 
@@ -174,6 +175,10 @@ class _Run:
             observation = with_subtask(observation, self._due, self._source, self._policy)
         elif self._source in ("oracle", "wrong"):
             raise UserError("this simulator does not say what is to be done now; evaluate with --subtasks own or none")
+        if self._chunks % getattr(self._policy, "subtask_every", 1) == 0:
+            self._written = None
+        if self._written is not None:
+            observation = {**observation, "subtask": self._written}
         self._chunks += 1
         if noise_shape is None:
             return observation
@@ -182,6 +187,7 @@ class _Run:
     def heard(self, answer: Mapping[str, Any]) -> str:
         """The subtask that the answer is for: written by the policy, or given to it."""
         own: str | None = answer.get("subtask")
+        self._written = own if self._source == "own" else None
         if self._due is None:
             return own or ""
         if self._source == "own" and own is not None:

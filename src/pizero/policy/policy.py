@@ -61,6 +61,8 @@ class ModelPolicy:
             self._sampler: ActionSampler = FastSampler(model)
         else:
             self._sampler = sampler_of(FastWriter(model) if fast and isinstance(model, Pi0Fast) else model, pipeline)
+        self.subtask_every = 1
+        """Chunks for which whoever asks sends a subtask back that the model wrote, before it writes the next one."""
         self.num_history = pipeline.num_history
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)

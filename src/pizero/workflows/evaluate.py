@@ -22,17 +22,23 @@ from pizero.files import write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
-from pizero.types import RobotDict, UserError
+from pizero.types import RobotDict, UserError, check_whole
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.threads import torch_threads
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(RolloutConfig):
-    """num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes all cores."""
+    """num_steps: of sampling; None takes the model's own number. threads: of the CPU; 0 takes all cores. subtask_every:
+    chunks for which a subtask holds that the policy wrote.
+    """
 
     num_steps: int | None = None
     threads: int = 0
+    subtask_every: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole("subtask_every", self.subtask_every)
 
 
 ACTORS = {"demonstrator": run_demonstrator, "random": run_random}
@@ -109,6 +115,7 @@ def _evaluate_checkpoint(
 ) -> dict[str, Any]:
     path = local_folder(checkpoint)
     policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
+    policy.subtask_every = config.subtask_every
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)
 
 
