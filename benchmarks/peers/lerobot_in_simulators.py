@@ -29,7 +29,7 @@ class LeRobotTabletop(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self._env = TabletopEnv([TASK])
+        self._env = TabletopEnv()  # of all tasks: the scene of a seed depends on how many there are
         self.render_mode, self._max_episode_steps = "rgb_array", self._env.max_steps
         self.task = self.task_description = ""
         image = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)

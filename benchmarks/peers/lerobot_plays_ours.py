@@ -10,6 +10,7 @@ eval       lerobot-eval on PushT, which is the same simulator on both sides, and
 train      lerobot-train from scratch and from a checkpoint; pizero reads what it saves
 server     LeRobot's asynchronous policy server and the requests of its client, over gRPC
 rollout    the call of lerobot-rollout's real-time chunking
+commanded  lerobot-rollout itself, with a robot without hardware
 
 Policies for `eval` are trained first, some minutes of a core; --keep FOLDER keeps them and takes them again.
 Leaves with status 1 if anything differs.
@@ -43,6 +44,7 @@ from lerobot_sizes import use_sizes
 
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.facts import GivenFacts
+from pizero.checkpoints.lerobot import plugin
 from pizero.checkpoints.lerobot import policy as lerobot_format
 from pizero.checkpoints.load import load_policy, read_checkpoint
 from pizero.data.tokenizer import PaligemmaTokenizer
@@ -144,11 +146,18 @@ def check_eval(root: Path) -> None:
 
 
 def check_played(root: Path, env: str, task: str, policy: Path, options: list[str], together: int) -> None:
-    """together: episodes of LeRobot's at a time; pizero's are played one by one."""
+    """together: episodes of LeRobot's at a time, more than one by --policy.path; pizero's are played one by one."""
+    given = ["--policy.type=pizero", f"--policy.checkpoint={policy}"]
+    if together > 1:
+        folder = policy if plugin.detect(policy) else root / f"{env}-plugin"
+        if not folder.exists():
+            convert(policy, folder, "lerobot-plugin")
+        rename = {"observation.image": "observation.images.top"} if env == "pusht" else {}
+        given = [f"--policy.path={folder}", f"--rename_map={json.dumps(rename)}"]
     output, seeds = root / f"eval-{env}-{together}", list(range(SEED, SEED + EPISODES))
     shutil.rmtree(output, ignore_errors=True)
     lerobot(
-        "lerobot_in_simulators.py", *options, "--policy.type=pizero", f"--policy.checkpoint={policy}",
+        "lerobot_in_simulators.py", *options, *given,
         "--policy.device=cpu", f"--policy.seed={SEED}", f"--seed={SEED}", f"--eval.n_episodes={EPISODES}",
         f"--eval.batch_size={together}", "--eval.use_async_envs=false", f"--output_dir={output}",
     )  # fmt: skip
@@ -256,6 +265,18 @@ def check_rollout(root: Path) -> None:
     check("real-time chunking: LeRobot's call against ours", distance(second[0], expected), 1e-3)
 
 
+def check_commanded(root: Path) -> None:
+    """lerobot-rollout itself moves a robot that is none, synchronously and by real-time chunking."""
+    for engine in ("sync", "rtc"):
+        told = lerobot(
+            "lerobot_with_stand_in.py", "--robot.type=stand_in", "--policy.type=pizero", "--policy.device=cpu",
+            f"--policy.checkpoint={pusht_policy(root)}", "--task=push", "--duration=5", "--fps=10",
+            "--play_sounds=false", "--return_to_initial_position=false", f"--inference.type={engine}",
+        )  # fmt: skip
+        actions = [int(line.split()[4]) for line in told.splitlines() if line.startswith("the stand-in was sent")]
+        check(f"lerobot-rollout, {engine}: actions missing of at least 3", max(3 - max(actions, default=0), 0), 0)
+
+
 def pusht_policy(root: Path) -> Path:
     """What check_train leaves."""
     saved = root / "lerobot-train" / "checkpoints" / "last" / "pretrained_model"
@@ -281,15 +302,18 @@ def pizero(*arguments: Any) -> None:
     run(["-m", "pizero", *map(str, arguments)])
 
 
-def lerobot(*arguments: str) -> None:
-    """One of its commands, or a script beside this one."""
-    run([str(Path(__file__).parent / arguments[0]) if arguments[0].endswith(".py") else arguments[0], *arguments[1:]])
+def lerobot(*arguments: str) -> str:
+    """What one of its commands prints, or a script beside this one."""
+    return run(
+        [str(Path(__file__).parent / arguments[0]) if arguments[0].endswith(".py") else arguments[0], *arguments[1:]]
+    )
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> str:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(arguments)}\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
@@ -299,6 +323,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "eval": check_eval,
     "server": check_server,
     "rollout": check_rollout,
+    "commanded": check_commanded,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,9 @@ class PizeroPolicy(PreTrainedPolicy):
             raise UserError("this policy gave its weights to the fast path; copy the folder that it was loaded from")
         if state_dict is not None:
             raise UserError("saving gathered shards (FSDP) is not supported; use pizero train --sharding")
-        checkpoint, self.config.checkpoint = self.config.checkpoint, None  # the folder has its own
-        try:
-            self.config._save_pretrained(save_directory)
-        finally:
-            self.config.checkpoint = checkpoint
+        config = copy(self.config)
+        config.checkpoint = config.embodiment = config.norm_stats = config.tokenizer = None  # the folder has its own
+        config._save_pretrained(save_directory)
         save_checkpoint(Path(save_directory) / plugin.INSIDE, self.model, self.pipeline)
 
     def _running(self) -> ModelPolicy:
@@ -173,8 +172,11 @@ class PizeroPolicy(PreTrainedPolicy):
             raise UserError(f"chunk_size is {config.chunk_size}, the checkpoint's chunks have {horizon}: leave it out")
         config.chunk_size = horizon
         inputs, outputs = plugin.features(self.pipeline)
-        images = {key: value for key, value in (config.input_features or {}).items() if key in inputs}
-        config.input_features = {key: _feature(value) for key, value in inputs.items()} | images
+        known = config.input_features or {}
+        ours, theirs = list(self.batches.cameras.values()), list(config.image_features)
+        if len(ours) == len(theirs) == 1:  # whatever its name, as in LeRobotBatches
+            inputs[theirs[0]] = inputs.pop(ours[0])
+        config.input_features = {key: known.get(key) or _feature(value) for key, value in inputs.items()}
         config.output_features = {key: _feature(value) for key, value in outputs.items()}
 
 
