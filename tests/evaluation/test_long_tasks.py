@@ -153,6 +153,7 @@ def test_films_and_report_show_subtasks(tmp_path: Path, processes: int) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "How far did it come?" in page
     assert "Under the picture" in page
+    assert 'class="films wide-films"' in page
 
 
 def test_captions_have_room_and_are_cut_where_they_have_none() -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pizero.files import partial_path
 from pizero.types import UserError
 
-FONT_SIZE, LINE = 14, 20
+FONT_SIZE, LINE = 16, 22
 """Of captions, in pixels."""
 
 

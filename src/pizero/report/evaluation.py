@@ -115,7 +115,7 @@ def film_grid(films: Sequence[Path], *, subtasks: bool = False) -> Iterator[Sect
             text += (
                 " Under the picture: subtasks done, and the one that is due; below, what the policy acts on instead."
             )
-        yield Section("Films", text, [Films(shown)])
+        yield Section("Films", text, [Films(shown, wide=subtasks)])
 
 
 def repeat(results: Mapping[str, Any]) -> Iterator[Section]:

@@ -52,9 +52,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Films:
-    """Videos in a grid, each played when it is asked for."""
+    """Videos in a grid, each played when it is asked for. wide: large enough for text in the picture."""
 
     videos: Sequence[Video]
+    wide: bool = False
 
 
 Block = Picture | Video | Films | Table | Code
@@ -91,7 +92,8 @@ def _block(block: Block) -> str:
     if isinstance(block, Video):
         return _video(block, "autoplay")
     if isinstance(block, Films):
-        return f'<div class="films">{"".join(_video(video) for video in block.videos)}</div>'
+        kind = "films wide-films" if block.wide else "films"
+        return f'<div class="{kind}">{"".join(_video(video) for video in block.videos)}</div>'
     if isinstance(block, Code):
         return f"<pre><code>{escape(block.text)}</code></pre>"
     return _table(block)
@@ -172,6 +174,7 @@ img, video { display: block; max-width: 100%; height: auto; margin: 0 auto; bord
 video { width: min(100%, 30rem); background: #000; }
 figcaption { color: var(--muted); font-size: 0.85rem; text-align: center; margin-top: 0.4rem; }
 .films { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 0.75rem; }
+.wide-films { grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); }
 .wide { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--muted); font-weight: 600; }
