@@ -25,7 +25,7 @@ class Repeats:
     def __init__(self, robot: Embodiment) -> None:
         dataset = LeRobotDataset(PNG)
         frames = np.arange(dataset.num_frames)
-        self.windows = dataset.window("action", frames, HORIZON)[0] + np.float32([0.5, 0, 0])
+        self.windows = dataset.window("action", frames, HORIZON)[0] + np.array([0.5, 0, 0], np.float32)
         self.states = dataset.column("observation.state")
         self.noise_shape = (HORIZON, 3)
         self.model = type("M", (), {"config": type("C", (), {"past_actions": 0})})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +21,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.data.embodiments import get_embodiment
 from pizero.serving.client import PolicyClient
+from pizero.types import UserError
 from pizero.workflows.choose_preset import choose_preset
 from pizero.workflows.replay import recorded_observation
 
@@ -154,3 +157,50 @@ def test_a_short_name_is_the_checkpoint_of_the_hub(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert remote.local_folder("pi05") == Path("pi05")  # a folder of that name comes first
     assert len(asked) == 2
+
+
+def test_a_robot_that_fits_no_scheme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """40 dimensions in parts, no gripper, no camera on a hand, two tasks in one episode."""
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    names = [f"joint_{number}" for number in range(20)]
+    with LeRobotWriter(
+        root, fps=10, robot_type="", state_names=[f"{name}_{side}" for side in "ab" for name in names],
+        action_names=[f"{name}_{side}" for side in "ab" for name in names], cameras={"above": (24, 24)},
+        image_format="png",
+    ) as writer:  # fmt: skip
+        for task in ("open the drawer", "close the drawer"):
+            for _ in range(30):
+                writer.add_frame(rng.normal(size=40), rng.normal(size=40), {"above": np.zeros((24, 24, 3), np.uint8)})
+            writer.save_episode(task)
+    (path,) = (root / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    halves: dict[str, pa.ChunkedArray | pa.Array] = {
+        name: pa.array([row[part] for row in table[key].to_pylist()], pa.list_(pa.float32()))
+        for key in ("observation.state", "action")
+        for name, part in ((f"{key}.a", slice(0, 20)), (f"{key}.b", slice(20, 40)))
+    }
+    tasks = pa.array([int(row % 30 >= 15) for row in range(len(table))], pa.int64())
+    kept = {name: table[name] for name in table.column_names if name not in ("observation.state", "action")}
+    pq.write_table(pa.table({**kept, **halves, "task_index": tasks}), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    for key in ("observation.state", "action"):
+        feature = info["features"].pop(key)
+        for side, part in (("a", feature["names"][:20]), ("b", feature["names"][20:])):
+            info["features"][f"{key}.{side}"] = {"dtype": "float32", "shape": [20], "names": part}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert run("train", [str(root), "--output", str(tmp_path / "run"), *TINY]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "state observation.state.a + observation.state.b (40)" in shown
+    assert "question 40 state dimensions, the released models have room for 32: which matter?" in shown
+    policy = load_policy(tmp_path / "run")
+    assert (policy.pipeline.robot_state_dim, policy.pipeline.robot_action_dim) == (40, 40)
+    dataset = LeRobotDataset(root)
+    prompts = [recorded_observation(dataset, policy.pipeline, frame)["prompt"] for frame in (3, 20, 33, 50)]
+    assert prompts == ["open the drawer", "close the drawer"] * 2
+    with pytest.raises(UserError, match=r"room for 32: choose some with action_dims in a robot file"):
+        dataclasses.replace(policy.pipeline, state_dim=32, action_dim=32)
+    del info["features"]["observation.state.a"], info["features"]["observation.state.b"]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    capsys.readouterr()
+    assert run("train", [str(root), "--output", str(tmp_path / "none")]) == 2
+    assert "A policy needs to know where its robot is" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -78,12 +78,13 @@ class Learned:
     def __init__(self, config: Pi0Config, pipeline: Pipeline) -> None:
         self.config, self.pipeline = config, pipeline
 
-    def sample_actions(self, observation: Any, **_: Any) -> torch.Tensor:
+    def sample_actions(self, observation: Any, **options: Any) -> torch.Tensor:
         front, wrist = (observation.images[name].numpy() for name in self.config.cameras)
         goal = np.stack([lit(front, slice(0, 8), 2), lit(wrist, slice(0, 8), 0)], axis=1)
         state = np.stack([lit(front, slice(8, 16), 2), lit(wrist, slice(8, 16), 0)], axis=1)
         closed = 100.0 * (front[:, :, 30, 1].mean(axis=1) > -0.9)
-        chunk, at = [], state
+        chunk: list[Any] = []
+        at: Any = state
         for _ in range(HORIZON):
             at = advance(at, goal)
             chunk.append(np.concatenate([at, closed[:, None]], axis=1))
@@ -143,7 +144,7 @@ def test_a_policy_that_fits(
 
 
 def exchanged(pipeline: Pipeline) -> Pipeline:
-    cameras = dict(zip(pipeline.cameras, reversed(pipeline.embodiment.cameras.values()), strict=True))
+    cameras = dict(zip(pipeline.cameras, reversed(list(pipeline.embodiment.cameras.values())), strict=True))
     return replace(pipeline, embodiment=replace(pipeline.embodiment, cameras=cameras))
 
 
@@ -239,7 +240,7 @@ def test_chunks_of_another_frame_rate(speed: float, text: str) -> None:
     rng = np.random.default_rng(0)
     start, slope = rng.normal(size=(20, 1, 3)), rng.normal(size=(20, 1, 3))
     steps = np.arange(HORIZON)[None, :, None]
-    recorded, predicted = (np.float32(start + rate * slope * steps) for rate in (1.0, speed))
+    recorded, predicted = ((start + rate * slope * steps).astype(np.float32) for rate in (1.0, speed))
     played = Replay(np.arange(20), recorded, predicted, np.zeros((20, HORIZON), bool))
     found = list(other_readings(played, recorded[:, 0], generic({}), ()))
     assert [explanation.aspect for explanation in found] == (["chunk"] if text else [])

@@ -28,9 +28,10 @@ class Arguments:
     """JSON with the model's sizes, as `pizero inspect --json` writes it, for a source that does not record them
     (docs/checkpoints.md)."""
     embodiment: str | None = None
-    """Robot, by name or as a TOML file, if the source does not record it (same for the options below)."""
+    """Robot, if the source does not record it: a name, a TOML file, or the folder of a dataset that describes it (same
+    for the options below)."""
     norm_stats: Path | None = None
-    """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
+    """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it; a dataset's too."""
     tokenizer: Path | None = None
     """SentencePiece model."""
     codec: Path | None = None

@@ -43,9 +43,10 @@ class Policy:
     jacobian: Literal["paper", "identity"] = "paper"
     """How a model that was not trained for it continues a chunk; identity takes no longer than an ordinary chunk."""
     embodiment: str | None = None
-    """Robot, if the checkpoint does not record it: a name, a TOML file or module:function. So the following."""
+    """Robot, if the checkpoint does not record it: a name, a TOML file, module:function, or the folder of a dataset
+    that describes it. So the following."""
     norm_stats: Path | None = None
-    """norm_stats.json of the robot's data, pizero's or openpi's, or the folder that holds it."""
+    """norm_stats.json of the robot's data, pizero's or openpi's; the folder that holds it, or a dataset's."""
     tokenizer: Path | None = None
     """SentencePiece model."""
     codec: Path | None = None

@@ -141,7 +141,8 @@ class Pipeline:
         if robot > model:
             raise UserError(
                 f"the {self.embodiment.name} embodiment has {robot} {what} dimensions, the model room for {model}: "
-                f"choose some with {what}_dims in the robot file, or train with --preset small, which has room for all"
+                f"choose some with {what}_dims in a robot file (pizero robot DATASET lists those that move), or train "
+                "with --preset small, which has room for all"
             )
 
     @property
