@@ -60,12 +60,12 @@ def subtasks_differ(folder: Path) -> int:
     """Frames of which LeRobot finds another subtask than was recorded, of a dataset with several of them."""
     texts = ["lift it"] * 4 + ["put it down"] * 3
     with LeRobotWriter(
-        folder, fps=10, robot_type="toy", image_format="png", state_names=["s"], action_names=["a"],
+        folder, fps=10, robot_type="toy", image_format="png", state_names=["x", "y"], action_names=["dx", "dy"],
         cameras={"top": (16, 16)},
     ) as writer:  # fmt: skip
         for _ in range(2):
             for text in texts:
-                writer.add_frame([0.0], [0.0], {"top": np.zeros((16, 16, 3), np.uint8)}, text)
+                writer.add_frame([0.0, 0.0], [0.0, 0.0], {"top": np.zeros((16, 16, 3), np.uint8)}, text)
             writer.save_episode("tidy up")
     dataset = LeRobotDataset("local/dataset", root=folder)
     wrong = 0
