@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import Velocity
 from pizero.policy.policy import ModelPolicy
+from pizero.processes import usual_threads
 from pizero.report.evaluation import BASELINES, check_completed
 from pizero.report.quickstart import FilmedEpisode, SampledChunk, quickstart_report
 from pizero.train.metrics import read_metrics
@@ -130,7 +130,7 @@ def _facts(config: DemoConfig, preset: Preset, trained: TrainResult) -> dict[str
             "learning rate": preset.train.learning_rate,
             "action horizon": preset.model.action_horizon,
             "execution horizon": preset.execution_horizon,
-            "threads": preset.train.threads or os.cpu_count(),
+            "threads": preset.train.threads or usual_threads(),
         },
     }
 
