@@ -133,8 +133,8 @@ def _tokens(arguments: Tokens) -> object:
     names = {"plain": "plain", "fast": "fast", "free": "fast, unconstrained"}
     for name, row in result["paths"].items():
         console.print(
-            f"{names[name]:<20} {row['median_ms']:8.1f} ms a chunk, {row['tokens']:.1f} tokens, "
-            f"{100 * row['malformed']:.1f} % malformed",
+            f"{names[name]:<20} {row['median_ms']:8.1f} ms a chunk ({row['cpu_ms']:.1f} of CPU), "
+            f"{row['tokens']:.1f} tokens, {100 * row['malformed']:.1f} % malformed",
             soft_wrap=True,
         )
     console.print(f"actions of plain and fast at most {result['apart']:.2g} apart; {result['threads']} threads")
