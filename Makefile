@@ -112,7 +112,7 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 test-lerobot-plugin:
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
 	$(LEROBOT_ENV)/bin/python -m pip install --quiet --no-deps -e integrations/lerobot_policy_pizero
-	HF_HUB_OFFLINE=1 PYTHONPATH=src $(LEROBOT_ENV)/bin/python benchmarks/peers/lerobot_plays_ours.py --keep runs/lerobot-plugin
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/src $(LEROBOT_ENV)/bin/python benchmarks/peers/lerobot_plays_ours.py --keep runs/lerobot-plugin
 
 # make bench-inference   full-size π0 and π0.5 on the CPU: paths, floor, ablation, sweep, and beside LeRobot
 # Needs 24 GiB of memory and about half an hour on 2 cores; LeRobot as for test-lerobot-peer.

@@ -19,10 +19,10 @@ Leaves with status 1 if anything differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pickle
 import shutil
 import subprocess
@@ -199,6 +199,11 @@ def check_train(root: Path) -> None:
 
 
 def check_server(root: Path) -> None:
+    with contextlib.chdir(root):  # the server writes logs where it runs
+        ask_server(root)
+
+
+def ask_server(root: Path) -> None:
     """The server's own class and messages, over gRPC; the client's robot is missing here."""
     from concurrent import futures
 
@@ -213,7 +218,6 @@ def check_server(root: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     convert(pusht_policy(root), folder, "lerobot-plugin")
     allow()
-    os.chdir(root)  # the server writes logs where it runs
     server = grpc.server(futures.ThreadPoolExecutor(2))
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(PolicyServer(PolicyServerConfig()), server)
     port = server.add_insecure_port("127.0.0.1:0")
