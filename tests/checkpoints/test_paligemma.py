@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from pizero.checkpoints.models import empty_model
 from pizero.checkpoints.openpi.jax import table
+from pizero.checkpoints.openpi.torch import key_table
 from pizero.checkpoints.transformers.paligemma import detect, key_names, start_from_paligemma
-from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig, small_config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import Observation, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformers"
@@ -151,3 +154,30 @@ def test_a_pickled_array_is_not_opened(started: Pi0, tmp_path: Path) -> None:
     np.savez(path, **arrays)
     with pytest.raises(UserError, match="cannot be read"):
         start_from_paligemma(path, fresh())
+
+
+def test_pi0_fast_is_a_paligemma_as_a_whole(tmp_path: Path) -> None:
+    """Every weight comes from the folder; what is fresh before is not afterwards."""
+    pi0 = small_config("nano")
+    fast = Pi0Fast(
+        Pi0FastConfig(
+            vision=pi0.vision, prefix=pi0.prefix, vocab_size=pi0.vocab_size, cameras=pi0.cameras,
+            image_size=pi0.image_size,
+        )
+    )  # fmt: skip
+    source = Pi0(pi0).state_dict()
+    rows = {row.ours: row for row in key_table(pi0, "table")}
+    names = key_names(pi0)
+    tensors = {theirs: source[ours] for theirs, ours in names.items()}
+    for theirs, ours in names.items():
+        convert = rows[ours].to_theirs
+        tensors[theirs] = (convert(source[ours]) if convert else source[ours]).contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
+    notes = start_from_paligemma(tmp_path, fast)
+    assert "does not know the action tokens yet" in notes[-1]
+    for name, tensor in fast.state_dict().items():
+        ours = name.replace("layers.", "transformer.layers.") if name.startswith("layers.") else name
+        ours = ours.replace("norm.scale", "transformer.prefix_norm.scale") if name == "norm.scale" else ours
+        ours = re.sub(r"(transformer\.layers\.\d+)\.", r"\1.prefix.", ours) if name.startswith("layers.") else ours
+        assert torch.equal(tensor, source[ours]), name
