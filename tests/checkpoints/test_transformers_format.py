@@ -19,6 +19,7 @@ from pizero.checkpoints.models import empty_model
 from pizero.checkpoints.transformers import pi0 as transformers_pi0
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import Observation, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformers"
@@ -133,3 +134,5 @@ def test_refusals(tmp_path: Path) -> None:
         load_model(folder)
     with pytest.raises(UserError, match="differ from arch"):
         read_checkpoint(GOLDEN / "pi0", Pi0Config.pi0())
+    with pytest.raises(UserError, match="the arch given is of a π0-FAST"):
+        read_checkpoint(GOLDEN / "pi0", Pi0FastConfig())

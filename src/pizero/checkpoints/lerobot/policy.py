@@ -207,7 +207,7 @@ def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch |
     else:
         if isinstance(arch, Pi0FastConfig):
             raise UserError(f"{CONFIG} is of a {values['type']}, and the arch of a π0-FAST")
-        config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
+        config = config_from_arch(arch)
     if len(config.cameras) >= len(image_keys(values)):
         told["cameras"] = config.cameras
     if not config.max_delay:  # no size

@@ -39,10 +39,14 @@ STATE_UNKNOWN = (
 )
 
 
-def config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
-    """Pi0Config from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, action_expert, ...)."""
+def config_from_arch(arch: Arch) -> Pi0Config:
+    """Pi0Config itself, from our own JSON, or from the layout of `tiny_config.json` (pi05, vision, vlm, ...)."""
+    if isinstance(arch, Pi0Config):
+        return arch
+    if isinstance(arch, Pi0FastConfig):
+        raise UserError("the arch given is of a π0-FAST, the weights are not")
     with values_of("arch"):
-        return _config_from_arch(values)
+        return _config_from_arch(arch)
 
 
 def _config_from_arch(values: Mapping[str, Any]) -> Pi0Config:
@@ -75,9 +79,7 @@ def given_config(arch: Arch | None, folder: Path, adaptive: bool) -> Pi0Config |
         with values_of(folder / CONFIG):
             config = None if values is None else Pi0Config.from_json(values)
     else:
-        if isinstance(arch, Pi0FastConfig):
-            raise UserError("the arch given is of a π0-FAST, the weights are not")
-        config = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
+        config = config_from_arch(arch)
     if config is not None and config.adaptive != adaptive:
         raise UserError(
             f"the weights are {'' if adaptive else 'not '}of the adaptive-norm kind, the arch says otherwise"

@@ -63,7 +63,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     """What the folder holds, strictly. Names may be those that Transformers saves, that it reads, or its modules'."""
     config = _read_config(read_object(folder / CONFIG))
     if arch is not None:
-        given = arch if isinstance(arch, Pi0Config) else config_from_arch(arch)
+        given = config_from_arch(arch)
         if any(getattr(given, name) != getattr(config, name) for name in set(vars(config)) - _UNTOLD):
             raise UserError(f"{folder} knows its own sizes and they differ from arch; leave arch out")
         config = given
