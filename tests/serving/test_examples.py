@@ -103,7 +103,7 @@ def test_so101_stops_when_the_policy_is_late() -> None:
 
 
 def test_so101_plays_what_a_server_answers(serve: Any) -> None:
-    stats = NormStats("zscore", FieldStats(np.zeros(6), np.ones(6)), FieldStats(np.full(6, 30.0), np.ones(6)))
+    stats = NormStats("zscore", FieldStats(np.zeros(6), np.ones(6)), FieldStats(np.full(6, 30.0), np.full(6, 0.01)))
     robot = generic({"base_0_rgb": "front"}, state_dim=6, action_dim=6)
     pipeline = dataclasses.replace(
         make_policy().pipeline, embodiment=robot, norm_stats=stats, cameras=("base_0_rgb",), state_dim=6, action_dim=6
@@ -115,7 +115,7 @@ def test_so101_plays_what_a_server_answers(serve: Any) -> None:
     with PolicyClient(server.uri) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may be late on a busy machine
         load("so101").drive(arm, client, "wave", fps=30.0, seconds=1.0, horizon=3)
-    assert 14 < arm.places["wrist_roll.pos"] < 40  # on the way to 30, by 4 degrees a step
+    assert 14 < arm.places["wrist_roll.pos"] < 31  # on the way to 30, by 4 degrees a step
 
 
 # ---------------------------------------------------------------- ROS 2

@@ -48,7 +48,7 @@ def test_lower_losses_and_higher_success_are_better() -> None:
 
 def planned(values: dict[int, float]) -> Any:
     """A Trainer.validate that finds these losses by step."""
-    return lambda self: values[self.step]
+    return lambda self: {"validation_loss": values[self.step]}
 
 
 def test_the_best_checkpoint_stays_and_the_run_ends_early(

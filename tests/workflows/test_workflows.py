@@ -287,7 +287,7 @@ def test_presets_of_the_full_sizes_have_the_numbers_of_the_reference() -> None:
         preset = with_lora(get_preset(name))
         assert preset.model.prefix.width == 2048
         assert (preset.train.ema_decay, preset.train.parts.lora) == (0.0, LoraConfig(16, 16.0, 32, 32.0))
-        with pytest.raises(UserError, match="for pi0 and pi05"):
+        with pytest.raises(UserError, match="for pi0, pi05 and pi0-fast"):
             get_preset(name, "diffusion")
 
 
