@@ -166,7 +166,10 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr))
 dl div, section { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 dl div { padding: 0.75rem 1rem; }
 dt { color: var(--muted); font-size: 0.82rem; }
-dd { margin: 0.1rem 0 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+dd {
+  margin: 0.1rem 0 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere;
+}
 section { padding: 1.25rem; margin: 0 0 1.25rem; }
 section > :last-child { margin-bottom: 0; }
 figure { margin: 0 0 1rem; }
