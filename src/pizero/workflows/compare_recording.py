@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pizero.configs.presets import OWN, Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.embodiments import Embodiment
 from pizero.data.loader import split_episodes
 from pizero.data.norm_stats import NEAR_CONSTANT
 from pizero.data.robot_columns import robot_action_window, robot_actions
@@ -48,14 +47,6 @@ def held_out_frames(data: LeRobotDataset, preset: Preset, count: int) -> NDArray
     return np.random.default_rng(HELD_OUT_SEED).choice(frames, min(count, len(frames)), replace=False)
 
 
-def played_actions(
-    data: LeRobotDataset, robot: Embodiment, frames: NDArray[np.int64], steps: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(the recorded actions [N, steps, d], which of them are inside the episode [N, steps])."""
-    actions, padded = robot_action_window(data, robot, frames, steps)
-    return actions, ~padded
-
-
 def played_error(
     predicted: NDArray[np.float32], expected: NDArray[np.float32], inside: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
@@ -74,13 +65,13 @@ def trivial_rows(source: Source, preset: Preset, count: int) -> list[dict[str, A
     """The errors of `TRIVIAL` on the frames of a run with this preset: change, open_loop_error, relative_error."""
     data, robot = source.dataset, source.embodiment
     frames = held_out_frames(data, preset, count)
-    expected, inside = played_actions(data, robot, frames, preset.execution_horizon)
+    expected, padded = robot_action_window(data, robot, frames, preset.execution_horizon)
     recorded = robot_actions(data, robot)
     trained, _ = split_episodes(data, preset.train.validation_fraction, preset.train.seed)
     starts = np.repeat(data.episode_starts, data.episode_lengths)
     guesses = np.median(recorded[trained], axis=0), recorded[np.maximum(frames - 1, starts[frames])][:, None]
-    errors = [played_error(guess, expected, inside) for guess in guesses]
+    errors = [played_error(guess, expected, ~padded) for guess in guesses]
     return [
-        {"change": name, "open_loop_error": error.tolist(), "relative_error": in_spreads(error, expected, inside)}
+        {"change": name, "open_loop_error": error.tolist(), "relative_error": in_spreads(error, expected, ~padded)}
         for name, error in zip(TRIVIAL, errors, strict=True)
     ]

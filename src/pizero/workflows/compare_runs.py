@@ -23,7 +23,6 @@ from pizero.types import RobotDict, UserError
 from pizero.workflows.compare_recording import (
     held_out_frames,
     in_spreads,
-    played_actions,
     played_error,
     recorded_source,
     sized_by,
@@ -83,8 +82,9 @@ def train_and_measure(
     samples = preset.train.steps * preset.train.batch_size
     seconds = samples / _samples_per_second(folder, preset)
     frames = held_out_frames(data, preset, RECORDED_FRAMES if config.dataset else OPEN_LOOP_FRAMES)
-    expected, inside = played_actions(data, policy.pipeline.embodiment, frames, preset.execution_horizon)
-    error = played_error(replay(data, policy, frames).predicted[:, : preset.execution_horizon], expected, inside)
+    found, played = replay(data, policy, frames), slice(preset.execution_horizon)
+    expected, inside = found.recorded[:, played], ~found.padded[:, played]
+    error = played_error(found.predicted[:, played], expected, inside)
     result = {
         "variant": variant.name, "rung": variant.rung, "change": variant.change, "seed": seed,
         "demonstrations": demonstrations, "learning_rate": preset.train.learning_rate,
