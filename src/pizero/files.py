@@ -172,6 +172,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} cannot be written ({error})") from error
     try:
         yield partial
+        if folder.is_dir():
+            folder.rmdir()  # empty; Windows gives no name that is taken
         partial.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} could not be written ({error}); nothing is left of it") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -70,11 +71,11 @@ def ended_by_signals() -> Iterator[None]:
         number for name in ("SIGTERM", "SIGHUP")
         if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) == signal.SIG_DFL
     ]  # fmt: skip
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    reading, writing = socket.socketpair()  # Windows has no pipe that does not block
+    writing.setblocking(False)
     deadly = {*numbers, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else [])}
     threading.Thread(target=_end_in_time, args=(reading, deadly), name="ends in time", daemon=True).start()
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(writing.detach(), warn_on_full_buffer=False)
     for number in numbers:
         signal.signal(number, _raise_once)
     try:
@@ -93,9 +94,9 @@ def _raise_once(number: int, _: object) -> None:
         raise Ended(number)
 
 
-def _end_in_time(reading: int, numbers: set[int]) -> None:
+def _end_in_time(reading: socket.socket, numbers: set[int]) -> None:
     """Learns of a signal while the main thread is busy outside of Python, where no handler runs."""
-    while (number := os.read(reading, 1)[0]) not in numbers:
+    while (number := reading.recv(1)[0]) not in numbers:
         pass
     time.sleep(SECONDS_TO_END)
     os._exit(128 + number)

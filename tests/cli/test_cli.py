@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -62,6 +63,14 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr
     assert pizero("--version").stdout.startswith("pizero ")
+
+
+def test_output_that_is_not_utf8_gets_question_marks() -> None:
+    """As where Windows writes into a pipe."""
+    code = "from pizero.cli.main import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, env=environment, check=True)
+    assert b"a tiny ?0" in shown.stdout
 
 
 def test_interrupt_is_one_line(

@@ -113,6 +113,20 @@ def test_what_serves_in_a_process_leaves_it_as_it_was(serve: Serve) -> None:
     assert state() == before
 
 
+def test_where_the_loop_takes_no_signals_they_are_handled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has no SIGHUP either."""
+
+    def absent(*_: object) -> None:
+        raise NotImplementedError
+
+    before = list(map(signal.getsignal, HANDLED))
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "add_signal_handler", absent)
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "remove_signal_handler", absent)
+    monkeypatch.setattr(running, "RELOAD", None)
+    asyncio.run(running.run(Ending(False, "")))  # type: ignore[arg-type]
+    assert list(map(signal.getsignal, HANDLED)) == before
+
+
 def test_several_signals_are_asked_for_in_turn() -> None:
     before = list(map(signal.getsignal, HANDLED))
     with Signals() as asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import signal
 import sys
 import warnings
@@ -28,11 +29,15 @@ COMMANDS = {
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
     "bench": "inference speed beside this machine's limit; the error of int8",
     "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
+    "completion": "a script for bash, zsh or fish that completes commands and options",
 }
 
 
 def main() -> None:
     """Entry point of the `pizero` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where output is not UTF-8, π becomes a question mark
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())

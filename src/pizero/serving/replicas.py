@@ -18,7 +18,7 @@ from pizero.serving.asgi import application
 from pizero.serving.config import ServeConfig
 from pizero.serving.hosted import Load
 from pizero.serving.log import log, logging_to_stderr
-from pizero.serving.running import SWITCH_S
+from pizero.serving.running import END, RELOAD, SWITCH_S
 from pizero.serving.server import RELOAD_PAUSE, PolicyServer, tell_ready
 from pizero.types import UserError
 
@@ -94,12 +94,13 @@ class Signals:
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Literal["reload", "end"]] = queue.SimpleQueue()
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        self._before = {number: signal.getsignal(number) for number in (*END, RELOAD) if number}
 
     def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in END:
             signal.signal(number, lambda *_: self._asked.put("end"))
-        signal.signal(signal.SIGHUP, lambda *_: self._asked.put("reload"))
+        if RELOAD is not None:
+            signal.signal(RELOAD, lambda *_: self._asked.put("reload"))
 
     def __enter__(self) -> Signals:
         return self

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pizero.serving.server import PolicyServer
 
@@ -14,6 +14,9 @@ SWITCH_S = 0.001
 """For `sys.setswitchinterval` in a process that serves alone: the event loop does not wait 5 ms for the model's thread
 to give way.
 """
+END = (signal.SIGTERM, signal.SIGINT)
+RELOAD: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
 
 
 async def run(server: PolicyServer) -> None:
@@ -31,23 +34,30 @@ async def run(server: PolicyServer) -> None:
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    with _signals({signal.SIGTERM: ended.set, signal.SIGINT: ended.set, signal.SIGHUP: reload}):
+    handlers: dict[signal.Signals, Callable[[], object]] = dict.fromkeys(END, ended.set)
+    with _signals(handlers if RELOAD is None else {**handlers, RELOAD: reload}):
         await ended.wait()
         await server.drain()
 
 
 @contextmanager
-def _signals(handlers: dict[signal.Signals, Callable[[], None]]) -> Generator[None]:
+def _signals(handlers: dict[signal.Signals, Callable[[], object]]) -> Generator[None]:
     """What is done in the event loop at each signal meanwhile."""
     loop, before = asyncio.get_running_loop(), {number: signal.getsignal(number) for number in handlers}
     wakeup = signal.set_wakeup_fd(-1)
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+    try:
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+    except NotImplementedError:  # Windows, where the loop's own wake-up is enough
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for number, handler in handlers.items():
+            signal.signal(number, lambda *_, handler=handler: loop.call_soon_threadsafe(handler))
     try:
         yield
     finally:
         for number, handler in before.items():
-            loop.remove_signal_handler(number)
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 

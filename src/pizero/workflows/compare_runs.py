@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.load import load_policy
@@ -19,6 +19,7 @@ from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.policy.policy import ModelPolicy
 from pizero.train.metrics import read_metrics
+from pizero.train.utilization import peak_memory
 from pizero.types import RobotDict, UserError
 from pizero.workflows.compare_recording import (
     held_out_frames,
@@ -93,7 +94,7 @@ def train_and_measure(
         "open_loop_error": error.round(4).tolist(),
         "relative_error": round(in_spreads(error, expected, inside), 4),
         "latency": _latency(policy, recorded_observation(data, policy.pipeline, int(frames[0]))),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib": round((peak_memory(torch.device("cpu")) or 0) / 2**20),
     }  # fmt: skip
     write_json(folder / "result.json", result)
 

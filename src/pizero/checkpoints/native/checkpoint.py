@@ -214,7 +214,9 @@ def _sync_tree(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Waits until a file or a folder's list of names is on the disk: a rename must not overtake the content."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name != "posix" and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
