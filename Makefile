@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-lerobot-plugin test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-wheel test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-lerobot-plugin test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -47,6 +47,11 @@ test-gpu: setup  # once per release, on a machine with one; with two, all of the
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# make test-wheel   builds wheel and sdist, installs the wheel into an empty environment (a download of PyTorch), tries it
+test-wheel: setup
+	$(BIN)/python -m pip install --quiet 'setuptools>=69'
+	$(BIN)/python -m pytest -m wheel tests/test_wheel.py
 
 # make test-openpi-peer OPENPI=<a checkout of openpi>   openpi itself opens what pizero writes, and the reverse
 # Needs Python 3.11 (PEER_PYTHON=python3.11); makes .peers/openpi with the CPU builds of openpi's own versions.

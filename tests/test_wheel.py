@@ -1,0 +1,82 @@
+"""The wheel and the sdist, and the wheel alone in an empty environment: `make test-wheel` (downloads PyTorch)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.wheel
+ROOT = Path(__file__).parents[1]
+BUILD = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+LARGEST, HELP_SECONDS = 5e6, 0.5
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """sdist and wheel, built of the files that git knows: as a checkout holds them."""
+    folder = tmp_path_factory.mktemp("built")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.strip("\0").split("\0"):
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    subprocess.run([sys.executable, "-c", BUILD, str(folder)], cwd=folder / "source", capture_output=True, check=True)
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs of an environment that holds the wheel and what it asks for, and nothing else."""
+    folder = tmp_path_factory.mktemp("empty") / "env"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    install = [str(programs / "python"), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*install, str(built[1])], check=True)
+    return programs
+
+
+def pizero(installed: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs away from the checkout, without what this environment has set."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(installed / "pizero"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_what_the_wheel_holds(built: tuple[Path, Path]) -> None:
+    sdist, wheel = built
+    assert wheel.stat().st_size < LARGEST
+    assert sdist.stat().st_size < LARGEST
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "pizero").rglob("*.py")}
+    assert sources <= names
+    assert {"pizero/py.typed", "pizero/serving/page/page.html"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"pizero"}
+    with tarfile.open(sdist) as content:
+        assert any(name.endswith("src/pizero/py.typed") for name in content.getnames())
+
+
+def test_help_comes_at_once(installed: Path, tmp_path: Path) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        assert "quickstart" in pizero(installed, "--help", folder=tmp_path).stdout
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < HELP_SECONDS
+
+
+def test_from_demonstrations_to_a_success_rate(installed: Path, tmp_path: Path) -> None:
+    """The steps of `pizero quickstart`, which takes minutes, with a little of everything."""
+    pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=tmp_path)
+    small = ["--preset", "tabletop", "--steps", "5", "--batch-size", "4", "--warmup-steps", "2", "--output", "run"]
+    pizero(installed, "train", "data", *small, folder=tmp_path)
+    shown = pizero(installed, "evaluate", "run", "--env", "tabletop", "--episodes", "1", folder=tmp_path)
+    assert "%" in shown.stdout + shown.stderr
+    assert "pizero 0." in pizero(installed, "--version", folder=tmp_path).stdout
+    assert "complete" in pizero(installed, "completion", "bash", folder=tmp_path).stdout
