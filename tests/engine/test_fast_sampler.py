@@ -14,7 +14,7 @@ from torch import Tensor
 from pizero import load_model, save_model
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels
-from pizero.model.flow_matching import Solver
+from pizero.model.flow_matching import ActionPrefix, Solver
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import cast_weights
 from pizero.types import Observation
@@ -38,6 +38,18 @@ def assert_same(model: Pi0, observation: Observation, **settings: Any) -> None:
 def test_every_model_and_every_solver(variant: dict[str, str], solver: Solver) -> None:
     model = random_model(**variant)
     assert_same(model, make_observation(model.config, batch=3), num_steps=3, solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("variant", VARIANTS[:8:2], ids=variant_name)
+def test_a_single_step(variant: dict[str, str], solver: Solver) -> None:
+    """Of a one-step model alone does it go another way than a first step does; with settled actions too."""
+    model = random_model(one_step=True, **variant)
+    observation = make_observation(model.config, batch=2)
+    actions = torch.randn(2, model.config.action_horizon, model.config.action_dim)
+    for settled in (None, ActionPrefix(actions, torch.tensor([2, 0]))):
+        for steps in (None, 1, 2):
+            assert_same(model, observation, num_steps=steps, solver=solver, settled=settled)
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:4], ids=variant_name)

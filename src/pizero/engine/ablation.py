@@ -24,9 +24,10 @@ from pizero.engine.packed import (
 )  # fmt: skip
 from pizero.engine.products import Kernels, PlainGated, Product
 from pizero.engine.time_tables import TimeTables, make_tables
+from pizero.model.config import check_observation
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import gelu
-from pizero.model.pi0 import Pi0, check_observation
+from pizero.model.pi0 import Pi0
 from pizero.model.siglip import VisionBlock
 from pizero.types import Observation, UserError
 
@@ -93,7 +94,7 @@ class Ablated(FastSampler):
         if row is None or "time_tables" not in self._without:
             return super()._at(time, tables, row, settled)
         now = time if time.ndim == 1 else time[:, -1]  # settled actions are the first ones
-        return make_tables(self.model, now[-1:], self._fold).at(0, settled)
+        return make_tables(self.model, now[-1:], self._fold, tables.targets).at(0, settled)
 
     def _see_cameras(self, inputs: Inputs) -> list[Tensor]:
         if "vision_batch" not in self._without:

@@ -36,15 +36,16 @@ from pizero.engine.time_tables import (
     integration_times,
     make_tables,
     of_any_time,
+    targets_of,
     with_token,
 )  # fmt: skip
 from pizero.model.action_model import ChunkFromNoise
 from pizero.model.attention import block_mask, token_positions
-from pizero.model.config import Pi0Config
+from pizero.model.config import Pi0Config, check_observation
 from pizero.model.flow_matching import Sampling, Solver, follow
 from pizero.model.gemma import GemmaBlock
 from pizero.model.layers import rotary_table
-from pizero.model.pi0 import Pi0, check_observation
+from pizero.model.pi0 import Pi0
 from pizero.model.siglip import VisionBlock
 from pizero.types import Observation, UserError
 
@@ -124,7 +125,8 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         """What depends on the flow time alone, made at the first call for these steps and kept."""
         if (num_steps, solver) not in self._tables:
             times = integration_times(num_steps, solver)
-            self._tables[num_steps, solver] = make_tables(self.model, times, self._fold)
+            targets = targets_of(self.config, times, num_steps, solver)
+            self._tables[num_steps, solver] = make_tables(self.model, times, self._fold, targets)
         return self._tables[num_steps, solver]
 
     def see(self, images: Tensor) -> Tensor:

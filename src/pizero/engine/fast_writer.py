@@ -27,10 +27,10 @@ from pizero.engine.packed import (
 )
 from pizero.engine.products import Kernels, check_kernels
 from pizero.model.attention import attend, block_mask, token_positions
+from pizero.model.config import check_observation
 from pizero.model.layers import rotary_table
-from pizero.model.pi0 import check_observation, embed_images
 from pizero.model.pi0_fast import END_ID, PADDING_ID, Constraint, Pi0Fast, Pi0FastConfig, choose
-from pizero.model.siglip import VisionBlock
+from pizero.model.siglip import VisionBlock, embed_images
 from pizero.types import Observation
 
 

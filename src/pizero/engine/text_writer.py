@@ -9,9 +9,9 @@ from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.needed_inputs import make_inputs
 from pizero.engine.packed import expert_layer, normalized, project
 from pizero.model.attention import attend, block_mask, token_positions
+from pizero.model.config import check_observation
 from pizero.model.language import END_ID, PADDING_ID, logits
 from pizero.model.layers import rotary_table
-from pizero.model.pi0 import check_observation
 from pizero.types import Observation
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pizero.engine.packed import Modulation, modulations
-from pizero.model.flow_matching import CLEAN, Solver, integrate
-from pizero.model.layers import embed_time
+from pizero.model.config import Pi0Config
+from pizero.model.flow_matching import CLEAN, Sampling, Solver, integrate
 from pizero.model.pi0 import Pi0
 from pizero.model.two_expert import TwoExpertLayer
 
@@ -19,6 +19,7 @@ from pizero.model.two_expert import TwoExpertLayer
 class TimeTables:
     """times: the T of them. biases [T + 1, E]: of the action embedding at each, so that `time_mlp_in` needs no time.
 
+    targets: where the step from each of the times ends, of a one-step model that takes it whole; None: instants.
     norms [T + 1][i]: of the expert, the attention's and the MLP's of each layer, then the final one; for one time alone
     if they do not depend on it. The last row is a clean action's.
     """
@@ -26,6 +27,7 @@ class TimeTables:
     times: list[float]
     biases: Tensor
     norms: list[list[Modulation]]
+    targets: Tensor | None = None
 
     def row(self, time: Tensor) -> int | None:
         """Of a flow time [B] that all samples share; None where they do not, or where the tables lack it.
@@ -64,12 +66,23 @@ def integration_times(num_steps: int, solver: Solver) -> Tensor:
     return torch.cat(times)
 
 
-def make_tables(model: Pi0, times: Tensor, folded: bool) -> TimeTables:
-    """For integration times [T]. folded: scales of norms that do not depend on the time are in the weights."""
-    width = model.config.expert.width
+def targets_of(config: Pi0Config, times: Tensor, num_steps: int, solver: Solver) -> Tensor | None:
+    """[T]: where steps from these times end, for the single one of a one-step model, as `Pi0.generate` has it."""
+    return torch.full_like(times, CLEAN) if config.one_step and Sampling(num_steps, solver).is_one_step else None
+
+
+def make_tables(model: Pi0, times: Tensor, folded: bool, targets: Tensor | None = None) -> TimeTables:
+    """For integration times and maybe targets [T]. folded: scales of norms that do not depend on the time are in the
+    weights.
+    """
+    width, device = model.config.expert.width, model.action_in_proj.weight.device
     known = times.tolist() if times.device.type == "cpu" else []
-    times = torch.cat([times, torch.full_like(times[:1], CLEAN)]).to(model.action_in_proj.weight.device)
-    times = embed_time(times, width)  # [T + 1, E]
+    times, ends = (
+        None if part is None else torch.cat([part, torch.full_like(part[:1], CLEAN)]).to(device)
+        for part in (times, targets)
+    )
+    assert times is not None
+    times = model.embed_times(times, ends)  # [T + 1, E]
     bias = model.action_in_proj.bias.float()
     if model.config.adaptive:
         times = F.silu(model.time_mlp_out(F.silu(model.time_mlp_in(times))))
@@ -82,7 +95,7 @@ def make_tables(model: Pi0, times: Tensor, folded: bool) -> TimeTables:
     dtype = model.transformer.dtype
     rows = [modulations(norm, times, folded, dtype) for norm in norms]
     rows.append(modulations(model.transformer.expert_norm, times, False, dtype))
-    return TimeTables(known, biases, [list(row) for row in zip(*rows, strict=True)])
+    return TimeTables(known, biases, [list(row) for row in zip(*rows, strict=True)], targets)
 
 
 @torch.no_grad()

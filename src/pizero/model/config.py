@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from pizero.types import (
     DEEPEST,
@@ -13,6 +13,7 @@ from pizero.types import (
     LARGEST_LENGTH,
     LONGEST_CHUNK,
     LayoutName,
+    Observation,
     UserError,
     as_tuple,
     check_cameras,
@@ -132,6 +133,8 @@ class Pi0Config:
     image_size: side in pixels at which the position table was made; images of other sizes interpolate it.
     max_delay: most settled actions at a chunk's start that the model was trained to continue; 0 if it was not.
     language: how it learns to write text and FAST tokens beside the actions; None: actions alone.
+    one_step: it is told where a step is to end, has learnt to reach the actions in a single one (`pizero train
+    --one-step`), and takes one unless asked for more.
     """
 
     vision: SiglipConfig = SO400M
@@ -149,9 +152,12 @@ class Pi0Config:
     action_attention: ActionAttention = "bidirectional"
     max_delay: int = 0
     language: LanguageConfig | None = None
+    one_step: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if not isinstance(cast(object, self.one_step), bool):
+            raise UserError(f"one_step must be true or false, got {str(self.one_step)[:60]}")
         if self.max_delay >= self.action_horizon:
             raise UserError(f"max_delay {self.max_delay} leaves nothing of a chunk of {self.action_horizon} actions")
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
@@ -204,7 +210,7 @@ class Pi0Config:
     @property
     def default_num_steps(self) -> int:
         """Integration steps of `sample_actions`."""
-        return 10
+        return 1 if self.one_step else 10
 
     @staticmethod
     def pi0(**changes: Any) -> Pi0Config:
@@ -218,9 +224,9 @@ class Pi0Config:
         return dataclasses.replace(base, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """A model without language has no key for it, as before there was any."""
-        values = dataclasses.asdict(self)
-        return values if self.language is not None else {k: v for k, v in values.items() if k != "language"}
+        """`language` and `one_step` are left out where they are not used, as before there were any."""
+        unused = {"language": None, "one_step": False}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in unused or v != unused[k]}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pi0Config:
@@ -277,3 +283,38 @@ def config_from_json(kind: type[Any], values: object, where: str) -> Any:
     if unknown:
         raise UserError(f"unknown keys in {where}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     return kind(**values)
+
+
+class ObservationSizes(Protocol):
+    """What an observation is checked against: the config of π0, or of π0-FAST."""
+
+    @property
+    def vision(self) -> SiglipConfig: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def has_state_token(self) -> bool: ...
+    @property
+    def state_dim(self) -> int: ...
+
+
+def check_observation(config: ObservationSizes, observation: Observation) -> None:
+    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says. Values are checked
+    where data enters, so that the model never waits for the device.
+    """
+    observation.check_prompt()
+    batch = observation.batch_size
+    for name, image in observation.present_images(config.cameras):
+        patch = config.vision.patch_size
+        if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)"
+            )
+        if image.shape[1] % patch or image.shape[2] % patch or not image.shape[1] * image.shape[2]:
+            raise ValueError(
+                f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}"
+            )
+    if config.has_state_token:
+        shape = None if observation.state is None else tuple(observation.state.shape)
+        if shape != (batch, config.state_dim):
+            raise ValueError(f"state: got {shape}, expected {(batch, config.state_dim)}")

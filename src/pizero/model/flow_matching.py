@@ -20,6 +20,11 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 CLEAN = 0.0
 """Flow time of an action without noise."""
 
+FLOW_SHARE, SHORTCUT_SHARE = 0.5, 0.5 * 0.1
+"""Weights of the two errors that a one-step model learns from: alpha and (1 - alpha) * lambda of SnapFlow (arXiv
+2604.05656).
+"""
+
 
 def sample_time(
     shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | None = None
@@ -130,6 +135,11 @@ class Sampling:
     solver: Solver = "euler"
     settled: ActionPrefix | None = None
     guide: Callable[[Velocity], Velocity] | None = None
+
+    @property
+    def is_one_step(self) -> bool:
+        """From noise to actions with a single velocity."""
+        return self.num_steps == 1 and self.solver == "euler"
 
 
 def integrate(velocity: Velocity, noise: Tensor, num_steps: int, solver: Solver = "euler") -> Tensor:

@@ -120,3 +120,18 @@ def embed_time(time: Tensor, width: int, min_period: float = 4e-3, max_period: f
     periods = min_period * (max_period / min_period) ** fraction
     phase = time.to(device).double()[..., None] * (2 * math.pi / periods)
     return torch.cat([phase.sin(), phase.cos()], dim=-1).float().to(time.device)
+
+
+class TargetTime(nn.Module):
+    """Flow time at which a step ends, [...] -> [..., width]: added to the embedding of the time at which it begins.
+
+    Its last layer starts at zero: a model that gets it computes what it did before, to the last bit.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp_in = Float32Linear(width, width)
+        self.mlp_out = Float32Linear(width, width)
+
+    def forward(self, target: Tensor) -> Tensor:
+        return self.mlp_out(F.silu(self.mlp_in(embed_time(target, self.mlp_in.in_features))))

@@ -14,16 +14,18 @@ E expert width. Paper: arXiv 2410.24164 (π0), 2504.16054 (π0.5).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pizero.model.action_model import ChunkFromNoise
-from pizero.model.config import Pi0Config, SiglipConfig
+from pizero.model.config import Pi0Config, check_observation
 from pizero.model.flow_matching import (
+    CLEAN,
+    FLOW_SHARE,
+    SHORTCUT_SHARE,
+    ActionPrefix,
     Sampling,
     fill_draws,
     first_actions,
@@ -35,8 +37,8 @@ from pizero.model.flow_matching import (
 )  # fmt: skip
 from pizero.model.gemma import GemmaBlock
 from pizero.model.language import Losses, Written, over_samples_with, text_and_fast, write_text
-from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, embed_time
-from pizero.model.siglip import VisionTower
+from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, TargetTime, embed_time
+from pizero.model.siglip import VisionTower, embed_images
 from pizero.model.two_expert import Hidden, KVCache, Tokens, TwoExpertTransformer
 from pizero.types import Observation
 
@@ -55,6 +57,7 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         self.action_in_proj = Float32Linear(config.action_dim, width)
         self.time_mlp_in = Float32Linear(width if config.adaptive else 2 * width, width)
         self.time_mlp_out = Float32Linear(width, width)
+        self.target_time = TargetTime(width) if config.one_step else None
         self.action_out_proj = Float32Linear(width, config.action_dim)
         own_head = config.language is not None and not config.language.tied_head
         self.text_head = nn.Linear(config.prefix.width, config.vocab_size, bias=False) if own_head else None
@@ -84,14 +87,24 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         causal = observation.prompt_causal
         return Tokens(values, mask, None if causal is None else F.pad(causal, (mask.shape[1] - causal.shape[1], 0)))
 
-    def embed_suffix(self, state: Tensor | None, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """state [B, state_dim], x_t [B, H, D], time [B] -> tokens [B, S, E], block starts [S], conditioning [B, E].
+    def embed_times(self, time: Tensor, target: Tensor | None = None) -> Tensor:
+        """Flow times [...] -> [..., E]. target: of a one-step model, where a step from them ends; None: at once."""
+        embedding = embed_time(time, self.config.expert.width)
+        if self.target_time is None:
+            return embedding
+        return embedding + self.target_time(time if target is None else target)
+
+    def embed_suffix(
+        self, state: Tensor | None, x_t: Tensor, time: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """state [B, state_dim], x_t [B, H, D], time and maybe target [B] -> tokens [B, S, E], block starts [S],
+        conditioning [B, E]. For x_t [N * B, H, D] of N draws the state is repeated.
 
         The conditioning is None where the time is concatenated with the actions. A time for each action, [B, H], makes
         it [B, S, E]; the state token then has the last action's, which is never a settled one.
         """
         tokens = self.action_in_proj(x_t)  # [B, H, E]
-        time_embedding = embed_time(time, tokens.shape[-1])  # [B, E] or [B, H, E]
+        time_embedding = self.embed_times(time, target)  # [B, E] or [B, H, E]
         conditioning = None
         if self.config.adaptive:
             conditioning = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time_embedding))))
@@ -101,7 +114,8 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
             tokens = self.time_mlp_out(F.silu(self.time_mlp_in(both)))
         if self.state_proj is not None:
             assert state is not None  # check_observation saw to it
-            tokens = torch.cat([self.state_proj(state)[:, None], tokens], dim=1)
+            token = self.state_proj(state.repeat(len(x_t) // len(state), 1))[:, None]
+            tokens = torch.cat([token, tokens], dim=1)
             if conditioning is not None and time.ndim == 2:
                 conditioning = torch.cat([conditioning[:, -1:], conditioning], dim=1)
         return tokens, self.suffix_block_starts(tokens.device), conditioning
@@ -130,8 +144,6 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         Under insulation a batch without any runs the prefix without a graph, so that backward skips it.
         """
         state, language = observation.state, self.config.language
-        if state is not None:
-            state = state.repeat(x_t.shape[0] // state.shape[0], 1)
         text, ids, mask = observation.prompt_target is not None, observation.fast_tokens, observation.fast_mask
         insulated = language is not None and language.insulation
         if insulated and not text and ids is None:
@@ -177,13 +189,33 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         if delay is not None:
             settled = first_actions(delay.view_as(time), actions.shape[1])  # [N, B, H]
             time, weights = time_per_action(time, settled), (~settled) / (~settled).float().mean(dim=-1, keepdim=True)
-        x_t, target = interpolate(actions, noise, time), velocity_target(actions, noise)
-        v_t, hidden = self.joint(observation, x_t.flatten(0, 1), time.flatten(0, 1))
-        error = mean_error((v_t.view_as(target) - target).square(), action_mask)  # [N, B, H]
+        x_t = interpolate(actions, noise, time)
+        if self.config.one_step:
+            error, hidden = self._one_step_error(observation, actions, noise, x_t, time, delay), None
+        else:
+            v_t, hidden = self.joint(observation, x_t.flatten(0, 1), time.flatten(0, 1))
+            error = (v_t.view_as(noise) - velocity_target(actions, noise)).square()
+        error = mean_error(error, action_mask)  # [N, B, H]
         flow = (error if weights is None else error * weights).mean(dim=0)
         if self.config.language is not None and action_mask is not None:
             flow = over_samples_with(flow, action_mask.any(dim=1))
         return Losses(flow, *text_and_fast(self.config.language, observation, hidden, self.head))
+
+    def _one_step_error(
+        self, observation: Observation, actions: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, delay: Tensor | None
+    ) -> Tensor:
+        """[N, B, H, D]: the velocity's squared error, and how far one step ends from where two half steps do (SnapFlow,
+        arXiv 2604.05656); these get no gradient, nor does the prefix, which all share.
+        """
+        with torch.no_grad():
+            cache = self.prefill(observation)
+        state, start = observation.state, noise.flatten(0, 1)
+        v_t = self.decode(cache, state, x_t.flatten(0, 1), time.flatten(0, 1)).view_as(noise)
+        settled = None if delay is None else ActionPrefix(actions.repeat(len(noise), 1, 1), delay.flatten())
+        with torch.no_grad():
+            wanted = self.generate(cache, state, start, Sampling(2, settled=settled))
+        shortcut = (self.generate(cache, state, start, Sampling(1, settled=settled)) - wanted).view_as(noise)
+        return FLOW_SHARE * (v_t - velocity_target(actions, noise)).square() + SHORTCUT_SHARE * shortcut.square()
 
     @property
     def head(self) -> Tensor:
@@ -198,8 +230,18 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
 
     def _sample(self, observation: Observation, noise: Tensor, sampling: Sampling) -> Tensor:
         """The rest of `sample_actions`: the pass over the prefix once, then integration along the decoded velocity."""
-        cache = self.prefill(observation)
-        return follow(lambda x, t: self.decode(cache, observation.state, x, t), noise, sampling)
+        return self.generate(self.prefill(observation), observation.state, noise, sampling)
+
+    def generate(self, cache: KVCache, state: Tensor | None, noise: Tensor, sampling: Sampling) -> Tensor:
+        """Integration along the decoded velocity: noise [N * B, H, D] -> actions. A one-step model's single Euler step
+        takes the velocity that leads to its end.
+        """
+        leap = self.config.one_step and sampling.is_one_step
+
+        def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+            return self.decode(cache, state, x_t, time, torch.full_like(time, CLEAN) if leap else None)
+
+        return follow(velocity, noise, sampling)
 
     def prefill(self, observation: Observation) -> KVCache:
         """The pass over images and prompt: keys and values of every layer, for `decode`."""
@@ -211,67 +253,15 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         prefix = self.prefix_tokens(observation)
         return write_text(self.transformer, self.embed_text, self.head, prefix, max_tokens, closing)
 
-    def decode(self, cache: KVCache, state: Tensor | None, x_t: Tensor, time: Tensor) -> Tensor:
-        """Velocity [B, H, D] of x_t [B, H, D] at flow time [B] or [B, H], against the cached prefix."""
-        suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time)
+    def decode(
+        self, cache: KVCache, state: Tensor | None, x_t: Tensor, time: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        """Velocity [N * B, H, D] of x_t [N * B, H, D] at flow time [N * B] or [N * B, H], against the cached prefix.
+        target: as for `embed_times`.
+        """
+        suffix, block_starts, conditioning = self.embed_suffix(state, x_t, time, target)
         hidden = self.transformer.decode(cache, suffix, block_starts, conditioning)
         return self.action_out_proj(hidden[:, -self.config.action_horizon :])
-
-
-def embed_images(
-    observation: Observation, cameras: Sequence[str], vision_tower: Callable[[Tensor], Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Per camera of `cameras`: tokens [B, S_img, W] and mask [B, S_img]. Images of one size form one batch."""
-    tokens: dict[str, Tensor] = {}
-    for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
-        group = [name for name in cameras if observation.images[name].shape[1:3] == size]
-        images = torch.cat([observation.images[name] for name in group])
-        present = torch.cat([observation.image_masks[name] for name in group])
-        if present.device.type == "cpu" and bool(present.all()):  # a mask on the host costs no wait for the device
-            embedded = vision_tower(images)
-        else:
-            index = present.nonzero().squeeze(1).to(images.device)
-            some = vision_tower(images[index])
-            embedded = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, index, some)
-        tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
-    device = observation.prompt_tokens.device
-    masks = [observation.image_masks[n].to(device)[:, None].expand(-1, tokens[n].shape[1]) for n in cameras]
-    return [tokens[name] for name in cameras], masks
-
-
-class ObservationSizes(Protocol):
-    """What an observation is checked against: the config of π0, or of π0-FAST."""
-
-    @property
-    def vision(self) -> SiglipConfig: ...
-    @property
-    def cameras(self) -> tuple[str, ...]: ...
-    @property
-    def has_state_token(self) -> bool: ...
-    @property
-    def state_dim(self) -> int: ...
-
-
-def check_observation(config: ObservationSizes, observation: Observation) -> None:
-    """Raises one clear ValueError when a key, a shape or a camera name is not what the config says. Values are checked
-    where data enters, so that the model never waits for the device.
-    """
-    observation.check_prompt()
-    batch = observation.batch_size
-    for name, image in observation.present_images(config.cameras):
-        patch = config.vision.patch_size
-        if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)"
-            )
-        if image.shape[1] % patch or image.shape[2] % patch or not image.shape[1] * image.shape[2]:
-            raise ValueError(
-                f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}"
-            )
-    if config.has_state_token:
-        shape = None if observation.state is None else tuple(observation.state.shape)
-        if shape != (batch, config.state_dim):
-            raise ValueError(f"state: got {shape}, expected {(batch, config.state_dim)}")
 
 
 def initialize(module: nn.Module) -> None:
@@ -294,3 +284,5 @@ def initialize(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=1.6 * layer.in_features**-0.5)
     if isinstance(module, AdaptiveRMSNorm):
         nn.init.zeros_(module.modulation.weight)
+    if isinstance(module, TargetTime):
+        nn.init.zeros_(module.mlp_out.weight)

@@ -23,11 +23,20 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from pizero.model.attention import attend, block_mask, token_positions
-from pizero.model.config import CAMERAS, GEMMA_2B, SO400M, GemmaConfig, SiglipConfig, check_numbers, config_from_json
+from pizero.model.config import (
+    CAMERAS,
+    GEMMA_2B,
+    SO400M,
+    GemmaConfig,
+    SiglipConfig,
+    check_numbers,
+    check_observation,
+    config_from_json,
+)
 from pizero.model.gemma import GemmaBlock, Rotary, make_norm
 from pizero.model.layers import rotary_table
-from pizero.model.pi0 import check_observation, embed_images, initialize
-from pizero.model.siglip import VisionTower
+from pizero.model.pi0 import initialize
+from pizero.model.siglip import VisionTower, embed_images
 from pizero.types import LARGEST, Observation, UserError, as_tuple, check_cameras
 
 Positions = Literal["exact", "openpi"]

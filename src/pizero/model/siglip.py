@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from pizero.model.attention import Attention, attend
 from pizero.model.config import SiglipConfig
 from pizero.model.layers import EPSILON, Float32Linear, cast_once, gelu
+from pizero.types import Observation
 
 
 class VisionBlock(nn.Module):
@@ -81,3 +84,24 @@ class VisionTower(nn.Module):
         table = table.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
         return table.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def embed_images(
+    observation: Observation, cameras: Sequence[str], vision_tower: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Per camera of `cameras`: tokens [B, S_img, W] and mask [B, S_img]. Images of one size form one batch."""
+    tokens: dict[str, Tensor] = {}
+    for size in dict.fromkeys(observation.images[name].shape[1:3] for name in cameras):
+        group = [name for name in cameras if observation.images[name].shape[1:3] == size]
+        images = torch.cat([observation.images[name] for name in group])
+        present = torch.cat([observation.image_masks[name] for name in group])
+        if present.device.type == "cpu" and bool(present.all()):  # a mask on the host costs no wait for the device
+            embedded = vision_tower(images)
+        else:
+            index = present.nonzero().squeeze(1).to(images.device)
+            some = vision_tower(images[index])
+            embedded = some.new_zeros(len(images), *some.shape[1:]).index_copy(0, index, some)
+        tokens.update(zip(group, embedded.chunk(len(group)), strict=True))
+    device = observation.prompt_tokens.device
+    masks = [observation.image_masks[n].to(device)[:, None].expand(-1, tokens[n].shape[1]) for n in cameras]
+    return [tokens[name] for name in cameras], masks
