@@ -3,7 +3,7 @@
 # Both make .venv first. Needs Python 3.11 to 3.13; PYTHON=python3.12 chooses one.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-wheel test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-lerobot-plugin test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
+.PHONY: transformers-env setup demo demo-metaworld results-smoke compare-smoke test test-processors test-parity test-robust test-gpu test-slow test-wheel site test-openpi-peer test-openpi-client test-vla-eval test-replicas soak test-lerobot-peer test-lerobot-plugin test-transformers-peer record-transformers record-lerobot-diffusion check format bench bench-inference bench-training studies clean
 
 setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -52,6 +52,12 @@ test-slow: setup
 test-wheel: setup
 	$(BIN)/python -m pip install --quiet 'setuptools>=69'
 	$(BIN)/python -m pytest -m wheel tests/test_wheel.py
+
+# make site   the documentation as pages that need no network: runs/site/index.html. A link that leads nowhere is an error.
+# Its search needs a server: python3 -m http.server -d runs/site
+site: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # make test-openpi-peer OPENPI=<a checkout of openpi>   openpi itself opens what pizero writes, and the reverse
 # Needs Python 3.11 (PEER_PYTHON=python3.11); makes .peers/openpi with the CPU builds of openpi's own versions.

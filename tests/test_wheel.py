@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).parents[1]
-BUILD = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+BUILD = "import sys; from setuptools import build_meta as b; f = sys.argv[1]; b.build_sdist(f); b.build_wheel(f)"
 LARGEST, HELP_SECONDS = 5e6, 0.5
 
 
