@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_helpers import make_policy, observation
+from serving_helpers import make_policy, make_text_policy, observation
 
 from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.checkpoints.native.example import make_example
@@ -23,6 +23,11 @@ from pizero.serving.server import PolicyServer
 @pytest.fixture(scope="session")
 def policy() -> ModelPolicy:
     return make_policy()
+
+
+@pytest.fixture(scope="session")
+def text_policy() -> ModelPolicy:
+    return make_text_policy()
 
 
 @pytest.fixture(scope="session")

@@ -62,19 +62,18 @@ def test_raw_dictionaries(robot: str, sent: dict[str, Any], cameras: dict[str, b
     if cameras is None:  # pizero's own form, with the embodiment's own names
         names = list(policy.pipeline.embodiment.cameras.values())
         sent, cameras = {**sent, "images": dict.fromkeys(names, IMAGE)}, dict.fromkeys(names, True)
-    found = robot_dictionary(sent, policy, None)
+    found = robot_dictionary(sent, policy)
     np.testing.assert_array_equal(found["state"], state)
     assert {name: image is not None for name, image in found["images"].items()} == cameras
     for image in found["images"].values():
         assert image is None or np.array_equal(image, IMAGE)
     assert found.get("prompt") == sent.get("prompt")
-    assert robot_dictionary(sent, policy, "stop")["prompt"] == "stop"
 
 
 def test_a_camera_that_nobody_knows() -> None:
     sent = {"state": np.zeros(14), "images": {"cam_high": IMAGE, "cam_behind": IMAGE}}
     with pytest.raises(UserError, match=r"got cameras \['cam_behind'\], this checkpoint has"):
-        robot_dictionary(sent, policy_of("aloha"), None)
+        robot_dictionary(sent, policy_of("aloha"))
 
 
 def test_an_instruction_for_robots_that_send_none(serve: Any, policy: ModelPolicy) -> None:

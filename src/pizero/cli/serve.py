@@ -73,6 +73,7 @@ class Arguments:
     BASE+ADAPTERS; of several, each NAME=PATH. Robots reach the first one at /, each at /NAME."""
     access: Access
     batches: config.Batches
+    subtasks: config.Subtasks
     bounds: config.Bounds
     recording: config.Recording
     policy: Policy
@@ -97,7 +98,7 @@ def run(arguments: Arguments) -> int:
     policy["real_time"] = RealTime(jacobian=policy.pop("jacobian"))
     settings = {
         name: value
-        for group in (arguments.access, arguments.batches, arguments.bounds, arguments.recording)
+        for group in (arguments.access, arguments.batches, arguments.subtasks, arguments.bounds, arguments.recording)
         for name, value in vars(group).items()
     }
     keys = settings.pop("api_keys")

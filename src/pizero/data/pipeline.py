@@ -191,7 +191,8 @@ class Pipeline:
         prompts = [observation.get("prompt", default) for observation in observations]
         if default:
             prompts = [default if isinstance(prompt, str) and not prompt.strip() else prompt for prompt in prompts]
-        subtasks = None if self.layout is None else [observation.get("subtask") or "" for observation in observations]
+        said = [observation.get("subtask") for observation in observations]
+        subtasks = None if self.layout is None else ["" if text is None else text for text in said]
         return self.model_inputs(images, np.stack(states), prompts, subtasks=subtasks, question=question)
 
     def model_inputs(

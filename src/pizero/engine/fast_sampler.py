@@ -215,8 +215,11 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
 
     def _run(self, inputs: Inputs, noise: Tensor, tables: TimeTables, sampling: Sampling) -> Tensor:
         """Tensors in, tensors out: no host work that depends on a value."""
+        return self.integrate(self.prefill(inputs, tables, alone=sampling.guide is not None), noise, tables, sampling)
+
+    def integrate(self, cache: Cache, noise: Tensor, tables: TimeTables, sampling: Sampling) -> Tensor:
+        """From noise to actions [B, H, D], against a cache whose state token runs as the guide needs it."""
         guide, settled = sampling.guide, sampling.settled
-        cache = self.prefill(inputs, tables, alone=guide is not None)
         calls, places = iter(range(len(tables.biases))), None if settled is None else settled.settled
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
@@ -239,7 +242,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         batch, length, _ = tokens.shape
         padding, starts = inputs.padding, inputs.starts
         mask = None if padding is None else block_mask(padding, torch.zeros_like(padding) if starts is None else starts)
-        turns = self._turns(inputs, length, batch)
+        turns = self.turns(inputs, length, batch)
         room = length + self.config.suffix_length
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -251,7 +254,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
                 project(block, normalized(tokens, block.norms[0]), turns[:, :length], key, value)
             else:
                 tokens = self._prefix(block, self._attend, tokens, turns[:, :length], key, value, mask)
-        return self._suffix_cache(inputs, keys, values, turns, tables, alone)
+        return self.suffix_cache(inputs, keys, values, turns, tables, alone)
 
     def embed_prefix(self, inputs: Inputs) -> Tensor:
         """[B, P, W]: the cameras in order, then the prompt."""
@@ -275,7 +278,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
             found.update(zip(group, seen.chunk(len(group)), strict=True))
         return [found[index] for index in range(len(sizes))]
 
-    def _turns(self, inputs: Inputs, length: int, batch: int) -> Tensor:
+    def turns(self, inputs: Inputs, length: int, batch: int) -> Tensor:
         """Cosine and sine of every token's rotary angles: [B, P + S, 1, head_dim / 2, 2]."""
         suffix = self.config.suffix_length
         if inputs.padding is None:
@@ -286,7 +289,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
 
     # ---------------------------------------------------------------- suffix
 
-    def _suffix_cache(
+    def suffix_cache(
         self, inputs: Inputs, keys: list[Tensor], values: list[Tensor], turns: Tensor, tables: TimeTables, alone: bool
     ) -> Cache:
         """What steps need beside the prefix; the state token's keys and values, if they depend on the time."""

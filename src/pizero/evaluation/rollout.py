@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pizero.evaluation.simulators import Episode, EpisodeResult, EpisodeSpec, LocalSimulator, Played, Simulator
 from pizero.evaluation.subtasks import Due, SubtaskSource, with_subtask
 from pizero.policy.chunk_executor import ChunkExecutor
+from pizero.policy.held_subtask import HeldSubtask
 from pizero.policy.sampling import episode_noise
 from pizero.types import Env, Policy, RobotDict, UserError
 
@@ -158,9 +159,9 @@ class _Run:
         self.index = index
         self.agreed: tuple[int, int] | None = None
         self._spec, self._alter, self._chunks = spec, alter, 0
-        self._policy, self._due = policy, cast("Due | None", None)
+        self._policy, self._due, self._asked = policy, cast("Due | None", None), RobotDict()
         self._source: SubtaskSource = source
-        self._written: str | None = None  # the policy's own, while it holds
+        self._held = HeldSubtask(getattr(policy, "subtask_every", None))
         self._history = history_of(policy)
         self._seen = deque[RobotDict](maxlen=self._history)
 
@@ -175,10 +176,7 @@ class _Run:
             observation = with_subtask(observation, self._due, self._source, self._policy)
         elif self._source in ("oracle", "wrong"):
             raise UserError("this simulator does not say what is to be done now; evaluate with --subtasks own or none")
-        if self._chunks % getattr(self._policy, "subtask_every", 1) == 0:
-            self._written = None
-        if self._written is not None:
-            observation = {**observation, "subtask": self._written}
+        observation = self._asked = self._held.question(observation)
         self._chunks += 1
         if noise_shape is None:
             return observation
@@ -187,7 +185,7 @@ class _Run:
     def heard(self, answer: Mapping[str, Any]) -> str:
         """The subtask that the answer is for: written by the policy, or given to it."""
         own: str | None = answer.get("subtask")
-        self._written = own if self._source == "own" else None
+        self._held.heard(self._asked, answer)
         if self._due is None:
             return own or ""
         if self._source == "own" and own is not None:

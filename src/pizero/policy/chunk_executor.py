@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.policy.held_subtask import HeldSubtask
 from pizero.types import RobotDict, UserError
 
 Action = NDArray[np.float32]
@@ -246,12 +247,15 @@ class RobotLoop:
 
     Asynchronous: the policy runs in a thread, and `act` waits for the first chunk alone. What the policy raises, `act`
     raises; the next `act` asks again. Use it as a context manager, or call `close`.
+    subtask: for how long one holds that the policy wrote; without it each chunk gets its own. `subtask.text` is what
+    the last chunk is for; `subtask.forget` says that it is done.
     """
 
-    def __init__(self, policy: Infers, executor: ChunkExecutor) -> None:
-        self.policy, self.executor = policy, executor
+    def __init__(self, policy: Infers, executor: ChunkExecutor, subtask: HeldSubtask | None = None) -> None:
+        self.policy, self.executor, self.subtask = policy, executor, subtask or HeldSubtask()
         self._pool = ThreadPoolExecutor(1, "policy") if executor.asynchronous else None
         self._answer: Future[dict[str, Any]] | None = None
+        self._asked: RobotDict = {}
         self._started = False
 
     @property
@@ -269,9 +273,9 @@ class RobotLoop:
             if observation is None:
                 raise UserError("this control step needs an observation: look at needs_observation first")
             with self._withdrawing():
-                question = self.executor.question(observation)
+                question = self._asked = self.subtask.question(self.executor.question(observation))
                 if self._pool is None:
-                    self.executor.load(self.policy.infer(question)["actions"])
+                    self._load(self.policy.infer(question))
                 else:
                     self._answer = self._pool.submit(self.policy.infer, question)
             if self._answer is not None and not self._started:
@@ -285,6 +289,7 @@ class RobotLoop:
             self._answer.cancel()
         self._answer, self._started = None, False
         self.executor.reset()
+        self.subtask.forget()
 
     def close(self) -> None:
         self.reset()
@@ -300,7 +305,11 @@ class RobotLoop:
     def _take(self, answer: Future[dict[str, Any]]) -> None:
         self._answer = None
         with self._withdrawing():
-            self.executor.load(answer.result()["actions"])
+            self._load(answer.result())
+
+    def _load(self, answer: dict[str, Any]) -> None:
+        self.executor.load(answer["actions"])
+        self.subtask.heard(self._asked, answer)
 
     @contextmanager
     def _withdrawing(self) -> Generator[None]:

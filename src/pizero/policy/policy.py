@@ -100,13 +100,13 @@ class ModelPolicy:
             rows = [min(row, count - 1) for row in range(padded_batch(count))]
             observations, noise = [observations[row] for row in rows], noise[rows]
         timing: dict[str, float] = {}
-        device = device_of(self._sampler, self._told_device)
+        sampler, device = self._sampler, device_of(self._sampler, self._told_device)
         if self.takes_subtask:
-            observations = with_subtasks(self._sampler, self.pipeline, observations, device, timing)
+            observations, sampler = with_subtasks(sampler, self.pipeline, observations, device, timing)
         options = sampling_options(observations, self.pipeline, self.model.config, self.real_time, device)
-        actions = sample_chunks(
-            self._sampler, self.pipeline, observations, noise, self.num_steps, device, timing, **options
-        )[:count]
+        actions = sample_chunks(sampler, self.pipeline, observations, noise, self.num_steps, device, timing, **options)[
+            :count
+        ]
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=(1, 2)))
         if bad.size:
             raise RuntimeError(

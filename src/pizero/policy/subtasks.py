@@ -22,26 +22,32 @@ def with_subtasks(
     observations: Sequence[RobotDict],
     device: torch.device,
     timing: dict[str, float],
-) -> list[RobotDict]:
+) -> tuple[list[RobotDict], ActionSampler]:
     """The observations, each with "subtask": the one that it brings, else what the model writes for it, all of these in
-    one call. timing: gets "text_ms" where the model wrote.
+    one call. And what samples their actions: on the fast path, where all were written, on the cache of the texts.
+
+    timing: gets "text_ms" where the model wrote.
     """
     if pipeline.layout is None or not isinstance(model, FastSampler | Pi0):
-        return list(observations)
+        return list(observations), model
     rows = [row for row, observation in enumerate(observations) if observation.get("subtask") is None]
-    found = list(observations)
+    found, sampler = list(observations), model
     if not rows:
-        return found
+        return found, sampler
     start = time.perf_counter()
     layout = Layout(pipeline.layout, pipeline.tokenizer)
     inputs = pipeline.robot_inputs([{**observations[row], "subtask": None} for row in rows], question=True)
     observation = pipeline.observation(inputs, device)
+    ids, starts = layout.closing
+    closing = torch.tensor(ids), torch.tensor(starts)
     if isinstance(model, Pi0):
-        ids, starts = layout.closing
-        written = model.write(observation, pipeline.text_length, (torch.tensor(ids), torch.tensor(starts))).tokens
+        written = model.write(observation, pipeline.text_length, closing).tokens
     else:
-        written = write_text(model, observation, pipeline.text_length)
+        text = write_text(model, observation, pipeline.text_length, closing)
+        written = text.tokens
+        if len(rows) == len(observations):
+            sampler = text.after
     for row, tokens in zip(rows, written.cpu(), strict=True):
         found[row] = {**observations[row], "subtask": layout.read([int(token) for token in tokens])}
     timing["text_ms"] = 1000 * (time.perf_counter() - start)
-    return found
+    return found, sampler

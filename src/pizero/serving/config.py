@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from pizero.policy.held_subtask import HeldSubtask
 from pizero.types import UserError
 
 ADMIN = " admin"
@@ -43,6 +44,16 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class Subtasks:
+    """How often a policy that plans in words writes what it does; without either for every request."""
+
+    subtask_every: int | None = None
+    """Requests of a robot that are answered with one, before the policy writes the next."""
+    subtask_s: float | None = None
+    """Seconds after which it is too old."""
+
+
+@dataclass(frozen=True)
 class Bounds:
     """What one connection and all of them may take."""
 
@@ -69,7 +80,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class ServeConfig(Access, Batches, Bounds, Recording):
+class ServeConfig(Access, Batches, Subtasks, Bounds, Recording):
     """All settings of a server. UserError where one makes no sense."""
 
     api_keys: tuple[str, ...] = ()
@@ -85,6 +96,7 @@ class ServeConfig(Access, Batches, Bounds, Recording):
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        HeldSubtask(self.subtask_every, self.subtask_s)  # checks them
         if not 0 <= self.max_wait_ms <= 1000:
             raise UserError(f"max_wait_ms must be from 0 to 1000, got {self.max_wait_ms}")
         if not 0 <= self.port < 1 << 16:

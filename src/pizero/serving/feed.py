@@ -104,9 +104,13 @@ class Feed:
         if command.get("do") == "watch":
             page.watched = 0 if robot is None else robot.number
         elif command.get("do") == "prompt" and robot is not None:
-            text = str(command.get("text", "")).encode(errors="replace").decode().strip()[:LONGEST_PROMPT]
+            text = _text(command)
             robot.new_prompt = text or None
             log("instruction changed by a page", robot=robot.number, by=page.owner, prompt=text or "its own again")
+        elif command.get("do") == "subtask" and robot is not None and robot.subtask is not None:
+            text = _text(command)
+            robot.new_subtask = text or None
+            log("subtask said by a page", robot=robot.number, by=page.owner, subtask=text or "the policy's again")
         elif command.get("do") == "simulate":
             log("simulated robot asked for by a page", by=page.owner)
             await self.simulation.start(str(command.get("checkpoint", "")))
@@ -187,6 +191,11 @@ def _command(message: str | bytes) -> dict[str, Any]:
             if isinstance(value, dict):
                 return value
     return {}
+
+
+def _text(command: dict[str, Any]) -> str:
+    """What a person typed; empty takes it back."""
+    return str(command.get("text", "")).encode(errors="replace").decode().strip()[:LONGEST_PROMPT]
 
 
 def _number(value: object) -> int:

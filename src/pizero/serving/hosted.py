@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from pizero import __version__
 from pizero.data.openpi_robots import UNSEEN, from_openpi
+from pizero.policy.held_subtask import HeldSubtask
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import whole_number
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
-from pizero.serving.live import small
+from pizero.serving.live import Live, Robot, small
 from pizero.serving.log import log
 from pizero.serving.protocol import Limits, ProtocolError, unpack
 from pizero.serving.recorder import Recorder
@@ -26,7 +28,7 @@ from pizero.types import RobotDict, UserError
 
 Load = Callable[[], ModelPolicy]
 Message = bytes | Callable[[], dict[str, Any]]
-EXTRA = ("noise", "previous_actions", "inference_delay")
+EXTRA = ("noise", "previous_actions", "inference_delay", "subtask")
 """What a robot may send beside its observation, handed on to the policy."""
 
 
@@ -42,6 +44,8 @@ class Hosted:
     limits: Limits
     default_prompt: str | None = None
     recorder: Recorder | None = None
+    subtasks: Callable[[], HeldSubtask] = HeldSubtask
+    """How long one holds that was written for a robot."""
 
     @classmethod
     def start(cls, name: str, load: Load, config: ServeConfig) -> Hosted:
@@ -53,7 +57,10 @@ class Hosted:
         )  # fmt: skip
         batcher.slowest = seconds
         limits = Limits(max_bytes=config.max_message_mb << 20)
-        hosted = cls(name, load, policy, describe(name, policy), batcher, limits, config.default_prompt)
+        hosted = cls(
+            name, load, policy, describe(name, policy), batcher, limits, config.default_prompt,
+            subtasks=partial(HeldSubtask, config.subtask_every, config.subtask_s),
+        )  # fmt: skip
         if config.replica is not None:
             hosted.metadata["replica"] = config.replica
         if config.record is not None:
@@ -62,6 +69,11 @@ class Hosted:
                 config.record / name, robot.name, config.record_fps, robot.state_dims, robot.action_dims
             )
         return hosted
+
+    def join(self, live: Live, address: str, owner: str, simulated: bool = False) -> Robot:
+        """A robot of this checkpoint."""
+        subtask = self.subtasks() if self.policy.takes_subtask else None
+        return live.join(self.name, address, owner, simulated, subtask)
 
     async def reload(self, max_batch: int) -> None:
         """Loads beside the running policy, then takes its place between two batches.
@@ -77,29 +89,26 @@ class Hosted:
             raise UserError(f"checkpoint {self.name}: {', '.join(changed)} changed; start the server anew")
         self.policy = policy
 
-    async def read(
-        self, message: Message, prompt: str | None, chunk: NDArray[np.float32] | None, turns: Turns, owner: str
-    ) -> tuple[RobotDict, RobotDict]:
+    async def read(self, message: Message, robot: Robot, turns: Turns) -> tuple[RobotDict, RobotDict]:
         """A request's observation and what it is prepared to for the model, when it is its owner's turn.
 
-        message: as bytes, or what gives the robot's dictionary. prompt: in place of the robot's own. chunk: that it got
-        last. ProtocolError or UserError says what is wrong with it. Images of the observation are as they came where
-        they are recorded, else of a size to be shown: requests that wait keep no large ones.
+        message: as bytes, or what gives the robot's dictionary. robot: who asks; the page may have said other words in
+        its place. ProtocolError or UserError says what is wrong with it. Images of the observation are as they came
+        where they are recorded, else of a size to be shown: requests that wait keep no large ones.
         """
-        return await turns.run(owner, self._read, message, prompt, chunk)
+        return await turns.run(robot.owner, self._read, message, robot)
 
-    def _read(
-        self, message: Message, prompt: str | None, chunk: NDArray[np.float32] | None
-    ) -> tuple[RobotDict, RobotDict]:
+    def _read(self, message: Message, robot: Robot) -> tuple[RobotDict, RobotDict]:
         try:
             value: Any = unpack(message, self.limits) if isinstance(message, bytes) else message()
             if not isinstance(value, dict):
                 raise ProtocolError(f"a request is a dictionary, got {type(value).__name__}")
-            observation = robot_dictionary(value, self.policy, prompt)
-            if "played" in value and chunk is not None:
-                observation |= _rest(chunk, value["played"])
+            observation = robot_dictionary(value, self.policy)
+            if "played" in value and robot.last.chunk is not None:
+                observation |= _rest(robot.last.chunk, value["played"])
             if self.default_prompt is not None:
                 observation.setdefault("prompt", self.default_prompt)
+            observation = robot.question(observation)
             prepared = self.policy.prepare(observation)
             return (observation if self.recorder is not None else small(observation)), prepared
         except (UserError, ProtocolError):
@@ -109,10 +118,11 @@ class Hosted:
             raise UserError("the observation cannot be read; expected numbers, images and texts") from error
 
 
-def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str | None) -> RobotDict:
+def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy) -> RobotDict:
     """A request as the policy takes it: in pizero's own form, or in openpi's, whatever robot it is.
 
-    A camera that the checkpoint does not know is refused: it would be one that the policy does not see.
+    A camera that the checkpoint does not know is refused, as it would be one that the policy does not see; so is a
+    subtask for a policy that takes none.
     """
     embodiment = policy.pipeline.embodiment
     if isinstance(images := value.get("images"), Mapping):
@@ -122,7 +132,9 @@ def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy, prompt: str 
         value = {**value, "images": {name: image for name, image in images.items() if image is not None}}
     robot = from_openpi(value, embodiment)
     robot |= {key: value[key] for key in EXTRA if key in value}
-    return robot if prompt is None else {**robot, "prompt": prompt}
+    if robot.get("subtask") is not None and not policy.takes_subtask:
+        raise UserError("subtask: this policy was not trained with text and takes none; say it in the prompt")
+    return robot
 
 
 def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
@@ -147,6 +159,7 @@ def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
         "action_horizon": policy.noise_shape[0] - policy.model.config.past_actions,
         "num_history": policy.num_history,
         "num_steps": policy.num_steps,
+        "takes_subtask": policy.takes_subtask,
         **{key: list(dims) for key, dims in chosen.items() if dims},
     }
 

@@ -6,12 +6,14 @@ import itertools
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.policy.held_subtask import HeldSubtask
 from pizero.types import RobotDict
 
 LARGEST_SIDE = 400
@@ -61,7 +63,11 @@ class Last:
 
 @dataclass(eq=False)
 class Robot:
-    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs."""
+    """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs.
+
+    subtask: of a policy that takes one, as it was written last and holds; new_subtask: one from the page, in the place
+    of that and of the robot's own.
+    """
 
     number: int
     checkpoint: str
@@ -71,13 +77,27 @@ class Robot:
     connected: float = field(default_factory=time.monotonic)
     prompt: str = ""
     new_prompt: str | None = None
+    subtask: HeldSubtask | None = None
+    new_subtask: str | None = None
     busy: bool = False
     figures: Figures = field(default_factory=Figures)
     last: Last = field(default_factory=Last)
 
-    def remember(self, observation: RobotDict, chunk: NDArray[np.float32], seconds: float) -> None:
+    def question(self, observation: RobotDict) -> RobotDict:
+        """With what the page says in place of the robot's own words, and a subtask that was written and holds."""
+        if self.new_prompt is not None:
+            observation = {**observation, "prompt": self.new_prompt}
+        if self.subtask is None:
+            return observation
+        if self.new_subtask is not None:
+            observation = {**observation, "subtask": self.new_subtask}
+        return self.subtask.question(observation)
+
+    def remember(self, observation: RobotDict, reply: Mapping[str, Any], seconds: float) -> None:
         """A request that was answered after `seconds`."""
-        last = self.last
+        last, chunk = self.last, reply["actions"]
+        if self.subtask is not None:
+            self.subtask.heard(observation, reply)
         if not self.simulated:  # what an executor did not hand back, it has played
             left = observation.get("previous_actions", ())
             last.played = last.chunk[: -len(left)] if last.chunk is not None and len(left) else None
@@ -99,6 +119,9 @@ class Robot:
             "p95": round(figures.latency(0.95), 2),
             "prompt": self.prompt,
             "new_prompt": self.new_prompt,
+            "subtask": None if self.subtask is None else self.subtask.text,
+            "written": self.subtask is not None and self.subtask.written,
+            "new_subtask": self.new_subtask,
         }
 
 
@@ -124,8 +147,10 @@ class Live:
         self.robots: dict[int, Robot] = {}
         self._numbers = itertools.count(1)
 
-    def join(self, checkpoint: str, address: str, owner: str, simulated: bool = False) -> Robot:
-        robot = Robot(next(self._numbers), checkpoint, address, owner, simulated)
+    def join(
+        self, checkpoint: str, address: str, owner: str, simulated: bool = False, subtask: HeldSubtask | None = None
+    ) -> Robot:
+        robot = Robot(next(self._numbers), checkpoint, address, owner, simulated, subtask=subtask)
         self.robots[robot.number] = robot
         return robot
 

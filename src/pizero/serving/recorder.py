@@ -82,10 +82,15 @@ class Recorder:
         self._encoding: list[Future[None]] = []
         self._lost = 0
 
-    async def add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
-        """One request of a robot; on disk when it returns, or its episode so far is dropped and reported."""
+    async def add(
+        self, robot: int, observation: RobotDict, action: NDArray[np.float32], subtask: str | None = None
+    ) -> None:
+        """One request of a robot; on disk when it returns, or its episode so far is dropped and reported.
+
+        subtask: what the action is for, of a policy that takes one: in all requests, or in none.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._frames, self._add, robot, observation, action)
+        await loop.run_in_executor(self._frames, self._add, robot, observation, action, subtask)
 
     def end_episode(self, robot: int) -> None:
         """The robot is gone."""
@@ -96,9 +101,9 @@ class Recorder:
         """Ends every episode and gives the dataset its name. UserError where that cannot be, or nothing was saved."""
         await asyncio.to_thread(self._close)
 
-    def _add(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
+    def _add(self, robot: int, observation: RobotDict, action: NDArray[np.float32], subtask: str | None) -> None:
         try:
-            self._write(robot, observation, action)
+            self._write(robot, observation, {"action": action, "subtask": subtask})
         except Exception as error:
             episode = self._episodes.pop(robot, None)
             if episode is not None:
@@ -106,7 +111,7 @@ class Recorder:
                     episode.file.close()
             self._tell_lost(observation.get("prompt", ""), error)
 
-    def _write(self, robot: int, observation: RobotDict, action: NDArray[np.float32]) -> None:
+    def _write(self, robot: int, observation: RobotDict, answer: dict[str, Any]) -> None:
         now, prompt = time.monotonic(), str(observation.get("prompt", ""))
         episode = self._episodes.get(robot)
         if episode is not None and (episode.prompt != prompt or now - episode.times[-1] > LONGEST_PAUSE):
@@ -118,7 +123,7 @@ class Recorder:
         images = {camera: np.asarray(image) for camera, image in observation["images"].items() if image is not None}
         if state.ndim == 2:  # a history: its newest
             state, images = state[-1], {camera: image[-1] for camera, image in images.items()}
-        episode.write({"state": state, "action": action, "images": images}, now)
+        episode.write({"state": state, "images": images, **answer}, now)
 
     def _tell_lost(self, prompt: object, error: Exception) -> None:
         self._lost += 1
@@ -139,7 +144,7 @@ class Recorder:
                 for frame in episode.frames():
                     if self._writer is None:
                         self._writer = self._start(frame, episode.fps)
-                    self._writer.add_frame(frame["state"], frame["action"], frame["images"])
+                    self._writer.add_frame(frame["state"], frame["action"], frame["images"], frame["subtask"])
                 assert self._writer is not None
                 number = self._writer.save_episode(episode.prompt)
         except Exception as error:

@@ -41,7 +41,7 @@ class Robots:
         """Serves one that was let in, until its connection ends."""
         service, hosted = self._service, self._service.find(path)
         assert hosted is not None  # as the admission saw
-        robot = service.live.join(hosted.name, address, owner)
+        robot = hosted.join(service.live, address, owner)
         self.connected[connection] = robot
         service.metrics.connections.labels(hosted.name).inc()
         service.metrics.robots.labels(hosted.name).inc()
@@ -134,6 +134,6 @@ class _Session:
 
     async def _answer(self, message: Message) -> dict[str, Any]:
         """The policy's reply to a robot's dictionary, with "server_timing"."""
-        started, robot, turns = time.monotonic(), self.robot, self.service.turns
-        observation, prepared = await self.hosted.read(message, robot.new_prompt, robot.last.chunk, turns, robot.owner)
+        started, robot = time.monotonic(), self.robot
+        observation, prepared = await self.hosted.read(message, robot, self.service.turns)
         return await self.service.ask(self.hosted, robot, observation, prepared, started)

@@ -54,7 +54,8 @@ class Service:
         robot.figures.timing = {f"{stage}_ms": 1000 * value for stage, value in seconds.items()} | {
             "batch": answer.batch
         }
-        robot.remember(observation, answer.reply["actions"], time.monotonic() - started)
+        robot.remember(observation, answer.reply, time.monotonic() - started)
         if hosted.recorder is not None:
-            await hosted.recorder.add(robot.number, observation, answer.reply["actions"][0])
+            reply = answer.reply
+            await hosted.recorder.add(robot.number, observation, reply["actions"][0], reply.get("subtask"))
         return {**answer.reply, "server_timing": robot.figures.timing}

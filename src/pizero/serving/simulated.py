@@ -11,6 +11,7 @@ import numpy as np
 
 from pizero.data.embodiments import tabletop
 from pizero.envs.tabletop.env import TabletopEnv
+from pizero.envs.tabletop.long import TabletopLongEnv
 from pizero.serving.batching import BusyError
 from pizero.serving.hosted import Hosted
 from pizero.serving.live import Robot
@@ -55,10 +56,11 @@ class Simulation:
         }
 
     async def _play(self, hosted: Hosted) -> None:
-        robot = self.robot = self._service.live.join(hosted.name, "built-in simulator", "simulator", simulated=True)
+        robot = self.robot = hosted.join(self._service.live, "built-in simulator", "simulator", simulated=True)
         log("simulated robot started", robot=robot.number, checkpoint=hosted.name)
         try:
-            env = TabletopEnv(image_size=max(hosted.metadata["image_size"]), render_in_step=False)
+            kind = TabletopEnv if robot.subtask is None else TabletopLongEnv
+            env = kind(image_size=max(hosted.metadata["image_size"]), render_in_step=False)
             while True:
                 await self._episode(env, hosted, robot)
                 await asyncio.sleep(1.0)
@@ -78,13 +80,14 @@ class Simulation:
         env.reset(seed=FIRST_SEED + self._seed)
         self._seed += 1
         execution_horizon = max(hosted.metadata["action_horizon"] // 2, 1)
+        if robot.subtask is not None:
+            robot.subtask.forget()
         done = own_words = False
         success = False
         while not done:
             observation = await run(robot.owner, env.observe)
-            if robot.new_prompt is not None:
-                observation, own_words = {**observation, "prompt": robot.new_prompt}, True
-            chunk = await self._chunk(hosted, robot, observation)
+            own_words |= robot.new_prompt is not None or robot.new_subtask is not None
+            chunk = await self._chunk(hosted, robot, robot.question(observation))
             for action in chunk[:execution_horizon]:
                 _, _, success, truncated, _ = env.step(action)
                 robot.last.picture = await run(robot.owner, env.render)

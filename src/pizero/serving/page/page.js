@@ -5,6 +5,10 @@ const at = (id) => document.getElementById(id);
 const HISTORY = 180; // seconds of latency that are shown
 const history = { time: [], latency: [] };
 const STALE = 2000; // milliseconds without a state after which what is shown is called old
+const forms = [ // words of a robot that a person may replace
+  { what: "prompt", form: "prompt", input: "words", clear: "own" },
+  { what: "subtask", form: "plan", input: "subtask", clear: "unsaid" },
+];
 let socket, watched = 0, plots = [], historyPlot, pause = 500, last = {}, uptime = 0, received = 0;
 
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
@@ -102,7 +106,7 @@ function watch(robot) {
   watched = robot;
   send({ do: "watch", robot });
   at("watched").hidden = !robot;
-  at("words").value = "";
+  for (const { input } of forms) { at(input).value = ""; at(input).dataset.edited = ""; }
   at("images").replaceChildren();
   at("chunk").replaceChildren();
   plots = [];
@@ -112,11 +116,14 @@ function showWatched(state) {
   const robot = state.robots.find((one) => one.robot === watched);
   if (!robot) return;
   text("watched-name", robot.simulated ? "Simulated robot" : `Robot ${robot.robot}, ${robot.address}`);
-  const own = robot.new_prompt === null, words = at("words");
-  if (document.activeElement !== words && words.dataset.edited !== "yes") words.value = own ? robot.prompt : robot.new_prompt;
-  at("own").hidden = own;
+  showWords(forms[0], robot.prompt, robot.new_prompt);
   const simulation = robot.simulated && state.simulation.episodes ? ` ${state.simulation.successes} of ${state.simulation.episodes} episodes solved.` : "";
-  text("told", (own ? "The robot's own words." : `From this page, in place of “${robot.prompt}”.`) + simulation);
+  text("told", (robot.new_prompt === null ? "The robot's own words." : `From this page, in place of “${robot.prompt}”.`) + simulation);
+  at("plan").hidden = robot.subtask === null; // of a policy that takes none
+  showWords(forms[1], robot.subtask || "", robot.new_subtask);
+  const by = robot.written ? "Written by the policy" : "The robot's own words";
+  text("said", robot.new_subtask !== null ? "From this page, in place of the policy's own." :
+    robot.subtask ? `${by}: “${robot.subtask}”.` : robot.requests ? "None: it acts without one." : "");
   const seen = state.watched;
   if (!seen || seen.robot !== watched || !seen.chunk) return;
   showImages(seen.images);
@@ -124,6 +131,12 @@ function showWatched(state) {
   const stages = Object.entries(seen.timing).filter(([name]) => name.endsWith("_ms") && name !== "prev_total_ms");
   const batch = seen.timing.batch ? ` · ${seen.timing.batch} in its batch` : "";
   text("stages", stages.map(([name, ms]) => `${name.replace("_ms", "")} ${ms.toFixed(1)} ms`).join(" · ") + batch);
+}
+
+function showWords({ input, clear }, own, told) {
+  const words = at(input);
+  if (document.activeElement !== words && words.dataset.edited !== "yes") words.value = told === null ? own : told;
+  at(clear).hidden = told === null;
 }
 
 function showImages(images) {
@@ -226,14 +239,16 @@ at("door").onsubmit = (event) => {
   at("door").hidden = true;
   if (socket.readyState === 3) connect(); // else it is about to close, and comes again by itself
 };
-at("words").oninput = () => { at("words").dataset.edited = "yes"; };
-at("prompt").onsubmit = (event) => {
-  event.preventDefault();
-  send({ do: "prompt", robot: watched, text: at("words").value });
-  at("words").dataset.edited = "";
-  at("words").blur();
-};
-at("own").onclick = () => { at("words").dataset.edited = ""; send({ do: "prompt", robot: watched, text: "" }); };
+for (const { what, form, input, clear } of forms) {
+  at(input).oninput = () => { at(input).dataset.edited = "yes"; };
+  at(form).onsubmit = (event) => {
+    event.preventDefault();
+    send({ do: what, robot: watched, text: at(input).value });
+    at(input).dataset.edited = "";
+    at(input).blur();
+  };
+  at(clear).onclick = () => { at(input).dataset.edited = ""; send({ do: what, robot: watched, text: "" }); };
+}
 at("start").onclick = () => {
   const simulation = last.simulation;
   if (!simulation) return;
