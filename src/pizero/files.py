@@ -196,7 +196,7 @@ def is_running(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """Tells process ids of this machine from those of others, and of containers, that write to the same folder."""
+    """Marks process ids of this machine, beside others and containers that write to the same folder."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:

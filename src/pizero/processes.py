@@ -43,7 +43,7 @@ def usable_cores() -> int:
 def usual_threads(processes: int = 1) -> int:
     """For each of so many processes that share this machine: what OMP_NUM_THREADS says, else their share of the cores.
 
-    The 1 that torchrun sets where nobody has said anything does not count.
+    The 1 that torchrun sets where nobody has chosen does not count.
     """
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdecimal() and int(said) > 0 and (processes == 1 or said != "1"):
@@ -140,7 +140,7 @@ def _end_after(wait: Callable[[], object]) -> None:
 
 class Workers:
     """Processes that work for this one, as a context. They end with it: at once when it is interrupted, after what runs
-    at any other exception, and by themselves when it is killed. Ctrl-C is the business of this process alone.
+    at any other exception, and on their own when it is killed. Ctrl-C is the business of this process alone.
     """
 
     def __init__(

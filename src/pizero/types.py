@@ -40,7 +40,7 @@ LayoutName: TypeAlias = Literal["openpi", "opentau", "lerobot"]
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line that says what to do; commands print it without a traceback.
+    """A mistake of the user's, in one line that says what to do; commands print it without a traceback.
 
     Line breaks and control characters in the text, from files' names or contents, are made harmless.
     """
@@ -84,7 +84,7 @@ def check_whole(name: str, value: object, limit: int = LARGEST) -> None:
 class Observation:
     """What the model sees at one control step, as tensors; everything before it is dictionaries and NumPy.
 
-    images: camera name -> [B, h, w, 3] float in [-1, 1]; a camera that no sample has may be left out.
+    images: camera name -> [B, h, w, 3] float in [-1, 1]; a camera that no sample has may be absent.
     image_masks: camera name -> [B] bool, true where the sample has that camera. Kept on the host by `to`, so that
         choosing the present images never waits for the device.
     state: [B, state_dim] float, normalised and padded; None for a model that does not read it.

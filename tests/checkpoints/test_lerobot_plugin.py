@@ -63,7 +63,7 @@ def test_what_lerobot_reads(nano: Path, tmp_path: Path) -> None:
 
 
 def test_a_robot_that_lerobot_cannot_ask_is_refused(nano: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not tell embodiment, norm_stats, tokenizer.*--norm-stats"):
+    with pytest.raises(UserError, match=r"does not record embodiment, norm_stats, tokenizer.*--norm-stats"):
         convert(nano, tmp_path / "plugin", "lerobot-plugin")
     chooses = Embodiment("some", {"base_0_rgb": "top"}, state_dims=(0, 1, 2), action_dims=(0, 1))
     with pytest.raises(UserError, match="chooses dimensions"):

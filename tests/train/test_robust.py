@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(dataset: Path, tmp_path: Path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(
-            UserError, match=r"step 8 could not be written \(.*make room, then go on with --resume"
+            UserError, match=r"step 8 could not be written \(.*make room, then continue with --resume"
         ) as error:
             train(dataset, settings)
     finally:

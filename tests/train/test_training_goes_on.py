@@ -113,7 +113,7 @@ def test_a_checkpoint_that_was_cut_off_names_the_one_before(dataset: Path, whole
     content = state.read_bytes()
     for part in (b"", content[: len(content) // 2]):
         state.write_bytes(part)
-        with pytest.raises(UserError, match=rf"state\.pt cannot be read \(.*delete {newest} to go on from step 2$"):
+        with pytest.raises(UserError, match=rf"state\.pt cannot be read \(.*delete {newest} to continue from step 2$"):
             train_policy(dataset, run, longer, resume=True)
     newest.rename(tmp_path / "cut")
     train_policy(dataset, run, nano_preset(**SHORT), resume=True)  # the advice works
@@ -164,7 +164,7 @@ def test_shards_that_cannot_be_read(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
         shutil.copytree(tmp_path / "shards", tmp_path / "bad")
         damage(tmp_path / "bad")
-        with pytest.raises(UserError, match=r"bad cannot be read \(.*\); delete its checkpoint to go on from the one"):
+        with pytest.raises(UserError, match=r"bad cannot be read \(.*\); delete its checkpoint to continue from the one"):
             read_shards(tmp_path / "bad", other, [its_optimizer], its_average)
     with pytest.raises(UserError, match="cannot be read"):
         read_shards(tmp_path / "shards", nn.Linear(3, 2, bias=False), [], {})

@@ -200,6 +200,6 @@ def check_observation(config: BaselineConfig, observation: Observation) -> None:
 
 
 def _has_shape(value: Tensor, expected: tuple[int, ...]) -> bool:
-    """The second axis, the history, may be left out where it is 1."""
+    """The second axis, the history, may be absent where it is 1."""
     shape = tuple(value.shape)
     return shape == expected or (expected[1] == 1 and shape == (expected[0], *expected[2:]))

@@ -115,7 +115,7 @@ def load_policy(
     kernels, keep: as for `FastSampler`; "int8" and "float8" are faster and change the numbers. UserError before weights
     are read where this machine does not have them for this dtype. num_steps, seed, real_time: as for `ModelPolicy`.
     verify: run the stored example first; UserError if it fails or there is none, as with adapters.
-    adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and tell the robot.
+    adapters: folder of LoRA adapters that were trained from this checkpoint; they are merged, and bring the robot.
     """
     folder, source = open_checkpoint(path, arch, adapters)
     for note in source.notes:

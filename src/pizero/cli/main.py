@@ -93,7 +93,7 @@ def _interrupted(command: str, number: int) -> int:
 
 
 def _tell_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """What the package tells is one line of the terminal; other warnings come with their place."""
+    """A warning of the package is one line of the terminal; other warnings come with their place."""
     from pizero.workflows.progress import tell
 
     own = category is UserWarning

@@ -31,7 +31,7 @@ class Arguments:
     output: Path | None = None
     """File to write; without it (pizero's alone) norm_stats.json inside the dataset's meta folder."""
     skip_bad_episodes: bool = False
-    """Leaves episodes out whose files are missing, damaged or contradictory, with one warning that lists them."""
+    """Skips episodes whose files are missing, damaged or contradictory, with one warning that lists them."""
 
 
 def run(arguments: Arguments) -> int:

@@ -42,7 +42,7 @@ class Arguments:
     """Robot instead of the preset's: by name, as a TOML file (examples/my_arm.toml), module:function, or own: the
     dataset's own columns and cameras."""
     resume: bool = False
-    """Go on from the newest checkpoint in the output folder."""
+    """Continue from the newest checkpoint in the output folder."""
     checkpoint: str | None = None
     """Start from these weights instead of fresh ones: a checkpoint of any format by path, hub id or address, pi0 or
     pi05 (LeRobot's copies of the released base models), or a PaliGemma (its folder, or big_vision's .npz) for the
@@ -64,7 +64,7 @@ class Arguments:
     meta/stats.json), or a checkpoint, such as the one of --checkpoint where the robot is one that it has seen (of an
     openpi checkpoint with several robots, CHECKPOINT/assets/ROBOT)."""
     skip_bad_episodes: bool = False
-    """Leaves episodes out whose files are missing, damaged or contradictory, with one warning that lists them."""
+    """Skips episodes whose files are missing, damaged or contradictory, with one warning that lists them."""
     frames: Literal["auto", "memory", "disk", "decode"] = "auto"
     """Decoded frames: kept in memory; kept in a file, decoded once for this and all later runs; or decoded whenever
     they are read. auto: memory up to 2 GiB, else the disk where there is room."""

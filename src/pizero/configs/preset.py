@@ -25,7 +25,7 @@ class Preset:
     embodiment: str
     """Name, or path of a TOML file; `OWN` takes the dataset's own columns and cameras."""
     model: Pi0Config | Pi0FastConfig | BaselineConfig
-    """With a start, that checkpoint's sizes hold; action horizon and state input are the preset's all the same."""
+    """With an initial checkpoint, its sizes hold; action horizon and state input are the preset's all the same."""
     train: TrainConfig
     norm_mode: Mode
     tokenizer_size: int

@@ -1,6 +1,6 @@
 """Presets: complete settings of a training, one short function each. PRESETS lists the names that users type.
 
-Each header tells command, hardware, time and expected result.
+Each header has command, hardware, time and expected result.
 """
 
 from __future__ import annotations

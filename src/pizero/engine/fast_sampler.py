@@ -77,7 +77,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     matrices while they are packed, so that memory never holds both; it computes nothing any more.
     kernels: "auto" measures once which of torch's kernels are fastest here. "int8" (CPU) and "float8" (NVIDIA) change
     the numbers; UserError where this machine does not have them for the model's dtype. keep: patterns of products that
-    stay as they are, such as "prefix.17.*" (`engine/quantize.py` tells which ones matter). compile: with torch.compile,
+    stay as they are, such as "prefix.17.*" (`engine/quantize.py` shows which ones matter). compile: with torch.compile,
     which needs a C++ compiler and a while at the first call; None: on a GPU. graphs: one CUDA graph for a call, on a
     GPU. `engine/ablation.py` does each of these things the long way.
     """

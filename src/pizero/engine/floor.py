@@ -16,7 +16,7 @@ from pizero.types import Observation
 def floor_calls(sampler: FastSampler, observation: Observation) -> dict[str, Callable[[], None]]:
     """ "vision", "prefix" and "step": each runs the products of this stage on this observation's shapes once.
 
-    Norms, rotary embedding, softmax, GELU outside of a product, residuals, embeddings and heads are left out.
+    Norms, rotary embedding, softmax, GELU outside of a product, residuals, embeddings and heads do not count.
     """
     inputs = sampler.inputs(observation)
     config, batch = sampler.config, observation.batch_size

@@ -1,7 +1,7 @@
 """Products with 8-bit codes, and how far the codes may go where this processor multiplies.
 
 Processors with VNNI (and Arm's) add 8-bit products in 32 bits. Others add each two of them in 16 bits first, which
-saturates: weights then have 7 bits, and any two products fit. Which kind this is tells one exact product, tried once;
+saturates: weights then have 7 bits, and any two products fit. Which kind this is shows in one exact product;
 so the answer holds whatever the processor's name, or the instructions that `ONEDNN_MAX_CPU_ISA` leaves it.
 """
 

@@ -95,7 +95,7 @@ class OffscreenRenderer:
         """One picture, uint8 [size, size, 3] RGB, first row at the top.
 
         key: names the compiled model; copies of one model share what was uploaded for the first.
-        camera: a `mujoco.MjvCamera`. exact: as MuJoCo draws the model by itself. hidden_group: of geoms.
+        camera: a `mujoco.MjvCamera`. exact: as MuJoCo alone draws the model. hidden_group: of geoms.
         """
         mujoco = import_mujoco()
         side = size if exact else size * _SUPERSAMPLING

@@ -94,7 +94,7 @@ def evaluate(
     """Runs the episodes of the config; returns what `summarize` does.
 
     An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
-    errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4. on_start: told the number
+    errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4. on_start: gets the number
     of episodes in all. UserError for numbers that cannot be.
     """
     for name, least in (("episodes", 1), ("num_envs", 1), ("processes", 0)):

@@ -23,8 +23,8 @@ Tokens form blocks; a token sees its own block and every earlier block. With the
            FAST       x      x      x   earlier   .
            actions    x      x      x      .      x         (not FAST: it is not there at inference)
 
-The positions of FAST tokens and of actions both go on after the text. Under insulation the actions read keys and values
-of the prefix without sending gradients back.
+The positions of FAST tokens and actions both continue after the text. Under insulation the actions read keys and
+values of the prefix without sending gradients back.
 
 Padding is never attended and takes no position. Training and cached inference read the same rule.
 """

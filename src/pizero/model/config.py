@@ -224,7 +224,7 @@ class Pi0Config:
         return dataclasses.replace(base, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """`language` and `one_step` are left out where they are not used, as before there were any."""
+        """`language` and `one_step` are omitted where they are not used, as before there were any."""
         unused = {"language": None, "one_step": False}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in unused or v != unused[k]}
 

@@ -68,7 +68,7 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
     def embed_prefix(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Images and prompt -> tokens [B, P, W] and padding mask [B, P]: the cameras in order, then the prompt.
 
-        A camera whose image is left out has no tokens; one that only some samples have has masked tokens. Only present
+        A camera without an image has no tokens; one that only some samples have has masked tokens. Only present
         images go through the vision tower.
         """
         check_observation(self.config, observation)

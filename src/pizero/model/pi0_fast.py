@@ -206,7 +206,7 @@ class Pi0Fast(nn.Module):
         generator: Generator | None = None,
         action_mask: Tensor | None = None,
     ) -> Tensor:
-        """`text_loss` of the observation's prompt, which goes on with the actions as tokens -> [B, 1].
+        """`text_loss` of the observation's prompt, which continues with the actions as tokens -> [B, 1].
 
         Nothing is drawn, and the actions themselves are not read: noise and time change nothing. ValueError for what is
         of flow matching alone, and for a prompt without tokens to write.

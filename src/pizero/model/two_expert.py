@@ -95,7 +95,7 @@ class TwoExpertLayer(nn.Module):
     ) -> LayerOutput:
         """Tokens of either expert or of both, after this layer.
 
-        `cached` stands for the prefix when only the suffix is given; with both the prefix goes on after it. With
+        `cached` stands for the prefix when only the suffix is given; with both the prefix continues after it. With
         `prefix_output=False` the prefix gives its keys and values only: all that the last layer of a joint pass is
         asked for. insulated: the suffix reads keys and values without sending gradients back.
         """
@@ -237,7 +237,7 @@ class TwoExpertTransformer(nn.Module):
 
 def _rows_after(padding_mask: Tensor, valid: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Of tokens after a prefix, all of which they see: the last rows of the whole mask [B, T, P + T], and positions
-    [B, T] that go on after the valid prefix tokens. valid, starts: [B, T] of the tokens.
+    [B, T] that follow the valid prefix tokens. valid, starts: [B, T] of the tokens.
     """
     length = padding_mask.shape[1]
     whole = torch.cat([padding_mask, valid], dim=1)

@@ -9,7 +9,7 @@ old      .  .  .  .  .  |                  played until the new one is there
 new      x  x  x  x  x  n  n  n  n         x: stale, dropped; the delay is 5
 
 A policy that is later than the old chunk's end finds the robot held where that ended. What was held was not played, so
-no action is dropped for it: the new chunk goes on from where the robot is.
+no action is dropped for it: the new chunk continues from where the robot is.
 
 steps    0  1  2  3  4  5  6  7
 old      .  .  .  h  h  |                  h: held

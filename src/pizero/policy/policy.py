@@ -26,7 +26,7 @@ class ModelPolicy:
     """Implements `Policy` with a model and the pipeline of its checkpoint. A π0 is run by `FastSampler`, a π0-FAST by
     `FastWriter`, unless `fast` is false, as for a model in training: its weights stay where they are.
 
-    device: where a model is that is no module and has no attribute `device`; any other tells it. num_steps: of
+    device: where a model is that is no module and has no attribute `device`; any other knows it. num_steps: of
     sampling; None takes the model's own number. seed: of the noise, drawn on the host and observation by observation,
     so that a batch gets the noise that the same observations get one by one.
     real_time: how "previous_actions" of an observation are continued (`policy/real_time.py`).
@@ -133,7 +133,7 @@ class ModelPolicy:
         return isinstance(self._sampler, FastSampler) and self._sampler.static
 
     def prepare(self, observation: RobotDict) -> RobotDict:
-        """The observation checked by itself, with images of the model's size: it needs less work in a batch.
+        """The observation checked alone, with images of the model's size: it needs less work in a batch.
 
         UserError as for `infer`. Does not use the model, so that it may run while another thread does.
         """

@@ -1,4 +1,4 @@
-"""Real-time chunking: the next chunk goes on where the present one will be when it arrives.
+"""Real-time chunking: the next chunk continues where the present one will be when it arrives.
 
 While a chunk is computed, the robot plays `delay` more actions of the old one. Two ways to make the new chunk agree:
 
@@ -63,7 +63,7 @@ def sampling_options(
     """What `sample_actions` is given beside the observations: nothing where none of them brings an old chunk.
 
     "previous_actions" [n, robot_action_dim], in robot units: what is left of the chunk that plays, this control step's
-    action first. "inference_delay": how many of them will be played before the answer arrives (0 if left out). A
+    action first. "inference_delay": how many of them will be played before the answer arrives (0 if absent). A
     trained model settles at most as many as it was trained to. UserError names what does not fit.
     """
     if not any("previous_actions" in observation for observation in observations):

@@ -36,8 +36,8 @@ def sample_chunks(
     """Robot dictionaries and noise [B, H, action_dim] -> actions [B, H, robot_action_dim] in robot units, float32.
 
     Values are checked, and the batch is one model call.
-    Actions that lie before the newest observation are left out: H becomes H - `past_actions`.
-    device: where a model is that does not tell it, as for `device_of`. timing: gets the milliseconds of each stage.
+    Actions that lie before the newest observation are dropped: H becomes H - `past_actions`.
+    device: where a model is that does not know it, as for `device_of`. timing: gets the milliseconds of each stage.
     options: of `sample_actions`.
     """
     marks = [time.perf_counter()]

@@ -1,4 +1,4 @@
-"""What a policy that plans in words is doing: said by a person or a simulator, else written by its model."""
+"""What a policy that plans in words is doing: given by a person or a simulator, else written by its model."""
 
 from __future__ import annotations
 

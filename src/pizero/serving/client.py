@@ -37,7 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 
 class ServerError(RuntimeError):
-    """The server refused a request or failed at it, told in one line. The connection goes on."""
+    """The server refused a request or failed at it, in one line. The connection stays open."""
 
 
 class BusyError(ServerError):

@@ -88,7 +88,7 @@ class ServeConfig(Access, Batches, Subtasks, Bounds, Recording):
     ping_s: float = 20.0
     """Seconds between pings, and for the answer to one; a robot that vanished is noticed after at most two."""
     replica: str | None = None
-    """Which of several servers behind one address this is; told to robots."""
+    """Which of several servers behind one address this is; robots see it."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -116,7 +116,7 @@ class ServeConfig(Access, Batches, Subtasks, Bounds, Recording):
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """Lines of a file, "KEY" or "KEY admin"; empty ones and those that start with # are left out."""
+    """Lines of a file, "KEY" or "KEY admin"; empty ones and those that start with # do not count."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

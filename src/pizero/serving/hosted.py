@@ -1,4 +1,4 @@
-"""One checkpoint of a server: its policy, what is told of it, its queue; loaded, warmed up and loaded anew."""
+"""One checkpoint of a server: its policy, its metadata, its queue; loaded, warmed up and loaded anew."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Figures:
 
 @dataclass
 class Last:
-    """What a robot sent and got last, as the page shows it. played: what it played of the chunk before, if it tells.
+    """What a robot sent and got last, as the page shows it. played: what it played of the chunk before, if known.
     picture: of the simulated robot's scene, number `pictures`.
     """
 

@@ -24,7 +24,7 @@ def log(
     event: str, *, level: int = logging.INFO, error: BaseException | None = None, at_most: int = AT_MOST, **fields: Any
 ) -> None:
     """One event with its facts; `error` adds its traceback. at_most: lines a second of this event; the next one that is
-    written after that tells how many `more` there were.
+    written after with how many `more` there were.
     """
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields, "at_most": at_most})
 
@@ -67,7 +67,7 @@ class _Second:
 
 
 class _Limit(logging.Filter):
-    """Counts lines of the same event by the second; those beyond its `at_most` are told as a number."""
+    """Counts lines of the same event by the second; those beyond its `at_most` are one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Limit(logging.Filter):
         return True
 
     def tell_rest(self) -> None:
-        """What was not told yet."""
+        """What was not logged yet."""
         rest, self._seconds = self._seconds, {}
         for (_, event), second in rest.items():
             if second.more:

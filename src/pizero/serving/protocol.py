@@ -25,7 +25,7 @@ _NUMBERS = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE:
 
 
 class ProtocolError(ValueError):
-    """A message that does not follow the protocol, told in one line."""
+    """A message that does not follow the protocol, in one line."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A robot's connection is an episode; a new one starts where its instruction changes or it was silent for long. Frames
 wait on disk until their episode ends, so that robots that work at the same time do not mix. An episode that cannot be
-written (a full disk) is lost alone, and told; those before it are whole already, those after it are tried again.
+written (a full disk) is lost alone, and logged; those before it are whole already, those after it are tried again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pizero.types import RobotDict, UserError
 LONGEST_PAUSE = 5.0
 """Seconds of silence that end an episode."""
 SHORTEST = 2
-"""Frames below which an episode is left out."""
+"""Frames below which an episode is dropped."""
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Recorder:
             self._encoding.append(self._encoder.submit(self._save, episode))
 
     def _save(self, episode: _Episode) -> None:
-        """Writes an episode into the dataset; one that does not fit is left out and told."""
+        """Writes an episode into the dataset; one that does not fit is dropped and logged."""
         try:
             with episode.file:
                 if len(episode.times) < SHORTEST:

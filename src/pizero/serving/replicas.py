@@ -24,7 +24,7 @@ from pizero.types import UserError
 
 NAME = "pizero"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""How much Ray Serve logs; the servers' own events are told as always."""
+"""How much Ray Serve logs; the servers' own events are logged as always."""
 SPARE = 64
 """Requests of one replica beyond its robots: pages, health, metrics."""
 Style = Literal["text", "json"]

@@ -1,7 +1,7 @@
 """The policy server: openpi's wire protocol, several robots, several checkpoints.
 
 A robot connects to / (the first checkpoint) or /NAME, gets the metadata, and then a reply for each request. A reply is
-the chunk as bytes, or an error as text, "bad request: ...", "busy: ..." or "failed: ..."; the connection goes on.
+the chunk as bytes, or an error as text, "bad request: ...", "busy: ..." or "failed: ..."; the connection stays open.
 At /vla-eval or /NAME/vla-eval it speaks as allenai's evaluation harness expects.
 """
 

@@ -125,7 +125,7 @@ class TrainConfig:
     early_frames: float = 0.0
     """Frame i of an episode is drawn in proportion to (1 + i) ** -early_frames; 0 draws each frame once per epoch.
 
-    At the start of an episode only image and instruction tell where to go; later the robot's own position tells it too.
+    At the start of an episode only image and instruction show where to go; later the robot's own position shows it too.
     """
     precision: Precision = "auto"
     """mixed: float32 weights, bfloat16 products, frozen weights in bfloat16. bfloat16: weights, gradients and AdamW's

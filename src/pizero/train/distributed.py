@@ -81,7 +81,7 @@ class Ranks:
         return made[0]
 
     def by_first(self, act: Callable[[], None]) -> None:
-        """`act` by the first rank; when it fails, no rank goes on."""
+        """`act` by the first rank; when it fails, no rank continues."""
         error: Exception | None = None
         if self.is_first:
             try:
@@ -108,7 +108,7 @@ class Ranks:
         return value
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Every rank raises when one has an error, so that none goes on alone."""
+        """Every rank raises when one has an error, so that none continues alone."""
         if self.count == 1:
             if error is not None:
                 raise error
@@ -175,7 +175,7 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"rank {index} of {count} stops: another rank has ended or cannot be reached ({reason}); "
-            "see that one's message, then go on with --resume"
+            "see that one's message, then continue with --resume"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What is said when a loss or a gradient is not finite."""
+"""What is reported when a loss or a gradient is not finite."""
 
 from __future__ import annotations
 

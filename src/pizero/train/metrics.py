@@ -25,7 +25,7 @@ class Tracker(Protocol):
 
 
 class MetricsFile:
-    """Appends to `path`. A resumed run drops the lines after its checkpoint and goes on, so no step appears twice.
+    """Appends to `path`. A resumed run drops the lines after its checkpoint and continues, so no step appears twice.
 
     trackers: get every line too. Without a path, on a rank that is not the first, nothing is written.
     """

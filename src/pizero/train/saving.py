@@ -58,14 +58,14 @@ class RunOutput:
     """Pipelines of the other robots of a mixture."""
     make_example: Callable[[Network], Example] | None = None
     data: Sequence[Mark] = ()
-    """What tells the training's datasets apart from others, which a resume refuses; none where nobody says."""
+    """What distinguishes the training's datasets from others, which a resume refuses; none where nobody says."""
     trackers: Sequence[Tracker] = ()
     """Take the numbers too that go into metrics.jsonl."""
 
 
 @dataclass
 class Checkpoints:
-    """Saves and restores a training. Those of ranks that divide the state are written while the training goes on, and
+    """Saves and restores a training. Those of ranks that divide the state are written while the training continues, and
     `finish` waits for the last one.
     """
 
@@ -122,7 +122,7 @@ class Checkpoints:
         try:
             state = torch.load(file, map_location=self.placement.device, weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            before = f"go on from step {int(found[-2].name)}" if len(found) > 1 else "begin anew: it is the only one"
+            before = f"continue from step {int(found[-2].name)}" if len(found) > 1 else "begin anew: it is the only one"
             raise UserError(f"{file} cannot be read ({reason(error)}); delete {found[-1]} to {before}") from error
         self._check_data(found[-1], state.get("data", ()))
         if sharded:
@@ -156,7 +156,7 @@ class Checkpoints:
             )
 
     def _save_sharded(self, target: Path, progress: Mapping[str, Any], saver: ShardedSaver) -> None:
-        """Every rank's parts as they are now, and on the first rank the whole average; the writing goes on later."""
+        """Every rank's parts as they are now, and on the first rank the whole average; the writing continues later."""
         saver.finish()
         with self.average.applied():
             model = self.whole_model()
@@ -192,7 +192,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has a RuntimeError for a full disk
             raise UserError(
                 f"the checkpoint of step {progress['step']} could not be written ({reason(error)}); the ones before "
-                "are intact: make room, then go on with --resume"
+                "are intact: make room, then continue with --resume"
             ) from error
         kept, best = self.config.selection, progress["selection"]
         if kept.keep_best and best["best_step"] == progress["step"]:

@@ -99,7 +99,7 @@ def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer],
         load(state, checkpoint_id=folder)
     except (OSError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
         raise UserError(
-            f"{folder} cannot be read ({reason(error)}); delete its checkpoint to go on from the one before"
+            f"{folder} cannot be read ({reason(error)}); delete its checkpoint to continue from the one before"
         ) from None
 
 

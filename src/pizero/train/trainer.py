@@ -205,7 +205,7 @@ class Trainer:
     # ---------------------------------------------------------------- step
 
     def _take_step(self, batch: Batch, interval: Interval, metrics: MetricsFile) -> None:
-        """A step whose loss or gradient is not finite is left out and noted, or ends the run with a UserError."""
+        """A step whose loss or gradient is not finite is skipped and noted, or ends the run with a UserError."""
         try:
             interval.losses.append(self.train_step(batch))
             interval.norms.append(self._norm)

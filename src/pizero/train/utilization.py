@@ -16,7 +16,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 40
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes that this process has taken at most: of the GPU's, or of the host's on a CPU; None where nobody tells."""
+    """Bytes that this process has taken at most: of the GPU's, or of the host's on a CPU; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -48,7 +48,7 @@ class BenchConfig:
     horizon: int | None = None
     """Actions of a chunk; the model's own if not given."""
     threads: int = 0
-    """0: what PyTorch takes by itself."""
+    """0: what PyTorch takes by default."""
     rounds: int = 5
     device: str = "cpu"
 
@@ -277,14 +277,14 @@ def _wait(device: str) -> None:
 
 
 def _free_memory() -> int:
-    """Bytes that a process can still take; what the machine has where the system does not tell."""
+    """Bytes that a process can still take; what the machine has where the system does not report it."""
     free = free_memory()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if free is None else free
 
 
 @contextmanager
 def _peak_memory(device: str) -> Generator[list[int]]:
-    """One number afterwards: bytes that were taken at most, above what was taken before; -1 where nobody tells."""
+    """One number afterwards: bytes that were taken at most, above what was taken before; -1 where it is unknown."""
     found = [-1]
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""The preset of a training that names none: by the checkpoint that it starts or goes on from."""
+"""The preset of a training that names none: by the checkpoint that it starts from or continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose_preset(
 
     name, model: given, or None. Without a name a checkpoint of a released size takes "full", the fine-tuning preset,
     another one and none "small". Without a model it is the checkpoint's. checkpoint: any format, path or id; one that
-    is not here is known by its name alone. run: folder of a training that goes on, whose checkpoint counts.
+    is not here is known by its name alone. run: folder of a training that continues, whose checkpoint counts.
     """
     found = list_checkpoints(run) if run is not None else []
     start = str(found[-1]) if found else checkpoint

@@ -62,7 +62,7 @@ class RunConfig:
 def train_and_measure(
     config: RunConfig, variant: Variant, seed: int, dataset: Path, demonstrations: int, folder: Path
 ) -> None:
-    """Trains a variant on the first demonstrations, or goes on with it, and measures it.
+    """Trains a variant on the first demonstrations, or continues it, and measures it.
 
     result.json appears when all is done.
     """

@@ -1,4 +1,4 @@
-"""What the system says of memory, and what it is told (Linux)."""
+"""Memory: what the system reports, and how to keep what was freed (Linux)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def free_memory() -> int | None:
-    """Bytes that processes can still take; None where the system does not tell."""
+    """Bytes that processes can still take; None where the system does not report it."""
     try:
         return proc_bytes(Path("/proc/meminfo"), "MemAvailable")
     except OSError:

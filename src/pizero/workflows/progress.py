@@ -1,4 +1,4 @@
-"""What is told in the terminal: lines as they are, and one look for all progress bars."""
+"""What is printed in the terminal: lines as they are, and one look for all progress bars."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Task:
 
 
 class Lines:
-    """The same for a log file: a line for each task that goes on, every LINE_SECONDS at most, and one at its end."""
+    """The same for a log file: a line for each running task, every LINE_SECONDS at most, and one at its end."""
 
     console = console
 

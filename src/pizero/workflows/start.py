@@ -66,8 +66,8 @@ def open_start(path: str | Path, preset: Preset) -> Start:
 def initial_model(
     preset: Preset, start: Start | None, cameras: Sequence[str], resume: bool
 ) -> tuple[Network, Facts | None, Adapters]:
-    """With fresh weights, which the seed gives, or with the start's, what that one tells of its inputs, and the LoRA
-    adapters that it has and that are trained further. cameras: the robots'.
+    """With fresh weights, which the seed gives, or with the initial checkpoint's, what that one records of its inputs,
+    and the LoRA adapters that it has and that are trained further. cameras: the robots'.
     """
     if start is not None and start.source is not None:
         source = replace(start.source, config=_with_free_fields(start.source.config, preset.model, cameras))
@@ -96,7 +96,7 @@ def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint
     if (lora.prefix_rank and lora.prefix_rank != lora.prefix_alpha) or (
         lora.expert_rank and lora.expert_rank != lora.expert_alpha
     ):
-        raise UserError(f"{folder} has adapters of scale 1; alphas must equal the ranks to go on with them")
+        raise UserError(f"{folder} has adapters of scale 1; alphas must equal the ranks to continue with them")
     return unmerged, adapters
 
 

@@ -100,7 +100,7 @@ def train_policy(
 ) -> TrainResult:
     """Trains `preset` on the dataset into `folder`; on a mixture that a .toml file lists.
 
-    resume: goes on from the folder's newest checkpoint. measure: what is measured beside the loss. Threads, random
+    resume: continues from the folder's newest checkpoint. measure: what is measured beside the loss. Threads, random
     numbers and warnings of this process are afterwards as they were.
     """
     with ExitStack() as stack:
@@ -172,7 +172,7 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
 
 
 def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Preset:
-    """The preset with what the model that it goes on from learns to write."""
+    """The preset with what the model that it continues learns to write."""
     if found:
         return with_language_of(preset, read_checkpoint(found[-1]).config)
     return preset if start is None or start.source is None else with_language_of(preset, start.source.config)
@@ -182,7 +182,7 @@ def fit_to_data(
     preset: Preset, sources: Sequence[Source], found: Sequence[Path], initial: Initialization, start: Start | None
 ) -> tuple[Preset, Facts, Mapping[str, NormStats] | None]:
     """The preset with the sizes that come from the data; the tokenizer and the codec of a training that begins; the
-    robots' statistics where the codec is fitted with them. A run that goes on keeps its own.
+    robots' statistics where the codec is fitted with them. A resumed run keeps its own.
     """
     if initial.codec is not None and not writes_actions(preset.model):
         raise UserError("a codec is for --model pi0-fast, or for --fast; this model writes no tokens")

@@ -131,7 +131,7 @@ def _open(folder: Path, embodiment: str, cameras: Sequence[str] | None, **option
         robot = get_embodiment(embodiment)
         dataset = LeRobotDataset(folder, cameras=list(robot.cameras.values()), columns=robot.columns, **options)
         source = Source(dataset, robot)
-    _ = dataset.subtasks  # what is wrong with them is said now
+    _ = dataset.subtasks  # what is wrong with them is reported now
     return source
 
 
@@ -149,8 +149,8 @@ def _named_apart(source: Source, others: Sequence[Source]) -> Source:
 
 
 def make_tokenizer(sources: Sequence[Source], preset: Preset, given: Path | None = None) -> PaligemmaTokenizer | None:
-    """Of a training without a start: the SentencePiece file given, or a small vocabulary trained on all prompts; None
-    where the model's table is PaliGemma's.
+    """Of a training without an initial checkpoint: the SentencePiece file given, or a small vocabulary trained on all
+    prompts; None where the model's table is PaliGemma's.
     """
     if given is not None:
         return PaligemmaTokenizer(given)
@@ -168,7 +168,7 @@ def build_pipelines(
 ) -> Pipelines:
     """For every robot, with its statistics: `robots_stats` where none are given.
 
-    facts: what they share: tokenizer, codec, and a start's way of preparing images and mode of statistics.
+    facts: what they share: tokenizer, codec, and of an initial checkpoint preparation of images and mode of statistics.
     """
     facts = facts or Facts()
     stats = robots_stats(sources, preset, facts) if stats is None else stats

@@ -3,7 +3,7 @@
 It differs from openpi's π0-FAST in its text: capitals stay, and the actions begin with a begin mark of their own, on
 which there is no loss (`Convention` "lerobot"). LeRobot's sampler lets the prompt see that mark, which its training
 does not; here it never does. It decodes with the codec of `action_tokenizer_name`; one that we know lies in
-`fast_codec/`, where LeRobot does not look by itself.
+`fast_codec/`, where LeRobot does not look.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
         raise UserError(f"the format {NAME} has no {type(model).__name__}: the plugin plays π0 and π0.5")
     if missing := needed_options(facts, model.config):
         options = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise UserError(f"the checkpoint does not tell {', '.join(missing)}, which LeRobot needs; give {options}")
+        raise UserError(f"the checkpoint does not record {', '.join(missing)}, which LeRobot needs; give {options}")
     pipeline = make_pipeline(model.config, facts)
     inputs, outputs = features(pipeline)
     values = {"type": TYPE, "input_features": inputs, "output_features": outputs, "normalization_mapping": UNCHANGED}

@@ -17,7 +17,7 @@ _SIDES = ("left", "right", "follower", "leader", "main")
 @dataclass(frozen=True)
 class KnownRobot:
     """title: as people call it. types: pattern of a dataset's robot_type. arm: dimensions of one arm, its gripper the
-    last; 0 where that differs. joints: their names, where the names alone tell the robot. units: of the joints.
+    last; 0 where that differs. joints: their names, where the names alone decide the robot. units: of the joints.
     gripper: what its numbers mean, in words; empty where makes differ.
     """
 

@@ -66,7 +66,7 @@ class Geometry:
         return np.concatenate(parts) if parts else np.zeros((0, 3))
 
     def others(self, name: str) -> Array:
-        """Points [n, 3] of all that stands around an object within a hand's reach, the table left out."""
+        """Points [n, 3] of all that stands around an object within a hand's reach, without the table."""
         world = self._simulator.world
         names = [*world.objects_dict, *world.fixtures_dict]
         around = [

@@ -82,7 +82,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     ) -> tuple[RobotDict, dict[str, Any]]:
         """Starts an episode that `seed` determines.
 
-        options: "task" (a kind) and "num_objects" (1 to 3); what is left out is drawn from the seed.
+        options: "task" (a kind) and "num_objects" (1 to 3); what is not given is drawn from the seed.
         """
         super().reset(seed=seed)
         self._begin(options or {})

@@ -1,7 +1,7 @@
 """Long tasks on the tabletop: three to five subtasks in order, of which the picture alone does not say which is due.
 
 task             what the same picture asks for at two moments of an episode
-lift_in_order    before and after an object was lifted the table looks the same: lift it, or go on to the next
+lift_in_order    before and after an object was lifted the table looks the same: lift it, or turn to the next
 swap             with one object in the middle and the other at its side: whether that one has been moved yet
 clear_and_lift   the hand around the object at the right: let go of it, or lift it
 sort_and_return  the last object in the hand, half way: on to its side, or back to the middle

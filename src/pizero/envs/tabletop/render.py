@@ -1,7 +1,7 @@
 """Pictures of the tabletop, drawn with distance fields: a part is blended over the pixels that it covers.
 
 Both cameras look straight down. A camera is a pose and a half width; parts are moved into its frame, so that the
-pixel grid is fixed, and each part touches only the pixels around it. Details finer than a pixel are left out, since
+pixel grid is fixed, and each part touches only the pixels around it. Details finer than a pixel are not drawn, since
 demonstrations are made by the thousand in small pictures. A canvas keeps its colour planes apart, [3, size, size].
 """
 

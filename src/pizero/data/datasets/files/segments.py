@@ -5,7 +5,7 @@
     0,2.4,,put it into the box
 
 from and to are seconds; with the columns from_frame and to_frame they are frames, of which to_frame is the first that
-does not belong to it. Without an end a piece goes on to the next one, or to the episode's end.
+does not belong to it. Without an end a piece lasts to the next one, or to the episode's end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLUMNS = (("episode", "from", "to", "text"), ("episode", "from_frame", "to_fram
 
 @dataclass(frozen=True)
 class Line:
-    """start, end: in seconds, or in frames; no end goes on to the next line of the episode. number: of the line."""
+    """start, end: in seconds, or in frames; without an end to the next line of the episode. number: of the line."""
 
     number: int
     episode: int
