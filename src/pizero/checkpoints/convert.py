@@ -1,4 +1,4 @@
-"""Any checkpoint format to any other, proved by an action chunk before the result gets its name."""
+"""Converts between checkpoint formats, verified by an action chunk before the result gets its name."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Policy:
     """How a model that was not trained for it continues a chunk; identity takes no longer than an ordinary chunk."""
     embodiment: str | None = None
     """Robot, if the checkpoint does not record it: a name, a TOML file, module:function, or the folder of a dataset
-    that describes it. So the following."""
+    that describes it. Same for the options below."""
     norm_stats: Path | None = None
     """norm_stats.json of the robot's data, pizero's or openpi's; the folder that holds it, or a dataset's."""
     tokenizer: Path | None = None

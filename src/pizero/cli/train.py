@@ -132,7 +132,7 @@ class Arguments:
     plan_ranks: tuple[int, int] = (1, 1)
     """Of --plan: machines, and ranks on each, that torchrun will start."""
     plan_memory: float | None = None
-    """Of --plan: GiB that a rank may take, for a device that is not here."""
+    """Of --plan: GiB available per rank, to plan for hardware you are not on."""
 
 
 SETTINGS = (

@@ -1,4 +1,4 @@
-"""The fast path with one or more of its optimizations done the long way: for `pizero bench inference --ablation`, and
+"""The fast path with one or more of its optimizations disabled: for `pizero bench inference --ablation`, and
 for the tests that none of them changes a number.
 """
 

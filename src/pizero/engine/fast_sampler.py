@@ -79,7 +79,7 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
     the numbers; UserError where this machine does not have them for the model's dtype. keep: patterns of products that
     stay as they are, such as "prefix.17.*" (`engine/quantize.py` shows which ones matter). compile: with torch.compile,
     which needs a C++ compiler and a while at the first call; None: on a GPU. graphs: one CUDA graph for a call, on a
-    GPU. `engine/ablation.py` does each of these things the long way.
+    GPU. `engine/ablation.py` disables each of these.
     """
 
     @torch.no_grad()

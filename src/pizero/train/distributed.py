@@ -1,7 +1,7 @@
 """Training by several processes that torchrun starts: who they are, and how a finished model is spread over them.
 
 Every rank reads its part of each batch and draws the random numbers of the whole of it, so losses and weights are those
-of one process, but for the order in which floats are added.
+of one process, up to floating-point summation order.
 """
 
 from __future__ import annotations

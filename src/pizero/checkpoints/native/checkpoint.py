@@ -1,4 +1,4 @@
-"""pizero's own checkpoint: a folder that explains itself. Loading needs its path and nothing else.
+"""pizero's own checkpoint: a self-contained folder. Loading needs its path and nothing else.
 
 config.json                                    format, version, model, sizes and switches
 model.safetensors                              the weights, under the names of the modules
