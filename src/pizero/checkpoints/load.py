@@ -139,6 +139,20 @@ def load_policy(
     return ModelPolicy(sampler, pipeline, num_steps=num_steps, seed=seed, real_time=real_time)
 
 
+def load_plain_policy(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    num_steps: int | None = None,
+    arch: Arch | str | Path | None = None,
+    embodiment: Embodiment | str | None = None,
+) -> ModelPolicy:
+    """The same actions without the fast path, in float32: a policy whose layers can be watched as they run."""
+    folder, source = open_checkpoint(path, arch)
+    pipeline = make_pipeline(source.config, _policy_facts(folder, source, GivenFacts(embodiment)))
+    return ModelPolicy(source.build(device, torch.float32), pipeline, num_steps=num_steps, fast=False)
+
+
 def _policy_facts(folder: Path, source: StoredCheckpoint, given: GivenFacts) -> Facts:
     """The checkpoint's, or those of the robot that is given by its name in a mixture, with what else is given."""
     known, name = source.facts, given.embodiment

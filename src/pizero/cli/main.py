@@ -28,8 +28,8 @@ COMMANDS = {
     "convert": "any checkpoint format to any other, verified before it gets its name",
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
     "bench": "inference speed beside this machine's limit; the error of int8",
-    "inspect": "the architecture as a table of measured shapes, parameters and FLOPs",
     "completion": "a script for bash, zsh or fish that completes commands and options",
+    "inspect": "the architecture with shapes, parameters, FLOPs; a page of what a policy does inside",
 }
 
 

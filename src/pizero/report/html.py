@@ -58,7 +58,26 @@ class Films:
     wide: bool = False
 
 
-Block = Picture | Video | Films | Table | Code
+@dataclass(frozen=True)
+class Place:
+    """Where the page's script draws; `text` is there until it does, and without scripts."""
+
+    id: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What makes a page answer to its reader: its own script and style, and `data`, JSON that the script reads from the
+    element "data".
+    """
+
+    script: str
+    style: str
+    data: str
+
+
+Block = Picture | Video | Films | Table | Code | Place
 
 
 @dataclass(frozen=True)
@@ -70,11 +89,24 @@ class Section:
     blocks: Sequence[Block] = ()
 
 
-def write_report(path: Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
-    """Writes one self-contained HTML file. All text is escaped. `facts` are the figures at the top: name -> value."""
+def write_report(
+    path: Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section], live: Live | None = None
+) -> None:
+    """Writes one self-contained HTML file. All text is escaped. `facts` are the figures at the top: name -> value.
+
+    Scripts are forbidden in it but for that of `live`.
+    """
     cards = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     body = "\n".join(_section(section) for section in sections)
-    page = PAGE.format(title=escape(title), style=STYLE, cards=f"<dl>{cards}</dl>" if cards else "", body=body)
+    policy, style, script = "", STYLE, ""
+    if live is not None:
+        policy, style = " script-src 'unsafe-inline';", STYLE + live.style
+        safe = live.data.replace("<", "\\u003c")  # in JSON a "<" stands in texts alone
+        script = f'<script type="application/json" id="data">{safe}</script>\n<script>{live.script}</script>'
+    page = PAGE.format(
+        title=escape(title), style=style, cards=f"<dl>{cards}</dl>" if cards else "", body=body, policy=policy,
+        script=script,
+    )  # fmt: skip
     write_bytes(path, page.encode())
 
 
@@ -94,6 +126,8 @@ def _block(block: Block) -> str:
     if isinstance(block, Films):
         kind = "films wide-films" if block.wide else "films"
         return f'<div class="{kind}">{"".join(_video(video) for video in block.videos)}</div>'
+    if isinstance(block, Place):
+        return f'<div id="{escape(block.id)}">{escape(block.text)}</div>'
     if isinstance(block, Code):
         return f"<pre><code>{escape(block.text)}</code></pre>"
     return _table(block)
@@ -134,7 +168,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
+ content="default-src 'none';{policy} img-src data:; media-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -146,6 +180,7 @@ PAGE = """<!doctype html>
 </header>
 {body}
 </main>
+{script}
 </body>
 </html>
 """
