@@ -9,7 +9,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,baseline,openpi,hdf5,quant,track,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,baseline,openpi,hdf5,quant,track,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gym-aloha  # without the dm_control that it asks for
 	touch $@
 
@@ -56,7 +56,6 @@ test-wheel: setup
 # make site   the documentation as pages that need no network: runs/site/index.html. A link that leads nowhere is an error.
 # Its search needs a server: python3 -m http.server -d runs/site
 site: setup
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 # make test-openpi-peer OPENPI=<a checkout of openpi>   openpi itself opens what pizero writes, and the reverse
