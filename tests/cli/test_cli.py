@@ -32,7 +32,9 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stopped:
         run(command, ["--help"])
     assert stopped.value.code == 0
-    assert f"pizero {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"pizero {command}" in shown
+    assert "--no-no-" not in shown
 
 
 @pytest.mark.parametrize(

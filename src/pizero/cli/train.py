@@ -54,7 +54,7 @@ class Arguments:
     fast: bool = False
     """Of pi0 and pi05: learn FAST tokens of the actions too, which the actions never see. With text or FAST tokens the
     flow's gradients end at the prefix (knowledge insulation)."""
-    no_insulation: bool = False
+    no_insulation: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """With text or FAST tokens: let the flow's gradients into the prefix all the same."""
     codec: str | None = None
     """Of --model pi0-fast and of --fast: the action codec, a folder as `pizero fit-codec` writes it or a hub id;
