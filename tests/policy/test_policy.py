@@ -305,6 +305,22 @@ def test_what_is_left_of_a_chunk_is_continued(model: Pi0) -> None:
     assert np.abs(chunk[3] - old[3]).max() > 1e-3
 
 
+@pytest.mark.parametrize("one_step", [False, True])
+def test_a_single_step_blends_over_from_the_old_chunk(model: Pi0, one_step: bool) -> None:
+    """Of guided chunking: what will surely be played is the old chunk's, what comes after its end the policy's own."""
+    policy_model = Pi0(dataclasses.replace(CONFIG, one_step=one_step)).eval()
+    policy_model.load_state_dict(model.state_dict(), strict=False)
+    policy = ModelPolicy(policy_model, make_pipeline(), num_steps=1)
+    raw = {**observation(0), "noise": noise(1)}
+    old = np.add(left_over(4), [0, raw["state"][1]])
+    fresh = policy.infer(raw)["actions"]
+    chunk = policy.infer({**raw, "previous_actions": old, "inference_delay": 2})["actions"]
+    np.testing.assert_allclose(chunk[:2], old[:2], atol=1e-4)
+    np.testing.assert_allclose(chunk[4:], fresh[4:], atol=1e-4)
+    low, high = np.minimum(old, fresh[:4]), np.maximum(old, fresh[:4])
+    assert ((chunk[2:4] > low[2:]) & (chunk[2:4] < high[2:])).all()
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

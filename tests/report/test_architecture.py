@@ -11,7 +11,7 @@ from rich.console import Console
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0FastConfig
-from pizero.report.architecture import Architecture, Row, describe, print_architecture
+from pizero.report.architecture import Architecture, Row, caption, describe, print_architecture
 from pizero.report.fast_architecture import describe_fast
 from pizero.types import UserError
 
@@ -51,6 +51,18 @@ def test_full_pi05_has_the_parameters_and_flops_counted_by_hand(pi05: Architectu
     assert gigaflops(pi05, "PREFIX EXPERT") == pytest.approx(3_975.0, abs=0.1)
     assert pi05.box("INPUT")[1].part == "prompt tokens"  # no state: it is in the prompt
     assert all(row.part != "state_proj" for row in pi05.rows)
+
+
+@pytest.mark.parametrize("pi05", [False, True])
+def test_the_input_of_a_one_step_model_is_a_row(pi05: bool) -> None:
+    config = small_config("nano", pi05=pi05, one_step=True)
+    found = describe(config, num_steps=1)
+    width = config.expert.width
+    row = part(found, "target_time")
+    assert (row.box, row.parameters, row.output) == ("SUFFIX EMBEDDING", 2 * (width**2 + width), (1, width))
+    assert found.parameters == sum(parameter.numel() for parameter in Pi0(config).parameters())
+    assert "1 integration step" in caption(found)
+    assert "1 integration steps" not in caption(found)
 
 
 def test_boxes_follow_the_data_flow_with_measured_shapes(pi0: Architecture) -> None:

@@ -27,6 +27,7 @@ class Inference:
     prompt: int | None = None
     """Tokens of the instruction; all slots if not given."""
     num_steps: int = 10
+    """Integration steps; 1 is what a one-step policy takes."""
     batch: int = 1
     horizon: int | None = None
     """Actions of a chunk; the model's own if not given."""

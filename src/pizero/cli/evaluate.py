@@ -32,7 +32,8 @@ class Arguments:
     execution_horizon: int | None = None
     """Actions played before the next chunk is requested; by default half of the model's action horizon."""
     num_steps: int | None = None
-    """Steps of sampling; without it the model's own number: 10 for π0, 20 for the diffusion policy. Not for π0-FAST."""
+    """Steps of sampling; without it the model's own number: 10 for π0, 1 for a one-step
+    policy, 20 for the diffusion policy. Not for π0-FAST."""
     num_envs: int = 16
     """Environments side by side, served by one model call; does not change the results."""
     envs: int = 0

@@ -56,6 +56,9 @@ class Arguments:
     flow's gradients end at the prefix (knowledge insulation)."""
     no_insulation: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """With text or FAST tokens: let the flow's gradients into the prefix all the same."""
+    one_step: bool = False
+    """Of pi0 and pi05, with --checkpoint: learn to reach in one step what the checkpoint does in many
+    (docs/one_step.md). Vision tower and prefix keep their weights."""
     codec: str | None = None
     """Of --model pi0-fast and of --fast: the action codec, a folder as `pizero fit-codec` writes it or a hub id;
     without it the checkpoint's, or one that is fitted to the dataset."""
@@ -149,6 +152,8 @@ PARTS = {
 def run(arguments: Arguments) -> int:
     from pizero.configs.finetune import with_lora
     from pizero.configs.language import with_language
+    from pizero.configs.one_step import with_one_step
+    from pizero.types import UserError
     from pizero.workflows.choose_preset import choose_preset
     from pizero.workflows.measures import MeasureConfig
     from pizero.workflows.progress import console
@@ -173,6 +178,10 @@ def run(arguments: Arguments) -> int:
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
     if arguments.text is not None or arguments.fast or arguments.no_insulation:
         preset = with_language(preset, arguments.text, arguments.fast, not arguments.no_insulation)
+    if arguments.one_step:
+        if arguments.text is not None or arguments.fast or arguments.no_insulation:
+            raise UserError("--one-step trains the action expert alone; leave --text, --fast and --no-insulation out")
+        preset = with_one_step(preset)
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
     if arguments.plan:

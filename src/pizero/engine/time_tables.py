@@ -77,12 +77,7 @@ def make_tables(model: Pi0, times: Tensor, folded: bool, targets: Tensor | None 
     """
     width, device = model.config.expert.width, model.action_in_proj.weight.device
     known = times.tolist() if times.device.type == "cpu" else []
-    times, ends = (
-        None if part is None else torch.cat([part, torch.full_like(part[:1], CLEAN)]).to(device)
-        for part in (times, targets)
-    )
-    assert times is not None
-    times = model.embed_times(times, ends)  # [T + 1, E]
+    times = model.embed_times(_and_clean(times, device), None if targets is None else _and_clean(targets, device))
     bias = model.action_in_proj.bias.float()
     if model.config.adaptive:
         times = F.silu(model.time_mlp_out(F.silu(model.time_mlp_in(times))))
@@ -131,6 +126,11 @@ def action_weight(model: Pi0) -> Tensor:
     if model.config.adaptive:
         return weight
     return model.time_mlp_in.weight.float()[:, : weight.shape[0]] @ weight
+
+
+def _and_clean(times: Tensor, device: torch.device) -> Tensor:
+    """[T] -> [T + 1]."""
+    return torch.cat([times, torch.full_like(times[:1], CLEAN)]).to(device)
 
 
 def _chosen(where: Tensor, clean: Modulation, noisy: Modulation) -> Modulation:

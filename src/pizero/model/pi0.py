@@ -226,6 +226,12 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         """Notes in the config that training gives up to so many settled actions."""
         self.config = dataclasses.replace(self.config, max_delay=max_delay)
 
+    def expect_one_step(self) -> None:
+        """Gets the input for the time at which a step ends, whose fresh weights change no number yet."""
+        if self.target_time is None:
+            self.config = dataclasses.replace(self.config, one_step=True)
+            self.target_time = TargetTime(self.config.expert.width).apply(initialize)
+
     # ---------------------------------------------------------------- inference
 
     def _sample(self, observation: Observation, noise: Tensor, sampling: Sampling) -> Tensor:

@@ -56,7 +56,7 @@ class ModelPolicy:
                 f"the model reads a history of {config.num_history} observations, its pipeline {pipeline.num_history}"
             )
         self.model, self.pipeline, self.num_steps = model, pipeline, num_steps
-        self.real_time = real_time or RealTime()
+        self.real_time = (real_time or RealTime()).in_steps(num_steps)
         if fast and isinstance(model, Pi0):
             self._sampler: ActionSampler = FastSampler(model)
         else:

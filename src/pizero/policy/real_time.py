@@ -3,7 +3,7 @@
 While a chunk is computed, the robot plays `delay` more actions of the old one. Two ways to make the new chunk agree:
 
 guided    any model: each integration step is pulled towards the old chunk, by a vector-Jacobian product through the
-          action expert (arXiv 2506.07339).
+          action expert (arXiv 2506.07339). With a single step the new chunk blends over from the old one.
 trained   a model trained with delays takes the first `delay` actions as given (arXiv 2512.05964), at no extra cost.
 
         old chunk      o o o o o o o o o . . . .            actions left of it, from now on
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -51,6 +51,12 @@ class RealTime:
     jacobian: Jacobian = "paper"
     schedule: Schedule = "exp"
     max_weight: float = MAX_GUIDANCE_WEIGHT
+
+    def in_steps(self, num_steps: int) -> RealTime:
+        """For so many integration steps. With a single one nothing comes after a pull, which is therefore the whole
+        difference, taken once and as it is: the chunk is the old one where that one's weight is 1, and blends over.
+        """
+        return self if num_steps > 1 else replace(self, jacobian="identity", max_weight=1.0)
 
 
 def sampling_options(

@@ -148,7 +148,8 @@ def print_architecture(architecture: Architecture, console: Console) -> None:
 
 def caption(architecture: Architecture) -> str:
     """One line: what the figures of the table are for."""
-    cameras, steps = architecture.num_cameras, f"{architecture.num_steps} integration steps"
+    cameras, count = architecture.num_cameras, architecture.num_steps
+    steps = f"{count} integration step{'s' if count > 1 else ''}"
     if isinstance(architecture.config, Pi0FastConfig):
         steps = f"{architecture.num_steps} tokens written"
     return (
@@ -195,8 +196,8 @@ def _amount(value: float) -> str:
 
 HOOKED = (
     "vision_tower", "vision_tower.projection", "token_embedding", "transformer.layers.0", "transformer.prefix_norm",
-    "transformer.expert_norm", "state_proj", "action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj",
-    "norm",
+    "transformer.expert_norm", "state_proj", "action_in_proj", "time_mlp_in", "time_mlp_out", "target_time",
+    "action_out_proj", "norm",
 )  # fmt: skip
 
 
@@ -296,7 +297,7 @@ def _rows(config: Pi0Config, measured: _Measured, parameters: dict[str, int], st
     before, each = measured.prefill, measured.decode
     tower, projection, table = before["vision_tower"], before["vision_tower.projection"], before["token_embedding"]
     prefix = measured.prefill_flops - tower.flops - table.flops
-    small = ["state_proj", "action_in_proj", "time_mlp_in", "time_mlp_out"]
+    small = ["state_proj", "action_in_proj", "target_time", "time_mlp_in", "time_mlp_out"]
     small = [name for name in small if name in each]
     expert = measured.decode_flops - sum(each[name].flops for name in (*small, "action_out_proj"))
     head, noise = each["action_out_proj"], each["action_in_proj"].input

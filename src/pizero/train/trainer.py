@@ -317,7 +317,7 @@ class Trainer:
 
     def _validated_parts(self) -> tuple[str, ...]:
         language = self.model.config.language if isinstance(self.model, Pi0) else None
-        if language is None:
+        if language is None or not isinstance(self.model, Pi0) or self.model.config.one_step:
             return ()
         written = (("text", language.writes_text), ("fast", language.writes_fast))
         return ("flow", *(name for name, there in written if there))

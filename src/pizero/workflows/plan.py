@@ -16,6 +16,7 @@ from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import known_device
 from pizero.checkpoints.transformers import paligemma
 from pizero.configs.finetune import with_lora
+from pizero.configs.one_step import takes_one_step, with_one_step_of
 from pizero.configs.presets import Preset
 from pizero.data.embodiments import get_embodiment
 from pizero.model.config import Pi0Config
@@ -97,7 +98,10 @@ def plan_training(
     if sources is not None:
         preset = sized(preset, sources)
     robots = [get_embodiment(preset.embodiment)] if sources is None else [source.embodiment for source in sources]
-    preset = replace(preset, model=_sizes(preset, start, [name for robot in robots for name in robot.cameras]))
+    sizes = _sizes(preset, start, [name for robot in robots for name in robot.cameras])
+    preset = with_one_step_of(preset, sizes)
+    one_step = {"one_step": True} if takes_one_step(preset.model) else {}
+    preset = replace(preset, model=replace(sizes, **one_step))
     step, memory = _plan(preset, resources), _memory(resources)
     advice = tuple(_advice(preset, resources, step, memory)) if memory is not None and step.total > memory else ()
     speed, measured = _speed(

@@ -15,6 +15,7 @@ from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.transformers import paligemma
+from pizero.configs.one_step import takes_one_step
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
@@ -71,7 +72,13 @@ def initial_model(
     """
     if start is not None and start.source is not None:
         source = replace(start.source, config=_with_free_fields(start.source.config, preset.model, cameras))
-        return source.build(dtype=torch.float32), source.facts, start.adapters
+        model = source.build(dtype=torch.float32)
+        if isinstance(model, Pi0) and takes_one_step(preset.model):
+            torch.manual_seed(preset.train.seed)
+            model.expect_one_step()
+        return model, source.facts, start.adapters
+    if takes_one_step(preset.model) and not resume:
+        raise UserError("one step is learnt from a trained policy's many; give its checkpoint with --checkpoint")
     if start is None and preset.train.parts.lora is not None and not resume:
         raise UserError("LoRA adapts trained weights; give them with --checkpoint")
     torch.manual_seed(preset.train.seed)
@@ -101,7 +108,7 @@ def _read_start(folder: Path, lora: LoraConfig | None) -> tuple[StoredCheckpoint
 
 
 def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Sequence[str]) -> NetworkConfig:
-    """What no weight depends on: the action horizon, whether the prompt holds the state, and what text is learnt if the
+    """What no weight depends on: horizon, delays, whether the prompt holds the state, and what text is learnt if the
     preset learns any, are the preset's choice; cameras that the checkpoint does not have come after its own.
     """
     if isinstance(config, Pi0FastConfig) and isinstance(wanted, Pi0FastConfig):
@@ -111,8 +118,9 @@ def _with_free_fields(config: NetworkConfig, wanted: NetworkConfig, cameras: Seq
     state_input = config.state_input if "token" in (config.state_input, wanted.state_input) else wanted.state_input
     more = tuple(name for name in cameras if name not in config.cameras)
     changed = replace(
-        config, action_horizon=wanted.action_horizon, state_input=state_input, cameras=(*config.cameras, *more)
-    )
+        config, action_horizon=wanted.action_horizon, state_input=state_input, cameras=(*config.cameras, *more),
+        max_delay=wanted.max_delay,
+    )  # fmt: skip
     if more:
         console.print(f"cameras: {', '.join(more)} beside the checkpoint's {', '.join(config.cameras)}")
     if wanted.language is not None:

@@ -17,6 +17,7 @@ from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, empty_model, usable_device
 from pizero.checkpoints.native.example import Example, make_example
+from pizero.configs.one_step import with_one_step_of
 from pizero.configs.presets import Preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.mark import data_marks
@@ -172,10 +173,12 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
 
 
 def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Preset:
-    """The preset with what the model that it continues learns to write."""
-    if found:
-        return with_language_of(preset, read_checkpoint(found[-1]).config)
-    return preset if start is None or start.source is None else with_language_of(preset, start.source.config)
+    """The preset with what the model that it continues learns to write, and its single step."""
+    source = read_checkpoint(found[-1]) if found else None if start is None else start.source
+    if source is None:
+        return preset
+    config = source.config
+    return with_one_step_of(with_language_of(preset, config), config)
 
 
 def fit_to_data(

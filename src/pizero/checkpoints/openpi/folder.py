@@ -149,12 +149,19 @@ def writable_config(model: Network) -> Pi0Config | Pi0FastConfig:
             f"openpi sees the cameras {', '.join(CAMERAS)} alone, in this order; this model has "
             f"{', '.join(config.cameras)}: openpi would compute other actions from these weights"
         )
-    check_one_table(config)
+    check_no_own_weights(config)
     return config
 
 
-def check_one_table(config: Pi0Config) -> None:
-    """UserError for a head beside the token table, for which the other projects' formats have no place."""
+def check_no_own_weights(config: Pi0Config) -> None:
+    """UserError for what the other projects' formats have no place for: the input of a one-step model, and a head
+    beside the token table.
+    """
+    if config.one_step:
+        raise UserError(
+            "a one-step model has an input that the other projects' models lack (target_time); it is stored in native "
+            "folders alone: write native, or lerobot-plugin"
+        )
     if config.language is not None and not config.language.tied_head:
         raise UserError("a model whose text has a head of its own (tied_head false) is stored in native folders alone")
 

@@ -86,7 +86,7 @@ def write(folder: Path, model: Network, facts: Facts) -> None:
 
 def key_table(config: Pi0Config, table: str = _LM_HEAD) -> list[Entry]:
     """Every tensor that the forward pass uses. table: the name of the token embedding."""
-    openpi_folder.check_one_table(config)
+    openpi_folder.check_no_own_weights(config)
     vision = [
         Entry(f"vision_tower.blocks.{{}}.{ours}.{kind}", f"{_VISION}encoder.layers.{{}}.{theirs}.{kind}")
         for ours, theirs in {
