@@ -1,11 +1,13 @@
 """The same episodes on both sides: pizero's simulators as LeRobot has them, and pizero's own rollouts with rewards.
 
-As a command it is lerobot-eval with one more environment, --env.type=pizero_tabletop, the built-in simulator.
+As a command it is lerobot-eval with two more environments: --env.type=pizero_tabletop, the built-in simulator, and
+--env.type=pizero_so101.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,28 @@ from lerobot.envs.configs import EnvConfig
 
 from pizero.checkpoints.load import load_policy
 from pizero.envs.env import make_env
-from pizero.envs.tabletop.env import TabletopEnv
 from pizero.evaluation.rollout import EpisodeSpec, rollout
 
-TASK, SIZE, CAMERAS = "lift", 64, ("top", "ego")
+TASKS = {"tabletop": "lift", "so101": "lift_cube"}
+SIZE = 64
 
 
-class LeRobotTabletop(gymnasium.Env[Any, Any]):
-    """The built-in simulator in the shape of LeRobot's environments: pixels and agent_pos."""
+class LeRobotSimulator(gymnasium.Env[Any, Any]):
+    """One of pizero's simulators in the shape of LeRobot's environments: pixels and agent_pos."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self) -> None:
-        self._env = TabletopEnv()  # of all tasks: the scene of a seed depends on how many there are
+    def __init__(self, name: str) -> None:
+        self._env = make_env(name, image_size=SIZE)  # of all tasks: the scene of a seed depends on how many there are
+        self._task = TASKS[name]
         self.render_mode, self._max_episode_steps = "rgb_array", self._env.max_steps
         self.task = self.task_description = ""
-        image = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-        pixels = spaces.Dict(dict.fromkeys(CAMERAS, image))
-        self.observation_space = spaces.Dict({"pixels": pixels, "agent_pos": spaces.Box(-1e3, 1e3, (7,), np.float32)})
+        seen = self._env.observation_space
+        self.observation_space = spaces.Dict({"pixels": seen["images"], "agent_pos": seen["state"]})
         self.action_space = self._env.action_space
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        observation, _ = self._env.reset(seed=seed, options={"task": TASK})
+        observation, _ = self._env.reset(seed=seed, options={"task": self._task})
         self.task = self.task_description = observation["prompt"]
         return self._seen(observation), {"is_success": False}
 
@@ -51,28 +53,28 @@ class LeRobotTabletop(gymnasium.Env[Any, Any]):
         return self._env.render()
 
     def _seen(self, observation: Any) -> Any:
-        return {"pixels": {name: observation["images"][name] for name in CAMERAS}, "agent_pos": observation["state"]}
+        return {"pixels": observation["images"], "agent_pos": observation["state"]}
 
 
-@EnvConfig.register_subclass("pizero_tabletop")
-@dataclass
-class TabletopConfig(EnvConfig):
-    task: str | None = TASK
-    fps: int = 10
-    features: dict[str, PolicyFeature] = field(
-        default_factory=lambda: {
-            "action": PolicyFeature(FeatureType.ACTION, (5,)),
-            "agent_pos": PolicyFeature(FeatureType.STATE, (7,)),
-            **{f"pixels/{name}": PolicyFeature(FeatureType.VISUAL, (SIZE, SIZE, 3)) for name in CAMERAS},
+class SimulatorConfig(EnvConfig):
+    """--env.type=pizero_NAME."""
+
+    def __post_init__(self) -> None:
+        env = make_env(self.simulator, image_size=SIZE)
+        images = env.observation_space["images"]
+        self.features = {
+            "action": PolicyFeature(FeatureType.ACTION, env.action_space.shape),
+            "agent_pos": PolicyFeature(FeatureType.STATE, env.observation_space["state"].shape),
+            **{f"pixels/{camera}": PolicyFeature(FeatureType.VISUAL, (SIZE, SIZE, 3)) for camera in images},
         }
-    )
-    features_map: dict[str, str] = field(
-        default_factory=lambda: {
-            "action": "action",
-            "agent_pos": "observation.state",
-            **{f"pixels/{name}": f"observation.images.{name}" for name in CAMERAS},
-        }
-    )
+        self.features_map = {
+            "action": "action", "agent_pos": "observation.state",
+            **{f"pixels/{camera}": f"observation.images.{camera}" for camera in images},
+        }  # fmt: skip
+
+    @property
+    def simulator(self) -> str:
+        return self.type.removeprefix("pizero_")
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
@@ -80,7 +82,22 @@ class TabletopConfig(EnvConfig):
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> Any:
         modes = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
-        return {self.type: {0: gymnasium.vector.SyncVectorEnv([LeRobotTabletop] * n_envs, **modes)}}
+        makers = [partial(LeRobotSimulator, self.simulator)] * n_envs
+        return {self.type: {0: gymnasium.vector.SyncVectorEnv(makers, **modes)}}
+
+
+@EnvConfig.register_subclass("pizero_tabletop")
+@dataclass
+class TabletopConfig(SimulatorConfig):
+    task: str | None = TASKS["tabletop"]
+    fps: int = 10
+
+
+@EnvConfig.register_subclass("pizero_so101")
+@dataclass
+class SO101Config(SimulatorConfig):
+    task: str | None = TASKS["so101"]
+    fps: int = 15
 
 
 class WithRewards(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -107,7 +124,7 @@ def our_episodes(
     env: str, task: str, checkpoint: Path, seeds: list[int], execution_horizon: int
 ) -> tuple[list[bool], list[float]]:
     """Success and sum of rewards of pizero's own rollout of each seed, as `pizero evaluate` plays them one by one."""
-    simulator = WithRewards(make_env(env))
+    simulator = WithRewards(make_env(env, image_size=SIZE if env in TASKS else None))
     specs = [EpisodeSpec(task, seed) for seed in seeds]
     results = rollout(load_policy(checkpoint), [simulator], specs, execution_horizon)  # pyright: ignore
     assert not [result.error for result in results if result.error]

@@ -5,11 +5,15 @@ make test-lerobot-peer
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from lerobot.datasets.language_render import active_at
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -76,6 +80,39 @@ def subtasks_differ(folder: Path) -> int:
     return wrong
 
 
+def one_dimension_differs(folder: Path) -> float:
+    """The greatest difference of what LeRobot reads of a state and an action of one dimension: a dataset that we write,
+    and one of version 2.1 with lists of one that we convert.
+    """
+    states, actions = np.arange(6, dtype=np.float32) / 4, np.arange(6, dtype=np.float32)[::-1].copy()
+    with LeRobotWriter(
+        folder / "written", fps=10, robot_type="toy", image_format="png", state_names=["x"], action_names=["dx"],
+        cameras={"top": (16, 16)},
+    ) as writer:  # fmt: skip
+        for state, action in zip(states, actions, strict=True):
+            writer.add_frame([state], [action], {"top": np.zeros((16, 16, 3), np.uint8)})
+        writer.save_episode("push")
+    dataset = LeRobotDataset("local/dataset", root=folder / "written")
+    worst = 0.0
+    for index, (state, action) in enumerate(zip(states, actions, strict=True)):
+        item = dataset[index]
+        found = (float(item["observation.state"]) - state, float(item["action"]) - action)
+        worst = max(worst, *(abs(float(value)) for value in found))
+    source = shutil.copytree(GOLDEN / "v21_png", folder / "old")
+    for path in (source / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        narrow = pa.array([row[:1] for row in table["action"].to_pylist()], pa.list_(pa.float32()))
+        place = table.schema.get_field_index("action")
+        pq.write_table(table.set_column(place, "action", narrow), path)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["action"] |= {"shape": [1], "names": ["gripper.pos"]}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    convert_dataset(source, folder / "new")
+    expected = ours.LeRobotDataset(source).column("action")
+    dataset = LeRobotDataset("local/dataset", root=folder / "new")
+    return max(worst, *(abs(float(dataset[index]["action"]) - float(expected[index, 0])) for index in (0, 80, 160)))
+
+
 def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
@@ -86,6 +123,9 @@ def main() -> int:
             failed += found > 1e-3
             what = "written again" if make is written else "converted to v3.0"
             print(f"{'ok  ' if found <= 1e-3 else 'FAIL'} {source} {what}: greatest difference {found:.2g}")
+        apart = one_dimension_differs(Path(name) / "one")
+        failed += apart > 0
+        print(f"{'FAIL' if apart else 'ok  '} state and action of one dimension: greatest difference {apart:.2g}")
         wrong = subtasks_differ(Path(name) / "subtasks")
         failed += wrong > 0
         print(f"{'FAIL' if wrong else 'ok  '} subtasks in language_persistent: {wrong} frames with another text")

@@ -7,6 +7,7 @@ chunk      the golden π0 and π0.5 of tests/golden/lerobot: LeRobot's own polic
 times      the same with a π0 of middle size, and the times of both, taken in turn
 eval       lerobot-eval on PushT, which is the same simulator on both sides, and on the built-in one, against `pizero
            evaluate` with the same seeds: successes, and the sums of rewards
+so101      the same on the simulated SO-101
 train      lerobot-train from scratch and from a checkpoint; pizero reads what it saves
 server     LeRobot's asynchronous policy server and the requests of its client, over gRPC
 rollout    the call of lerobot-rollout's real-time chunking
@@ -36,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot_in_simulators import TASK, our_episodes
+from lerobot_in_simulators import SIZE, TASKS, our_episodes
 from lerobot_opens_ours import GOLDEN, MODULES, CutAtTheEnd, TheirPolicy, check, distance, failures, robots
 from lerobot_policy_pizero.configuration_pizero import PizeroConfig
 from lerobot_policy_pizero.modeling_pizero import PizeroPolicy
@@ -138,11 +139,17 @@ def check_eval(root: Path) -> None:
     """PushT with what `check_train` left, and the built-in simulator with a policy that solves it."""
     for env, task, make, options in (
         ("pusht", "push_t", pusht_policy, ["--env.type=pusht"]),
-        ("tabletop", TASK, tabletop_policy, ["--env.type=pizero_tabletop"]),
+        ("tabletop", TASKS["tabletop"], tabletop_policy, ["--env.type=pizero_tabletop"]),
     ):
         policy = make(root)
         check_played(root, env, task, policy, options, together=1)
         check_played(root, env, task, policy, options, together=EPISODES)
+
+
+def check_so101(root: Path) -> None:
+    policy = so101_policy(root)
+    for together in (1, EPISODES):
+        check_played(root, "so101", TASKS["so101"], policy, ["--env.type=pizero_so101"], together=together)
 
 
 def check_played(root: Path, env: str, task: str, policy: Path, options: list[str], together: int) -> None:
@@ -165,7 +172,7 @@ def check_played(root: Path, env: str, task: str, policy: Path, options: list[st
     wins, rewards = our_episodes(env, task, policy, seeds, load_policy(policy).noise_shape[0] // 2)
     label = f"lerobot-eval, {env}, {together} at a time: {sum(wins)} of {EPISODES} succeed"
     check(f"{label}; otherwise", sum(a != b for a, b in zip(metrics["successes"], wins, strict=True)), 0)
-    far = max(abs(a - b) for a, b in zip(metrics["sum_rewards"], rewards, strict=True)) / max(map(abs, rewards))
+    far = max(abs(a - b) for a, b in zip(metrics["sum_rewards"], rewards, strict=True)) / (max(map(abs, rewards)) or 1)
     check(f"{label}; sums of rewards, of the largest ({max(rewards):.2f})", far, 1e-3)
 
 
@@ -296,9 +303,16 @@ def tabletop_policy(root: Path) -> Path:
     return root / "tabletop-run"
 
 
-def demonstrations(root: Path, env: str, episodes: int) -> Path:
+def so101_policy(root: Path) -> Path:
+    if not (root / "so101-run").exists():
+        data = demonstrations(root, "so101", 160, "--image-size", SIZE, "--image-format", "png")
+        pizero("train", data, "--preset", "so101-sim", "--steps", 1000, "--output", root / "so101-run")
+    return root / "so101-run"
+
+
+def demonstrations(root: Path, env: str, episodes: int, *options: Any) -> Path:
     if not (root / f"{env}-demos").exists():
-        pizero("collect", env, "--episodes", episodes, "--output", root / f"{env}-demos")
+        pizero("collect", env, "--episodes", episodes, "--output", root / f"{env}-demos", *options)
     return root / f"{env}-demos"
 
 
@@ -328,6 +342,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "server": check_server,
     "rollout": check_rollout,
     "commanded": check_commanded,
+    "so101": check_so101,
 }
 
 

@@ -78,6 +78,21 @@ def test_png_is_exact_and_standard(image: np.ndarray) -> None:
         assert (opened.format, opened.mode) == ("PNG", "RGB")
 
 
+def test_one_dimension_is_a_number_as_lerobot_has_it(tmp_path: Path) -> None:
+    with make(tmp_path / "d", state_names=["x"], action_names=["dx"], cameras={}) as writer:
+        for frame in range(4):
+            writer.add_frame([frame / 2], [-frame], {})
+        writer.save_episode("push left")
+    schema = pq.read_schema(tmp_path / "d" / DATA)
+    assert [str(schema.field(key).type) for key in ("observation.state", "action")] == ["float", "float"]
+    noted = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert noted["action"] == {"dtype": "float32", "_type": "Value"}
+    dataset = LeRobotDataset(tmp_path / "d")
+    assert dataset.column("observation.state").tolist() == [[0.0], [0.5], [1.0], [1.5]]
+    assert dataset.features["action"]["shape"] == [1]
+    assert np.asarray(dataset.stats["action"]["mean"]).tolist() == [-1.5]
+
+
 def test_png_round_trip(tmp_path: Path) -> None:
     lengths = [7, 150, 3]  # the second spans two row groups
     with make(tmp_path / "d") as writer:

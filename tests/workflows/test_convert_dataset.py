@@ -59,6 +59,39 @@ def test_what_info_json_leaves_out_or_says_wrongly_is_written_right(tmp_path: Pa
     assert LeRobotDataset(tmp_path / "d").notes == []
 
 
+def test_one_dimension_becomes_a_number_in_place_of_a_list_of_one(tmp_path: Path) -> None:
+    """As LeRobot writes and expects it."""
+    source = shutil.copytree(GOLDEN / "v21_png", tmp_path / "s")
+    for path in (source / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("action")
+        narrow = pa.array([row[:1] for row in table["action"].to_pylist()], pa.list_(pa.float32()))
+        pq.write_table(table.set_column(place, "action", narrow), path)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["action"] |= {"shape": [1], "names": ["gripper.pos"]}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    convert_dataset(source, tmp_path / "d")
+    (path,) = (tmp_path / "d/data").rglob("*.parquet")
+    assert pq.read_schema(path).field("action").type == pa.float32()
+    before, after = LeRobotDataset(source).column("action"), LeRobotDataset(tmp_path / "d").column("action")
+    assert after.shape == (161, 1)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_files_of_subtasks_are_kept(tmp_path: Path) -> None:
+    source = shutil.copytree(GOLDEN / "v21_png", tmp_path / "s")
+    text = "episode;from;to;text;by\n0;0;1.5;lift it;me\n3;0;;put it down;you\n"
+    (source / "meta/subtasks.csv").write_text(text)
+    pq.write_table(pa.table({"subtask_index": [0], "subtask": ["lift it"]}), source / "meta/subtasks.parquet")
+    convert_dataset(source, tmp_path / "d")
+    for name in ("subtasks.csv", "subtasks.parquet"):
+        assert (tmp_path / "d/meta" / name).read_bytes() == (source / "meta" / name).read_bytes()
+    (source / "data/chunk-000/episode_000001.parquet").unlink()  # the later ones have other numbers then
+    convert_dataset(source, tmp_path / "e", skip_bad_episodes=True)
+    written = (tmp_path / "e/meta/subtasks.csv").read_text()
+    assert written == "episode,from,to,text,by\n0,0,1.5,lift it,me\n2,0,,put it down,you\n"
+
+
 def test_a_broken_source_leaves_nothing(tmp_path: Path) -> None:
     source = shutil.copytree(GOLDEN / "v21_av1", tmp_path / "s")
     (source / "videos/chunk-000/observation.images.top/episode_000002.mp4").unlink()

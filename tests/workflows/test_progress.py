@@ -101,6 +101,11 @@ def test_lines_in_a_file_are_whole(log: io.StringIO, monkeypatch: pytest.MonkeyP
     console.print(table)
     assert log.getvalue().splitlines()[0] == long
     assert "word " * 22 in log.getvalue()
+    plain = Table("a", "much longer", box=None)
+    plain.add_row("[b]", "c")
+    console.print(plain)
+    assert log.getvalue().splitlines()[-2:] == [" a    much longer", " [b]  c"]
+    assert not any(line.endswith(" ") for line in log.getvalue().splitlines())
 
 
 def test_a_terminal_has_a_bar(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,11 @@ def test_without_a_preset_the_checkpoint_chooses(tmp_path: Path) -> None:
         assert preset == get_preset("full", model)  # type: ignore[arg-type]
         assert told.startswith("preset: full (fine-tuning a checkpoint of a released size), 20,000 steps")
     assert choose_preset("tabletop", None, None, None) == (get_preset("tabletop"), "")
+    preset, told = choose_preset(None, None, "pi05", None, data)  # the robot of the dataset has one of its own
+    assert preset == dataclasses.replace(get_preset("so101", "pi05"), embodiment="own")
+    assert told.startswith("preset: so101 (fine-tuning for SO-101; --preset full for any robot's settings)")
+    assert choose_preset(None, "pi05", "pi05", None, tmp_path / "mixture.toml")[0] == get_preset("full", "pi05")
+    assert choose_preset(None, None, "pi05", None, tmp_path)[0] == get_preset("full", "pi05")  # no dataset
     assert run("train", [str(data), "--model", "pi05", "--output", str(output), *TINY]) == 0
     again = ["--steps", "3", *TINY[2:]]
     assert run("train", [str(data), "--output", str(output), "--resume", *again]) == 0  # a π0.5 without saying so

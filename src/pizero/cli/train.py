@@ -29,10 +29,11 @@ class Arguments:
     output: Path
     """Folder of the run: checkpoints, metrics.jsonl, run.json."""
     preset: str | None = None
-    """Model size, optimisation settings and robot; without it full with a --checkpoint of a released size, else small.
-    small: for any robot, from scratch, sized by the dataset; tabletop,
-    metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim, libero-sim: for these simulators. full: for any
-    robot, with the full sizes, as aloha, droid, libero, metaworld-full and tabletop-full have them. Or a TOML file
+    """Model size, optimisation settings and robot; without it small, or with a --checkpoint of a released size the
+    recognised robot's (aloha, droid, libero, so101, metaworld-full), else full. small: for any robot, from scratch,
+    sized by the dataset; tabletop, metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha-sim, so101-sim, libero-sim:
+    for these simulators. full: for any robot, with the full sizes, as aloha, droid, libero, so101, metaworld-full and
+    tabletop-full have them. Or a TOML file
     (examples/my_preset.toml), module:function, or a name that an installed package offers (docs/simulators.md)."""
     model: Literal["pi0", "pi05", "pi0-fast", "diffusion"] | None = None
     """Without it the checkpoint's, else pi0. pi05: adaptive RMSNorm and the state in the prompt. pi0-fast: one language
@@ -162,7 +163,9 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.training_data import DataOptions
 
     run_folder = arguments.output if arguments.resume else None
-    preset, told = choose_preset(arguments.preset, arguments.model, arguments.checkpoint, run_folder)
+    preset, told = choose_preset(
+        arguments.preset, arguments.model, arguments.checkpoint, run_folder, arguments.dataset
+    )
     if told:
         console.print(told)
     changes = _given(arguments, SETTINGS)

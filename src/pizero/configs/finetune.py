@@ -58,6 +58,20 @@ def droid(model: ModelName = "pi0") -> Preset:
     return _full("droid", model, replace(_DEFAULTS, steps=20_000), execution_horizon=8, action_horizon=16)
 
 
+def so101(model: ModelName = "pi0") -> Preset:
+    """An SO-101 with a camera on the table and one on the hand: joint targets relative to the state, chunks of 50.
+
+    Settings of openpi's small fine-tunes of one arm's own data, as of `droid`; LeRobot records 30 frames a second, so a
+    chunk is 1.7 s long and half a second of it is played.
+
+    command   pizero train DATASET --preset so101 --checkpoint pi05 --lora --output RUN
+    hardware  as for aloha
+    time      20,000 steps of 32 samples
+    result    not measured here
+    """
+    return _full("so101", model, replace(_DEFAULTS, steps=20_000), execution_horizon=15)
+
+
 def libero(model: ModelName = "pi0") -> Preset:
     """LIBERO's four suites: openpi's pi0_libero and pi05_libero. The latter does not see the state.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pizero.baseline.config import small_baseline
-from pizero.configs.finetune import aloha, droid, full, libero, metaworld_full, tabletop_full
+from pizero.configs.finetune import aloha, droid, full, libero, metaworld_full, so101, tabletop_full
 from pizero.configs.preset import OWN, ModelName, Pi0Name, Preset, norm_mode
 from pizero.configs.preset_file import preset_of_file
 from pizero.data.fast.tokens import SKIP
@@ -122,6 +122,22 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
 
+def so101_sim(model: ModelName = "pi0") -> Preset:
+    """Tiny π0 for the simulated SO-101, from scratch: two cameras, chunks of one second.
+
+    command   pizero train DATASET --preset so101-sim --output RUN
+    hardware  1 CPU core; needs the `so101` extra for demonstrations and evaluation
+    result    docs/results/benchmarks.md
+    """
+    config = small_config("small", pi05=model == "pi05", state_dim=6, action_dim=6, **_prompt(model, 16, 56))
+    train = TrainConfig(
+        steps=1_500, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.99,
+        optimizer="muon", draws=4, augmentation="shift", log_every=50, validate_every=500, save_every=500,
+        validation_fraction=0.04, seed=0,
+    )  # fmt: skip
+    return _of_kind(Preset("so101", config, train, norm_mode(model), 384, execution_horizon=8), model)
+
+
 def libero_sim(model: ModelName = "pi0") -> Preset:
     """Small π0 for a suite of LIBERO, from scratch.
 
@@ -138,8 +154,9 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
     "small": small, "tabletop": tabletop, "metaworld": metaworld, "metaworld-mt10": metaworld_mt10,
-    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "libero-sim": libero_sim, "full": full,
-    "aloha": aloha, "droid": droid, "libero": libero, "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
+    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "so101-sim": so101_sim, "libero-sim": libero_sim,
+    "full": full, "aloha": aloha, "droid": droid, "so101": so101, "libero": libero, "metaworld-full": metaworld_full,
+    "tabletop-full": tabletop_full,
 }  # fmt: skip
 
 

@@ -46,6 +46,12 @@ def _aloha(**options: Any) -> Env:
     return AlohaEnv(**options)
 
 
+def _so101(**options: Any) -> Env:
+    from pizero.envs.so101.env import SO101Env
+
+    return SO101Env(**options)
+
+
 def _libero(suite: str, **options: Any) -> Env:
     from pizero.envs.libero.env import LiberoEnv
 
@@ -61,6 +67,7 @@ ENVS: dict[str, Callable[..., Env]] = {
     "metaworld-mt50-lerobot": partial(_metaworld_suite, "LeRobotMT50Env"),
     "pusht": _pusht,
     "aloha": _aloha,
+    "so101": _so101,
 }
 for _suite in ("libero-spatial", "libero-object", "libero-goal", "libero-10"):
     ENVS[_suite] = partial(_libero, _suite)

@@ -21,6 +21,7 @@ from pizero.data.datasets.meta.description import read_layout
 from pizero.data.datasets.meta.features import NO_NUMBERS, number_keys
 from pizero.data.datasets.meta.info import CHUNK_SIZE, DATA_PATH, INFO_PATH, VERSION, VIDEO_PATH
 from pizero.data.datasets.meta.layout import BadEpisodeError, Layout
+from pizero.data.datasets.subtasks import copy_subtasks
 from pizero.data.datasets.writer.lerobot_files import DATA_FILE_MB, ROW_GROUP, VIDEO_FILE_MB, EpisodeTable
 from pizero.data.datasets.writer.lerobot_meta import INDEX_TYPES, write_description
 from pizero.data.datasets.writer.lerobot_stats import STAT_NAMES, ImageStats, Stats, merge_stats, numeric_stats
@@ -114,6 +115,7 @@ def _from_lerobot(
             on_progress(number + 1, dataset.num_episodes)
         table.close()
         write_description(folder, _new_info(layout.root, dataset, video), dataset.tasks, totals)
+        copy_subtasks(dataset, folder)
     return Converted(dataset.num_episodes, dataset.num_frames)
 
 
@@ -143,10 +145,12 @@ def _merge_data(dataset: LeRobotDataset, index: dict[str, NDArray[Any]], folder:
         places.append(divmod(len(groups) - 1, CHUNK_SIZE))
     for number, group in enumerate(groups):
         chunk, file = divmod(number, CHUNK_SIZE)
-        first, last = dataset.episode_starts[group[0]], dataset.episode_starts[group[-1]]
-        columns: dict[str, Any] = {
-            key: values[first : last + dataset.episode_lengths[group[-1]]] for key, values in index.items()
-        }
+        first = dataset.episode_starts[group[0]]
+        end = dataset.episode_starts[group[-1]] + dataset.episode_lengths[group[-1]]
+        columns: dict[str, Any] = {key: values[first:end] for key, values in index.items()}
+        for key in _vectors(dataset):  # LeRobot has a number where there is one dimension, not a list of one
+            if dataset.column(key).shape[1] == 1:
+                columns[key] = dataset.column(key)[first:end, 0]
         columns |= _images_beside(dataset, group)
         merge(
             [(files.data_path, files.rows) for files in map(dataset.files, group)],
@@ -154,6 +158,14 @@ def _merge_data(dataset: LeRobotDataset, index: dict[str, NDArray[Any]], folder:
             kept={*dataset.features, *index},
         )  # fmt: skip
     return places
+
+
+def _vectors(dataset: LeRobotDataset) -> list[str]:
+    """The columns of numbers with one axis, such as state and action."""
+    return [
+        key for key, feature in dataset.features.items()
+        if key not in INDEX_TYPES and len(feature.get("shape") or ()) == 1 and feature.get("dtype") not in NO_NUMBERS
+    ]  # fmt: skip
 
 
 def _images_beside(dataset: LeRobotDataset, episodes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
@@ -198,9 +210,7 @@ def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any
         info.pop(name, None)
     index = {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in INDEX_TYPES.items()}
     widths = {
-        key: feature | {"shape": [dataset.column(key).shape[1]]}
-        for key, feature in dataset.features.items()
-        if key not in index and len(feature.get("shape") or ()) == 1 and feature.get("dtype") not in NO_NUMBERS
+        key: dataset.features[key] | {"shape": [dataset.column(key).shape[1]]} for key in _vectors(dataset)
     }
     info["features"] = index | dataset.features | widths
     return info | {

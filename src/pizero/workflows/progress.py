@@ -30,12 +30,16 @@ _WIDTH = 120
 
 
 class _Console(Console):
-    """In a file lines are not broken."""
+    """In a file lines are not broken, and do not end in spaces."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if not self.is_terminal and all(isinstance(each, str | Text) for each in objects):
-            options.setdefault("soft_wrap", True)
-        super().print(*objects, **options)
+        if self.is_terminal:
+            return super().print(*objects, **options)
+        if not all(isinstance(each, str | Text) for each in objects):
+            with self.capture() as captured:
+                super().print(*objects, **options)
+            objects, options = (Text("\n".join(line.rstrip() for line in captured.get().splitlines())),), {}
+        return super().print(*objects, **{"soft_wrap": True, **options})
 
 
 def _width() -> int | None:

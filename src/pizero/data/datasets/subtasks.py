@@ -9,6 +9,7 @@ subtask_index     numbers of the texts in meta/subtasks.parquet, as older LeRobo
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.datasets.files.parquet import column_names, read_values
-from pizero.data.datasets.files.segments import Line, read_segments
+from pizero.data.datasets.files.segments import Line, read_segments, renumbered
 from pizero.data.datasets.meta.features import Feature
 from pizero.types import UserError
 
@@ -87,6 +88,18 @@ def find_subtasks(data: Frames, chosen: str | Path | None = None) -> Subtasks | 
     raise UserError(
         f"{data.root} has no subtasks {key!r}: give a .csv file, or a column of text; it has {', '.join(texts)}"
     )
+
+
+def copy_subtasks(data: Frames, folder: Path) -> None:
+    """The files of `meta/` that hold subtasks, for a dataset `folder` whose episodes are these, numbered from 0 on."""
+    table, lines = data.root / SUBTASKS_TABLE, data.root / SUBTASKS_PATH
+    if table.is_file():
+        shutil.copyfile(table, folder / SUBTASKS_TABLE)
+    if lines.is_file() and np.array_equal(data.episodes, np.arange(len(data.episodes))):
+        shutil.copyfile(lines, folder / SUBTASKS_PATH)
+    elif lines.is_file():
+        numbers = {int(old): new for new, old in enumerate(data.episodes)}
+        (folder / SUBTASKS_PATH).write_text(renumbered(lines, numbers), encoding="utf-8")
 
 
 def _own(data: Frames) -> Subtasks | None:

@@ -15,6 +15,7 @@ from pizero.data.embodiments.generic import generic
 from pizero.data.embodiments.libero import libero, libero_sim
 from pizero.data.embodiments.metaworld import metaworld, metaworld_mt
 from pizero.data.embodiments.pusht import pusht
+from pizero.data.embodiments.so101 import so101
 from pizero.data.embodiments.tabletop import tabletop
 from pizero.files import read_toml
 from pizero.plugins import Registry
@@ -22,7 +23,8 @@ from pizero.types import UserError
 
 __all__ = [
     "EMBODIMENTS", "Conversion", "Embodiment", "Key", "aloha", "aloha_sim", "droid", "droid_joint_position", "generic",
-    "get_embodiment", "libero", "libero_sim", "metaworld", "metaworld_mt", "pusht", "tabletop",
+    "get_embodiment", "libero", "libero_sim", "metaworld", "metaworld_mt", "pusht", "so101",
+    "tabletop",
 ]  # fmt: skip
 
 EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
@@ -35,6 +37,7 @@ EMBODIMENTS: dict[str, Callable[[], Embodiment]] = {
     "metaworld": metaworld,
     "metaworld_mt": metaworld_mt,
     "pusht": pusht,
+    "so101": so101,
     "tabletop": tabletop,
 }
 _REGISTRY = Registry("embodiment", "pizero.robots", EMBODIMENTS, "a TOML file or module:function")

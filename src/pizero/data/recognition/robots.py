@@ -18,7 +18,8 @@ _SIDES = ("left", "right", "follower", "leader", "main")
 class KnownRobot:
     """title: as people call it. types: pattern of a dataset's robot_type. arm: dimensions of one arm, its gripper the
     last; 0 where that differs. joints: their names, where the names alone decide the robot. units: of the joints.
-    gripper: what its numbers mean, in words; empty where makes differ.
+    gripper: what its numbers mean, in words; empty where makes differ. several_units: recordings of it have other
+    units than the robot that is described here under this name, so that only what says to be that one is it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class KnownRobot:
     joints: tuple[str, ...] = ()
     units: str = ""
     gripper: str = ""
+    several_units: bool = False
 
     def matches_type(self, robot_type: str) -> bool:
         return re.search(self.types, robot_type, re.IGNORECASE) is not None
@@ -37,7 +39,10 @@ class KnownRobot:
 
 
 KNOWN = (
-    KnownRobot("so101", "SO-101", r"so[-_]?101|(^|_)so_(follower|leader)", 6, _SO, "degrees", "0 closed, 100 open"),
+    KnownRobot(
+        "so101", "SO-101", r"so[-_]?101|(^|_)so_(follower|leader)", 6, _SO, "degrees", "0 closed, 100 open",
+        several_units=True,
+    ),
     KnownRobot("so100", "SO-100", r"so[-_]?100", 6, _SO, "degrees", "0 closed, 100 open"),
     KnownRobot("koch", "Koch", r"koch", 6, _SO, "degrees", "0 closed, 100 open"),
     KnownRobot(
@@ -93,7 +98,7 @@ def built_in(description: Description, known: KnownRobot | None) -> Embodiment |
     """The described robot whose columns, cameras and widths the dataset has."""
     said = description.robot_type.lower().replace("-", "_")
     names = [said, "metaworld_mt", "aloha_sim", "libero_sim"] if said else []
-    names += [known.name, f"{known.name}_sim"] if known is not None else []
+    names += [known.name, f"{known.name}_sim"] if known is not None and not known.several_units else []
     for name in dict.fromkeys(names):
         of_kind = name.split("_")[0] in said or (known is not None and name.startswith(known.name))
         if name in EMBODIMENTS and of_kind and _fits(description, robot := EMBODIMENTS[name]()):

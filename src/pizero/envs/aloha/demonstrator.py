@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.envs.aloha.arm import TIPS, Arm
-from pizero.envs.aloha.scene import SIDES, Array, Scene
-from pizero.envs.rotations import rotation, rotation_vector
+from pizero.envs.aloha.scene import JOINTS, SIDES, START_JOINTS, Array, Scene
+from pizero.envs.arm import Arm
+from pizero.envs.rotations import rotation
+from pizero.envs.stages import Hand, Pose, Stage
 
-Pose = tuple[Array, Array]
-"""Position [3] between the finger tips, metres, and rotation [3, 3] of the gripper, whose x points ahead."""
-
+_TIPS = np.array([0.135, 0.0, 0.0])  # from the gripper's frame, x ahead, to between the finger tips, metres
 _ABOVE = np.array([0.0, 0.0, 0.08])
 _LOWEST = 0.02  # metres above the table
 _SCATTER = 0.015  # metres beside the way, drawn by the episode; the next stage corrects it
 _MEETING = np.array([0.0, 0.5, 0.25])  # of the hands, in front of both arms
 _INSERTING = np.array([0.0, 0.5, 0.15])  # the middle between peg and socket
 _X = np.array([1.0, 0.0, 0.0])
-
-
-@dataclass(frozen=True)
-class Stage:
-    """steps: how long it takes. pose: where the hand is to be at the end, asked at each step; None stays."""
-
-    steps: int
-    gripper: float
-    pose: Callable[[], Pose] | None = None
+_GRIPPER_AT_START = 0.1
 
 
 class AlohaDemonstrator:
@@ -43,7 +32,7 @@ class AlohaDemonstrator:
         """rng: draws how far the hands pass beside the straight way."""
         self._scene, self._rng = scene, rng
         plan = self._transfer() if scene.task == "transfer_cube" else self._insertion()
-        self._hands = [_Hand(Arm(scene, side), stages) for side, stages in zip(SIDES, plan, strict=True)]
+        self._hands = [Hand(_arm(scene, side), stages, _GRIPPER_AT_START) for side, stages in zip(SIDES, plan, strict=True)]
 
     def act(self) -> NDArray[np.float32]:
         """The action [14] for the present state."""
@@ -94,7 +83,7 @@ class AlohaDemonstrator:
         body = self._scene.data.body(f"vx300s_{side}/gripper_link")
         held = body.xmat.reshape(3, 3)
         at, lies = self._scene.object_pose(name)
-        return position + body.xpos + held @ TIPS - at, lies.T @ held if turn is None else turn
+        return position + body.xpos + held @ _TIPS - at, lies.T @ held if turn is None else turn
 
     def _position(self, name: str) -> Array:
         return self._scene.object_pose(name)[0]
@@ -103,33 +92,9 @@ class AlohaDemonstrator:
         return np.array([*self._rng.uniform(-_SCATTER, _SCATTER, 2), 0.0])
 
 
-class _Hand:
-    """One arm on its way through the stages."""
-
-    def __init__(self, arm: Arm, stages: list[Stage]) -> None:
-        self._arm, self._stages = arm, stages
-        self._stage = self._step = 0
-        self._start = self._pose = arm.pose()
-        self._gripper_start = self._gripper = 0.1  # as the episode starts
-
-    def act(self) -> Array:
-        """Joint targets and gripper [7] of the next step."""
-        if self._step == self._stages[self._stage].steps and self._stage + 1 < len(self._stages):
-            self._stage, self._step = self._stage + 1, 0
-            self._start, self._gripper_start = self._pose, self._gripper
-        stage = self._stages[self._stage]
-        self._step = min(self._step + 1, stage.steps)
-        done = self._step / stage.steps
-        self._gripper = self._gripper_start + done * (stage.gripper - self._gripper_start)
-        if stage.pose is not None:
-            self._pose = _between(self._start, stage.pose(), done * done * (3 - 2 * done))
-        return np.array([*self._arm.solve(*self._pose), self._gripper])
-
-
-def _between(start: Pose, end: Pose, done: float) -> Pose:
-    """The pose at a fraction of the way, turning about one axis."""
-    turn = rotation(done * rotation_vector(end[1] @ start[1].T)) @ start[1]
-    return start[0] + done * (end[0] - start[0]), turn
+def _arm(scene: Scene, side: str) -> Arm:
+    joints = [f"vx300s_{side}/{name}" for name in JOINTS]
+    return Arm(scene.model, f"vx300s_{side}/gripper_link", _TIPS, joints, START_JOINTS)
 
 
 def _turn(side: str, pitch: float, roll: float = 0.0) -> Array:

@@ -86,7 +86,8 @@ def merge(
 ) -> None:
     """Rows of several files in one, with the first one's schema; UserError where another's differs.
 
-    columns: values of all rows, in the place of those in the files, or new ones. kept: columns of the files.
+    columns: values of all rows, in the place of those in the files, or new ones; numbers also in the place of lists of
+    one. kept: columns of the files.
     """
     tables = [_rows_of(path, rows, kept) for path, rows in sources]
     for (path, _), table in zip(sources, tables, strict=True):
@@ -102,6 +103,8 @@ def merge(
             whole = whole.append_column(name, array)
         else:
             images = _pa.types.is_struct(array.type) and not _pa.types.is_struct(kind)
+            if _pa.types.is_list(kind) or _pa.types.is_fixed_size_list(kind):  # of one number each
+                kind = kind.value_type
             whole = whole.set_column(position, name, array if images else array.cast(kind))
     _pq.write_table(whole.replace_schema_metadata(metadata), str(target), row_group_size=row_group)
 

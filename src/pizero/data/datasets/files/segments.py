@@ -11,7 +11,8 @@ does not belong to it. Without an end a piece lasts to the next one, or to the e
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def read_segments(path: Path) -> list[Line]:
         )
     places = [names.index(name) for name in columns]
     return [_line(path, number, [row[place].strip() for place in places], columns) for number, row in _full(rows, path)]
+
+
+def renumbered(path: Path, numbers: Mapping[int, int]) -> str:
+    """The file's text with other numbers of episodes; lines of an episode that has none are left out."""
+    read_segments(path)  # says what is wrong with it
+    (_, names), *rows = _rows(path.read_text(encoding="utf-8-sig"))
+    place = [name.strip().lower() for name in names].index("episode")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for _, row in rows:
+        if (number := numbers.get(as_whole(row[place].strip()) or 0)) is not None:
+            writer.writerow([*row[:place], number, *row[place + 1 :]])
+    return text.getvalue()
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -64,9 +64,9 @@ class Recording:
         return [*self.vectors, *INDEX_TYPES]
 
     def column_types(self) -> dict[str, ColumnType]:
-        """The columns of the data files."""
+        """The columns of the data files. One dimension is a number and no list of one: so LeRobot writes and reads it."""
         types: dict[str, ColumnType] = {} if self.codec else dict.fromkeys(self.image_keys, "image")
-        types |= {key: len(names) for key, names in self.vectors.items()}
+        types |= {key: len(names) if len(names) != 1 else "float32" for key, names in self.vectors.items()}
         return {**types, **INDEX_TYPES, **({PERSISTENT: "language"} if self.subtasks else {})}
 
     def huggingface_metadata(self) -> dict[str, str]:

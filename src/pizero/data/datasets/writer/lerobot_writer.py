@@ -262,6 +262,8 @@ class LeRobotWriter:
         }
         for key, frames in self._frames.items():
             columns[key] = np.stack(frames) if key in self._recording.vectors else frames
+            if len(self._recording.vectors.get(key, ())) == 1:
+                columns[key] = columns[key][:, 0]
         if self._recording.subtasks:  # LeRobot has an episode's texts at each of its frames
             columns[PERSISTENT] = [language_rows(self._subtasks, self._recording.fps)] * self._length
         return columns
