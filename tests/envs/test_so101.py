@@ -138,7 +138,7 @@ def test_from_demonstrations_to_a_policy_that_is_evaluated(
     policy = load_policy(output)
     assert policy.pipeline.embodiment.relative_mask == (True, True, True, True, True, False)
     monkeypatch.setitem(MAX_STEPS, "lift_cube", 3)
-    evaluated = ["--env", "so101", "--tasks", "lift_cube", "--episodes", "1", "--num-steps", "1", "--videos", "0"]
+    evaluated = ["--env", "so101", "--tasks", "lift_cube", "--episodes", "1", "--num-steps", "1", "--num-videos", "0"]
     assert run("evaluate", [str(output), *evaluated]) == 0
     assert "lift_cube" in capsys.readouterr().err
 

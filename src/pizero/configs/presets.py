@@ -123,16 +123,19 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
 
 
 def so101_sim(model: ModelName = "pi0") -> Preset:
-    """Tiny π0 for the simulated SO-101, from scratch: two cameras, chunks of one second.
+    """Tiny π0 for the simulated SO-101, from scratch: two cameras of 64 px, chunks of one second.
 
     command   pizero train DATASET --preset so101-sim --output RUN
     hardware  1 CPU core; needs the `so101` extra for demonstrations and evaluation
     result    docs/results/benchmarks.md
     """
-    config = small_config("small", pi05=model == "pi05", state_dim=6, action_dim=6, **_prompt(model, 16, 56))
+    config = small_config(
+        "tiny", pi05=model == "pi05", image_size=64, state_dim=6, action_dim=6, **_prompt(model, 16, 56)
+    )
+    config = replace(config, vision=replace(config.vision, patch_size=16))
     train = TrainConfig(
-        steps=1_500, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.99,
-        optimizer="muon", draws=4, augmentation="shift", log_every=50, validate_every=500, save_every=500,
+        steps=3_000, batch_size=32, learning_rate=3e-3, final_learning_rate=2e-5, warmup_steps=50, ema_decay=0.99,
+        optimizer="muon", draws=4, augmentation="none", log_every=50, validate_every=500, save_every=500,
         validation_fraction=0.04, seed=0,
     )  # fmt: skip
     return _of_kind(Preset("so101", config, train, norm_mode(model), 384, execution_horizon=8), model)
