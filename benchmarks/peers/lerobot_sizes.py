@@ -8,12 +8,18 @@ from typing import Any
 from lerobot.policies.pi0.modeling_pi0 import GemmaConfig
 
 
+_OWN: dict[str, tuple[Any, Any]] = {}
+"""LeRobot's own classes, by module, so that sizes can be chosen again."""
+
+
 def use_sizes(module: ModuleType, arch: dict[str, Any]) -> None:
     """Puts sizes in the place of the fixed ones in `module`, LeRobot's modeling_pi0 or modeling_pi05.
 
     arch: vlm, expert (fields of its GemmaConfig), vision (fields of Transformers' config), vocab_size.
     """
-    vlm, expert = module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM
+    vlm, expert = _OWN.setdefault(
+        module.__name__, (module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM)
+    )
     sizes = {"gemma_2b": arch["vlm"], "gemma_300m": arch["expert"]}
     module.get_gemma_config = lambda variant: GemmaConfig(**sizes[variant])
 
