@@ -72,6 +72,7 @@ def check_chunks(root: Path) -> None:
         use_sizes(module, arch)
         theirs, folder = TheirPolicy(name, GOLDEN / f"{name}_tiny"), root / f"{name}-plugin"
         given = GivenFacts(tokenizer=CutAtTheEnd.bytes())
+        shutil.rmtree(folder, ignore_errors=True)
         convert(GOLDEN / f"{name}_tiny", folder, "lerobot-plugin", arch=arch, given=given)
         ours = PizeroPolicy.from_pretrained(folder)
         ours.pipeline = dataclasses.replace(ours.pipeline, tokenizer=CutAtTheEnd.bytes())

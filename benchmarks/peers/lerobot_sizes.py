@@ -7,7 +7,6 @@ from typing import Any
 
 from lerobot.policies.pi0.modeling_pi0 import GemmaConfig
 
-
 _OWN: dict[str, tuple[Any, Any]] = {}
 """LeRobot's own classes, by module, so that sizes can be chosen again."""
 

@@ -18,8 +18,8 @@ class Arguments:
 
     env: Annotated[str, tyro.conf.Positional]
     """Simulator: tabletop, tabletop-long, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht,
-    aloha, libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that an
-    installed package offers; or module:function (docs/simulators.md)."""
+    aloha, so101, libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that
+    an installed package offers; or module:function (docs/simulators.md)."""
     output: Path
     """Folder of the new dataset; it must not exist."""
     episodes: int = 100

@@ -21,8 +21,8 @@ class Arguments:
     or random: the simulator's scripted demonstrator, uniform actions."""
     env: str
     """Simulator: tabletop, tabletop-long, metaworld, metaworld-mt10, metaworld-mt50, metaworld-mt50-lerobot, pusht,
-    aloha, libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that an
-    installed package offers; or module:function (docs/simulators.md)."""
+    aloha, so101, libero-spatial, libero-object, libero-goal, libero-10 (these four also with -published); one that
+    an installed package offers; or module:function (docs/simulators.md)."""
     episodes: int = 50
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()

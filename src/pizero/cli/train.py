@@ -163,9 +163,7 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.training_data import DataOptions
 
     run_folder = arguments.output if arguments.resume else None
-    preset, told = choose_preset(
-        arguments.preset, arguments.model, arguments.checkpoint, run_folder, arguments.dataset
-    )
+    preset, told = choose_preset(arguments.preset, arguments.model, arguments.checkpoint, run_folder, arguments.dataset)
     if told:
         console.print(told)
     changes = _given(arguments, SETTINGS)

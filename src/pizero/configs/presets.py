@@ -157,9 +157,9 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
 
 PRESETS: dict[str, Callable[[ModelName], Preset]] = {
     "small": small, "tabletop": tabletop, "metaworld": metaworld, "metaworld-mt10": metaworld_mt10,
-    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "so101-sim": so101_sim, "libero-sim": libero_sim,
-    "full": full, "aloha": aloha, "droid": droid, "so101": so101, "libero": libero, "metaworld-full": metaworld_full,
-    "tabletop-full": tabletop_full,
+    "metaworld-mt50": metaworld_mt50, "pusht": pusht, "aloha-sim": aloha_sim, "so101-sim": so101_sim,
+    "libero-sim": libero_sim, "full": full, "aloha": aloha, "droid": droid, "so101": so101, "libero": libero,
+    "metaworld-full": metaworld_full, "tabletop-full": tabletop_full,
 }  # fmt: skip
 
 

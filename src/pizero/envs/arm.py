@@ -24,7 +24,7 @@ class Arm:
     """Damped least squares, from the last solution on, so that consecutive poses give a smooth motion."""
 
     def __init__(self, model: Any, hand: str, tips: Array, joints: Sequence[str], start: Array) -> None:
-        """hand: a body. tips: from its frame to the point that is to be moved [3], metres. start: of the joints, rad."""
+        """hand: a body. tips: from its frame to the point that is moved [3], metres. start: of the joints, rad."""
         self._model = model
         self._data = import_mujoco().MjData(model)  # for the arm alone; where the objects lie does not matter
         self._body, self._tips = model.body(hand).id, tips

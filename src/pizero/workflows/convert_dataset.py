@@ -209,9 +209,7 @@ def _new_info(root: Path, dataset: LeRobotDataset, video: bool) -> dict[str, Any
     for name in ("total_chunks", "total_videos"):
         info.pop(name, None)
     index = {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in INDEX_TYPES.items()}
-    widths = {
-        key: dataset.features[key] | {"shape": [dataset.column(key).shape[1]]} for key in _vectors(dataset)
-    }
+    widths = {key: dataset.features[key] | {"shape": [dataset.column(key).shape[1]]} for key in _vectors(dataset)}
     info["features"] = index | dataset.features | widths
     return info | {
         "fps": int(dataset.fps) if dataset.fps.is_integer() else dataset.fps,

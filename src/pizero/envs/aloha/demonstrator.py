@@ -32,7 +32,9 @@ class AlohaDemonstrator:
         """rng: draws how far the hands pass beside the straight way."""
         self._scene, self._rng = scene, rng
         plan = self._transfer() if scene.task == "transfer_cube" else self._insertion()
-        self._hands = [Hand(_arm(scene, side), stages, _GRIPPER_AT_START) for side, stages in zip(SIDES, plan, strict=True)]
+        self._hands = [
+            Hand(_arm(scene, side), stages, _GRIPPER_AT_START) for side, stages in zip(SIDES, plan, strict=True)
+        ]
 
     def act(self) -> NDArray[np.float32]:
         """The action [14] for the present state."""

@@ -29,9 +29,7 @@ class SO101Demonstrator:
         """rng: draws how far the hand passes beside the straight way."""
         self._scene, self._beside = scene, rng.uniform(-_SCATTER, _SCATTER, (2, 2))
         state = np.radians(scene.state()[:5])
-        self._hand = Hand(
-            Arm(scene.model, HAND, TIPS, JOINTS, state), self._stages(task), scene.state()[5] / 100
-        )
+        self._hand = Hand(Arm(scene.model, HAND, TIPS, JOINTS, state), self._stages(task), scene.state()[5] / 100)
         self._bias = import_mujoco().MjData(scene.model)
 
     def act(self) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ class Recording:
         return [*self.vectors, *INDEX_TYPES]
 
     def column_types(self) -> dict[str, ColumnType]:
-        """The columns of the data files. One dimension is a number and no list of one: so LeRobot writes and reads it."""
+        """The columns of the data files. One dimension is a number, not a list of one: LeRobot's own form."""
         types: dict[str, ColumnType] = {} if self.codec else dict.fromkeys(self.image_keys, "image")
         types |= {key: len(names) if len(names) != 1 else "float32" for key, names in self.vectors.items()}
         return {**types, **INDEX_TYPES, **({PERSISTENT: "language"} if self.subtasks else {})}
