@@ -16,6 +16,22 @@ pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta as b; f = sys.argv[1]; b.build_sdist(f); b.build_wheel(f)"
 LARGEST, HELP_SECONDS = 5e6, 0.5
+QUICKSTART = """
+from dataclasses import replace
+from pathlib import Path
+from pizero.configs.presets import tabletop
+from pizero.workflows import demo
+from pizero.workflows.collect import CollectConfig
+from pizero.workflows.evaluate import EvaluateConfig
+
+if __name__ == "__main__":
+    preset = tabletop("pi0")
+    train = replace(preset.train, steps=4, batch_size=4, warmup_steps=2, save_every=4, validate_every=4)
+    collect = CollectConfig("tabletop", episodes=6, image_format="png", workers=2)
+    evaluate = EvaluateConfig("tabletop", episodes=1, num_videos=1)
+    demo.preset_demo("smoke", replace(preset, train=train), Path("quickstart"), collect, evaluate, baseline_episodes=1)
+"""
+"""`pizero quickstart`, with a little of everything."""
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +88,15 @@ def test_help_comes_at_once(installed: Path, tmp_path: Path) -> None:
     assert min(seconds() for _ in range(5)) < HELP_SECONDS
 
 
+def test_the_quick_start_leaves_its_report(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "smoke.py").write_text(QUICKSTART)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(installed / "python"), "smoke.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert "success" in (tmp_path / "quickstart" / "report.html").read_text(encoding="utf-8")
+
+
 def test_from_demonstrations_to_a_success_rate(installed: Path, tmp_path: Path) -> None:
-    """The steps of `pizero quickstart`, which takes minutes, with a little of everything."""
     pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=tmp_path)
     small = ["--preset", "tabletop", "--steps", "5", "--batch-size", "4", "--warmup-steps", "2", "--output", "run"]
     pizero(installed, "train", "data", *small, folder=tmp_path)
