@@ -9,7 +9,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,so101,baseline,openpi,hdf5,quant,track,docs,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[sim,pusht,so101,baseline,openpi,hdf5,quant,track,export,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gym-aloha  # without the dm_control that it asks for
 	touch $@
 

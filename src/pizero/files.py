@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import stat
-import tomllib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +66,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables in a TOML file that a user wrote, with or without a byte order mark. UserError when there are none."""
+    import tomllib  # of Python 3.11; what runs an export needs 3.10
+
     text = ""
     try:
         text = read_file(path, _LARGEST_TOML).decode("utf-8-sig")

@@ -15,10 +15,10 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"types", "files", "processes", "plugins"},
     {"model", "baseline", "data", "envs"},
-    {"engine"},
+    {"engine", "exported"},
     {"policy"},
     {"checkpoints"},
-    {"train"},
+    {"train", "export"},
     {"evaluation", "serving", "report"},
     {"workflows", "configs", "cli"},
 )

@@ -41,14 +41,29 @@ class NoiseSchedule:
 
         `predict` takes x [B, H, D] and the diffusion step [B]; it is called `num_steps` times.
         """
-        if num_steps < 1 or self.num_steps % num_steps:
-            raise UserError(f"num_steps: got {num_steps}, expected a divisor of the {self.num_steps} training steps")
-        scheduler, x = self._scheduler(), noise.float()
-        scheduler.set_timesteps(num_steps)
+        scheduler, x = self._set(num_steps), noise.float()
         for step in scheduler.timesteps.tolist():
             predicted = predict(x, torch.full(x.shape[:1], step, device=x.device))
             x = scheduler.step(predicted.float(), step, x, return_dict=False)[0]
         return x
+
+    def coefficients(self, num_steps: int) -> tuple[Tensor, Tensor]:
+        """The diffusion step of each of `num_steps` steps [T]; and [T, 4] of what its x is made: signal and noise of
+        the step's own, then of the next, so that x = signal * actions + noise * error.
+        """
+        scheduler = self._set(num_steps)
+        steps = torch.as_tensor(scheduler.timesteps).long()
+        after = steps - self.num_steps // num_steps
+        kept = self._kept[steps]
+        later = torch.where(after >= 0, self._kept[after.clamp(min=0)], scheduler.final_alpha_cumprod)
+        return steps, torch.stack([part.sqrt() for part in (kept, 1 - kept, later, 1 - later)], dim=1)
+
+    def _set(self, num_steps: int) -> Any:
+        if num_steps < 1 or self.num_steps % num_steps:
+            raise UserError(f"num_steps: got {num_steps}, expected a divisor of the {self.num_steps} training steps")
+        scheduler = self._scheduler()
+        scheduler.set_timesteps(num_steps)
+        return scheduler
 
     def _scheduler(self) -> Any:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler

@@ -20,11 +20,12 @@ from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.checkpoints.native import checkpoint as native
 from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
+from pizero.data.pipeline import Pipeline
 from pizero.files import new_folder
 from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.model.precision import cast_weights
-from pizero.types import Observation, UserError
+from pizero.types import Observation, RobotDict, UserError
 
 SEED = 0
 """Of the fixed observation and its noise."""
@@ -184,18 +185,25 @@ def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[St
 def _add_example(folder: Path, model: Network, facts: Facts) -> None:
     """A native checkpoint that knows its robot gets an example: random images, the mean state."""
     pipeline = make_pipeline(model.config, facts)
-    config, generator = model.config, np.random.default_rng(SEED)
+    config = model.config
+    observation = random_observation(config, pipeline, SEED)
+    shape = config.action_horizon, config.action_dim
+    noise = np.random.default_rng(SEED).standard_normal(shape).astype(np.float32)
+    make_example(model, pipeline, observation, noise).save(folder / native.EXAMPLE)
+
+
+def random_observation(config: NetworkConfig, pipeline: Pipeline, seed: int) -> RobotDict:
+    """Random images of every camera, the mean state."""
+    generator = np.random.default_rng(seed)
     history = (config.num_history,) if config.num_history > 1 else ()
     state = pipeline.norm_stats.state.mean[: pipeline.robot_state_dim]
     shape = (*history, *config.image_shape, 3)
     cameras = pipeline.embodiment.cameras.values()
-    observation = {
+    return {
         "state": np.broadcast_to(state, (*history, len(state))).astype(np.float32),
         "images": {name: generator.integers(0, 256, shape, dtype=np.uint8) for name in cameras},
         "prompt": "go",
-    }  # fmt: skip
-    noise = generator.standard_normal((config.action_horizon, config.action_dim)).astype(np.float32)
-    make_example(model, pipeline, observation, noise).save(folder / native.EXAMPLE)
+    }
 
 
 def _check_room(model: Network, target: Path) -> None:

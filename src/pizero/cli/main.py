@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",
+    "export": "a policy without PyTorch: ONNX or OpenVINO graphs, verified before they get their name",
     "bench": "inference speed beside this machine's limit; the error of int8",
     "completion": "a script for bash, zsh or fish that completes commands and options",
     "inspect": "the architecture with shapes, parameters, FLOPs; a page of what a policy does inside",

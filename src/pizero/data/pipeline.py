@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypeAlias, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, cast, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pizero.data.embodiments import Embodiment
@@ -37,17 +36,20 @@ from pizero.types import (
     check_whole,
 )  # fmt: skip
 
-CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
-"""One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all.
+if TYPE_CHECKING:  # what runs an export has neither
+    from typing import NotRequired
 
-With an observation history of T > 1 each sample has [T, h, w, 3].
+    import torch
+
+CameraImages: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8] | None] | None
+"""One camera of a batch: uint8 [B, h, w, 3], or one [h, w, 3] or None per sample, or None for no sample at all. With an
+observation history of T > 1 each sample has [T, h, w, 3].
 """
 
 
 class ModelInputs(TypedDict):
-    """A batch of observations as arrays. Cameras by model name; one that no sample has is not in `images`.
-
-    With an observation history of T > 1: images [B, T, H, W, 3] and state [B, T, state_dim], oldest first.
+    """A batch of observations as arrays. Cameras by model name; one that no sample has is not in `images`. With an
+    observation history of T > 1: images [B, T, H, W, 3] and state [B, T, state_dim], oldest first.
     """
 
     images: dict[str, GreyLevels]  # [B, H, W, 3]
@@ -261,6 +263,7 @@ class Pipeline:
 
     def observation(self, inputs: ModelInputs, device: torch.device | str) -> Observation:
         """The arrays of `model_inputs` as tensors on `device`; images become float32 in [-1, 1] there."""
+        import torch
 
         def tensor(value: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(value)).to(device)  # pyright: ignore[reportUnknownMemberType]

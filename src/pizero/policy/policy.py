@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from pizero.data.pipeline import Pipeline
+from pizero.data.robot_values import FAR, float_array
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.fast_writer import FastWriter
 from pizero.engine.warm_up import padded_batch, warm_up
 from pizero.model.action_model import ActionSampler
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
-from pizero.policy.real_time import FAR, RealTime, float_array, sampling_options
+from pizero.policy.real_time import RealTime, sampling_options
 from pizero.policy.sampling import device_of, sample_chunks, sampler_of
 from pizero.policy.subtasks import with_subtasks
 from pizero.types import RobotDict, UserError
@@ -67,6 +68,8 @@ class ModelPolicy:
         """Observations T that a robot dictionary brings."""
         self.noise_shape: tuple[int, int] = (config.action_horizon, config.action_dim)
         """Of one observation's noise: (H, action_dim)."""
+        self.horizon = config.action_horizon - config.past_actions
+        """Actions of a chunk that are played."""
         self._told_device = device
         self._generator = torch.Generator().manual_seed(seed)
 

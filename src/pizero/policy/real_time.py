@@ -14,7 +14,6 @@ trained   a model trained with delays takes the first `delay` actions as given (
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pizero.data.pipeline import Pipeline
+from pizero.data.robot_values import FAR, float_array, whole_number
 from pizero.model.action_model import ActionModelConfig
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import ActionPrefix, Velocity, estimate_actions, pulled_velocity
@@ -33,8 +33,6 @@ from pizero.types import RobotDict, UserError
 Schedule: TypeAlias = Literal["exp", "linear", "ones", "zeros"]
 Jacobian: TypeAlias = Literal["paper", "identity"]
 
-FAR = 1e6
-"""Normalised states and actions, and noise, beyond which a model would compute with infinities."""
 MAX_GUIDANCE_WEIGHT = 5.0
 """The paper's beta for ten integration steps or fewer (arXiv 2506.07339, section 4 and appendix)."""
 
@@ -107,26 +105,6 @@ def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArr
     if not np.isfinite(actions).all():
         raise UserError("previous_actions: NaN or infinite; expected numbers")
     return actions
-
-
-def float_array(name: str, given: Any) -> NDArray[np.float32]:
-    """What a robot sent under this name, infinite where float32 ends. UserError where it is no array of numbers."""
-    try:
-        with np.errstate(over="ignore"):
-            return np.asarray(given, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name}: got {type(given).__name__}, expected an array of numbers") from None
-
-
-def whole_number(name: str, given: Any, of: str) -> int:
-    """What a robot sent under this name as a count of something. UserError where it is none."""
-    try:
-        count = operator.index(given)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise UserError(f"{name}: got {str(given)[:60]}, expected a whole number of {of}")
-    return count
 
 
 def soft_mask(delay: Tensor, left: Tensor, horizon: int, schedule: Schedule = "exp") -> Tensor:

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pizero import __version__
 from pizero.data.openpi_robots import UNSEEN, from_openpi
+from pizero.data.robot_values import whole_number
+from pizero.exported.policy import ExportedPolicy
 from pizero.policy.held_subtask import HeldSubtask
 from pizero.policy.policy import ModelPolicy
-from pizero.policy.real_time import whole_number
 from pizero.serving.batching import Batcher
 from pizero.serving.config import ServeConfig
 from pizero.serving.live import Live, Robot, small
@@ -26,7 +27,8 @@ from pizero.serving.turns import Turns
 from pizero.serving.worker import Worker
 from pizero.types import RobotDict, UserError
 
-Load = Callable[[], ModelPolicy]
+AnyPolicy: TypeAlias = ModelPolicy | ExportedPolicy
+Load: TypeAlias = Callable[[], AnyPolicy]
 Message = bytes | Callable[[], dict[str, Any]]
 EXTRA = ("noise", "previous_actions", "inference_delay", "subtask")
 """What a robot may send beside its observation, handed on to the policy."""
@@ -38,7 +40,7 @@ class Hosted:
 
     name: str
     load: Load
-    policy: ModelPolicy
+    policy: AnyPolicy
     metadata: dict[str, Any]
     batcher: Batcher
     limits: Limits
@@ -118,7 +120,7 @@ class Hosted:
             raise UserError("the observation cannot be read; expected numbers, images and texts") from error
 
 
-def robot_dictionary(value: Mapping[Any, Any], policy: ModelPolicy) -> RobotDict:
+def robot_dictionary(value: Mapping[Any, Any], policy: AnyPolicy) -> RobotDict:
     """A request as the policy takes it: in pizero's own form, or in openpi's, whatever robot it is.
 
     A camera that the checkpoint does not know is refused, as it would be one that the policy does not see; so is a
@@ -143,7 +145,7 @@ def _rest(chunk: NDArray[np.float32], played: Any) -> RobotDict:
     return {"previous_actions": chunk[count:]} if count < len(chunk) else {}
 
 
-def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
+def describe(name: str, policy: AnyPolicy) -> dict[str, Any]:
     """What a server says first on each connection; which dimensions it takes and gives where the robot chooses some."""
     pipeline = policy.pipeline
     chosen = {"state_dims": pipeline.embodiment.state_dims, "action_dims": pipeline.embodiment.action_dims}
@@ -156,7 +158,7 @@ def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
         "image_size": list(pipeline.image_size),
         "state_dim": pipeline.robot_state_dim,
         "action_dim": pipeline.robot_action_dim,
-        "action_horizon": policy.noise_shape[0] - policy.model.config.past_actions,
+        "action_horizon": policy.horizon,
         "num_history": policy.num_history,
         "num_steps": policy.num_steps,
         "takes_subtask": policy.takes_subtask,
@@ -164,7 +166,7 @@ def describe(name: str, policy: ModelPolicy) -> dict[str, Any]:
     }
 
 
-def blank_observation(policy: ModelPolicy) -> RobotDict:
+def blank_observation(policy: AnyPolicy) -> RobotDict:
     """Zeros that the policy takes."""
     pipeline = policy.pipeline
     history = (policy.num_history,) if policy.num_history > 1 else ()
@@ -176,7 +178,7 @@ def blank_observation(policy: ModelPolicy) -> RobotDict:
     }
 
 
-def make_ready(load: Load, max_batch: int) -> tuple[ModelPolicy, float]:
+def make_ready(load: Load, max_batch: int) -> tuple[AnyPolicy, float]:
     """The policy, warmed up, and the seconds of its largest call."""
     policy = load()
     observation = blank_observation(policy)

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import load_policy
-from pizero.checkpoints.native.checkpoint import load_example
 from pizero.envs.env import check_env, make_env
 from pizero.evaluation.benchmark import RolloutConfig, episode_specs, evaluate, summarize, tiers_of
 from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
+from pizero.exported.policy import ExportedPolicy
 from pizero.files import write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
 from pizero.types import RobotDict, UserError, check_whole
+from pizero.workflows.policies import open_policy
 from pizero.workflows.progress import progress_bar
 from pizero.workflows.threads import torch_threads
 
@@ -46,7 +45,7 @@ ACTORS = {"demonstrator": run_demonstrator, "random": run_random}
 
 
 def evaluate_policy(
-    policy: ModelPolicy,
+    policy: ModelPolicy | ExportedPolicy,
     config: EvaluateConfig,
     folder: Path | None,
     *,
@@ -113,8 +112,7 @@ def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
 def _evaluate_checkpoint(
     checkpoint: str | Path, config: EvaluateConfig, folder: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
-    path = local_folder(checkpoint)
-    policy = load_policy(path, num_steps=config.num_steps, verify=load_example(path) is not None, **options)
+    policy = open_policy(checkpoint, num_steps=config.num_steps, **options)
     policy.subtask_every = config.subtask_every
     return evaluate_policy(policy, dataclasses.replace(config, num_steps=policy.num_steps), folder)
 

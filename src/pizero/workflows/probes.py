@@ -35,7 +35,7 @@ def probe(
 ) -> list[Explanation]:
     """Of the changes that fit clearly better, the best of each aspect. frames: where chunks start."""
     observations = [recorded_observation(dataset, policy.pipeline, int(frame)) for frame in frames]
-    horizon = policy.noise_shape[0] - policy.model.config.past_actions
+    horizon = policy.horizon
     recorded, padded = robot_action_window(dataset, policy.pipeline.embodiment, frames, horizon)
 
     def error(pipeline: Pipeline, change: Callable[[RobotDict], RobotDict]) -> float:

@@ -70,7 +70,7 @@ def replay_episode(checkpoint: str, root: Path, config: ReplayConfig, output: Pa
 def _course(policy: ModelPolicy, dataset: LeRobotDataset, execution_horizon: int | None) -> Course:
     """The chunks along the whole dataset, which is one episode."""
     robot, length = policy.pipeline.embodiment, dataset.num_frames
-    horizon = policy.noise_shape[0] - policy.model.config.past_actions
+    horizon = policy.horizon
     every = max(horizon // 2, 1) if execution_horizon is None else execution_horizon
     if not 1 <= every <= horizon:
         raise UserError(f"execution_horizon must be 1 to {horizon}, the length of the checkpoint's chunks, got {every}")

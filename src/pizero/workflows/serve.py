@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
-from pizero.checkpoints.native.checkpoint import load_example
-from pizero.policy.policy import ModelPolicy
+from pizero.serving.hosted import AnyPolicy, Load
 from pizero.types import UserError
+from pizero.workflows.policies import open_policy
 
 _RESERVED = {"live", "healthz", "health", "metrics", "page", "vla-eval"}
 
@@ -44,19 +43,18 @@ def _parts(path: str) -> list[str]:
     return [base, adapters] if plus and not Path(path).exists() else [path]
 
 
-def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Callable[[], ModelPolicy]]:
+def loaders(checkpoints: dict[str, str], **options: Any) -> dict[str, Load]:
     """Name -> a function that loads its policy, of BASE+ADAPTERS both; of a run the checkpoint that is the newest then.
 
     options: as for `load_policy`. A checkpoint with a stored example must reproduce it.
     """
 
-    def loader(path: str) -> Callable[[], ModelPolicy]:
-        def load() -> ModelPolicy:
+    def loader(path: str) -> Load:
+        def load() -> AnyPolicy:
             checkpoint, *adapters = _parts(path)
             if adapters:
                 return load_policy(checkpoint, adapters=adapters[0], **options)
-            folder = local_folder(checkpoint)
-            return load_policy(folder, verify=load_example(folder) is not None, **options)
+            return open_policy(checkpoint, **options)
 
         return load
 

@@ -14,19 +14,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import ByteLevel as ByteLevelProcessor
-from tokenizers.trainers import BpeTrainer
 
 from pizero.files import new_folder, read_file, read_json, values_of
 from pizero.types import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # loaded where a codec is: most policies have none
 
 OnMalformed: TypeAlias = Literal["raise", "zeros"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -203,25 +200,13 @@ class FastCodec:
                 "FAST codec: the actions hold NaN, infinity or values far from [-1, 1]; repair or normalise them"
             )
         min_token, largest = int(lowest), int(highest) - int(lowest)
-        alphabet = sorted(ByteLevel.alphabet()) if all_bytes else [chr(point) for point in range(largest + 1)]
+        alphabet = _byte_symbols() if all_bytes else [chr(point) for point in range(largest + 1)]
         if vocab_size <= len(alphabet):
             raise UserError(
                 f"FAST codec: a vocabulary of {vocab_size} has no room for {len(alphabet)} characters and what is made "
                 f"of them; take {2 * len(alphabet)} or more"
             )
-        tokenizer = Tokenizer(cast(Any, BPE)())
-        parts: Any = tokenizer
-        parts.pre_tokenizer = ByteLevel(add_prefix_space=False)
-        parts.decoder = ByteLevelDecoder()
-        parts.post_processor = ByteLevelProcessor(trim_offsets=False)
-        trainer = cast(Any, BpeTrainer)(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            show_progress=False,
-            special_tokens=[],
-            initial_alphabet=alphabet,
-            max_token_length=10_000,
-        )
+        tokenizer, trainer = _untrained(vocab_size, alphabet)
         texts = (
             _text(row) for array in coefficients for row in (array - min_token).astype(np.int64).reshape(len(array), -1)
         )
@@ -239,7 +224,7 @@ class FastCodec:
     @cached_property
     def _complete(self) -> bool:
         """Whether every byte has a token."""
-        return all(self.tokenizer.token_to_id(symbol) is not None for symbol in ByteLevel.alphabet())
+        return all(self.tokenizer.token_to_id(symbol) is not None for symbol in _byte_symbols())
 
     @cached_property
     def _known(self) -> NDArray[np.int64]:
@@ -254,7 +239,36 @@ class FastCodec:
         return np.where(characters - left <= right - characters, left, right)
 
 
+def _untrained(vocab_size: int, alphabet: list[str]) -> tuple[Tokenizer, Any]:
+    """Byte-level BPE and its trainer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(cast(Any, models.BPE)())
+    parts: Any = tokenizer
+    parts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts.decoder = decoders.ByteLevel()
+    parts.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = cast(Any, trainers.BpeTrainer)(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=alphabet,
+        max_token_length=10_000,
+    )
+    return tokenizer, trainer
+
+
+def _byte_symbols() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
 def _read_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
     try:
         tokenizer = Tokenizer.from_str(read_file(path, _LARGEST_FILE).decode())
     except OSError as error:

@@ -1,0 +1,142 @@
+"""A checkpoint becomes an export: its graphs are written, opened, run on an example, and only then get their name."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pizero.baseline.policy import DiffusionPolicy
+from pizero.checkpoints.convert import random_observation
+from pizero.checkpoints.facts import GivenFacts, make_pipeline
+from pizero.checkpoints.load import open_checkpoint
+from pizero.checkpoints.models import Network
+from pizero.checkpoints.native.checkpoint import load_example, torch_dtype
+from pizero.data.example import Example
+from pizero.data.pipeline import Pipeline
+from pizero.export.diffusion import diffusion_step_graph, encode_graph
+from pizero.export.graph import Dtype, Graph, Runtime
+from pizero.export.openvino import to_openvino
+from pizero.export.pi0 import longest_prefix, prefix_graph, step_graph, vision_graph
+from pizero.export.words import write_words
+from pizero.exported.manifest import Manifest, described
+from pizero.exported.policy import EXAMPLE, TOLERANCES, load_exported, reproduce
+from pizero.files import new_folder
+from pizero.model.config import Pi0Config
+from pizero.model.pi0 import Pi0
+from pizero.policy.sampling import sample_chunks
+from pizero.types import UserError
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export is told of: bytes of all its files, the largest difference of its example's chunk from pizero's
+    own in robot units, the same as a part of each action dimension's largest value, and what of that is allowed.
+    """
+
+    num_bytes: int
+    difference: float
+    relative: float
+    tolerance: float
+    notes: tuple[str, ...]
+
+
+def export(
+    checkpoint: str | Path, folder: Path, *, to: Runtime, dtype: Dtype = "float32", num_steps: int | None = None,
+    threads: int | None = None, given: GivenFacts | None = None, on_step: Callable[[str], None] = lambda text: None,
+) -> Export:  # fmt: skip
+    """Writes `folder`, proved; UserError, and nothing is left of it, where the proof fails.
+
+    num_steps: of sampling, a constant of the export; None takes the model's own number. threads: of the proof. given:
+    what the checkpoint has not recorded.
+    """
+    source_folder, source = open_checkpoint(checkpoint)
+    facts = source.facts if given is None else given.over(source.facts, source.config)
+    pipeline = make_pipeline(source.config, facts)
+    on_step("reading the weights")
+    model = source.build("cpu", torch_dtype("float32") if dtype == "float32" else None)
+    if pipeline.prompt_format == "fast":
+        raise UserError("a π0-FAST writes its actions as tokens and is not exported; π0, π0.5 and the baseline are")
+    pipeline = replace(pipeline, fast=None)  # FAST tokens are for training alone
+    num_steps = model.config.default_num_steps if num_steps is None else num_steps
+    with new_folder(folder) as partial:
+        on_step("the example, by pizero")
+        example = _example(model, pipeline, load_example(source_folder), num_steps)
+        manifest = write_graphs(partial, model, pipeline, to, dtype, num_steps, on_step)
+        del model
+        gc.collect()  # the runtime needs the room
+        pipeline.save(partial)
+        example.save(partial / EXAMPLE)
+        files = {path.name: described(path) for path in sorted(partial.iterdir())}
+        replace(manifest, files=files).save(partial)
+        on_step("the example, by the export")
+        policy = load_exported(partial, threads=threads)
+        relative = reproduce(policy, example)
+        actions = policy.infer({**example.observation, "noise": example.noise})["actions"]
+        difference = float(np.abs(actions - example.actions).max())
+        proof = {"difference": difference, "relative": relative, "tolerance": TOLERANCES[dtype]}
+        replace(manifest, files=files, proof=proof).save(partial)
+        return Export(sum(size for size, _ in files.values()), difference, relative, TOLERANCES[dtype], _notes(policy))
+
+
+def write_graphs(
+    folder: Path, model: Network, pipeline: Pipeline, to: Runtime, dtype: Dtype, num_steps: int,
+    on_step: Callable[[str], None] = lambda text: None,
+) -> Manifest:  # fmt: skip
+    """Graphs and token table; the manifest without files and proof."""
+    config, words = model.config, None
+    if isinstance(model, Pi0):
+        longest = longest_prefix(model, pipeline.image_size, pipeline.prompt_length)
+        makers: dict[str, Callable[[], Graph]] = {
+            "vision": lambda: vision_graph(model, pipeline.image_size, dtype, to),
+            "prefix": lambda: prefix_graph(model, longest, dtype, to),
+            "step": lambda: step_graph(model, num_steps, longest, dtype, to),
+        }
+    else:
+        assert isinstance(model, DiffusionPolicy)  # a π0-FAST was refused
+        if dtype == "int8":
+            raise UserError("int8 is for π0 and π0.5; export a diffusion policy as float32, bfloat16 or float16")
+        makers = {
+            "encode": lambda: encode_graph(model, dtype),
+            "step": lambda: diffusion_step_graph(model, num_steps, dtype),
+        }
+    for name, make in makers.items():
+        on_step(f"the graph {name}")
+        make().save(folder)
+        if to == "openvino":
+            to_openvino(folder, name)
+    if isinstance(model, Pi0):
+        words = write_words(folder, model, dtype)
+    return Manifest(
+        kind="diffusion" if words is None else "pi0", runtime=to, dtype=dtype, num_steps=num_steps,
+        action_horizon=config.action_horizon, action_dim=config.action_dim, past_actions=config.past_actions,
+        num_history=config.num_history, cameras=config.cameras,
+        reads_state=config.has_state_token if isinstance(config, Pi0Config) else bool(config.state_input),
+        reads_words=isinstance(config, Pi0Config) or config.instruction,
+        reads_starts=isinstance(config, Pi0Config) and config.language is not None,
+        layers=config.prefix.depth if isinstance(config, Pi0Config) else 0, words=words, proof={}, files={},
+    )  # fmt: skip
+
+
+def _example(model: Network, pipeline: Pipeline, stored: Example | None, num_steps: int) -> Example:
+    """The checkpoint's own observation and noise, or random ones, with the chunk of the plain model."""
+    if stored is None:
+        observation = random_observation(model.config, pipeline, _SEED)
+        shape = model.config.action_horizon, model.config.action_dim
+        noise = np.random.default_rng(_SEED).standard_normal(shape, np.float32)
+    else:
+        observation, noise = stored.observation, stored.noise
+    actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps)[0]
+    return Example(observation, noise, actions, num_steps)
+
+
+def _notes(policy: Any) -> tuple[str, ...]:
+    if not policy.takes_subtask:
+        return ()
+    return ('the export writes no text: send "subtask" with an observation, or it acts on the prompt alone',)

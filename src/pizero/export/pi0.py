@@ -1,0 +1,178 @@
+"""The three graphs of a π0 or π0.5: vision tower; prefix -> keys and values; one integration step.
+
+    images [n, h, w, 3] ──▶ vision ──▶ [n, S_img, W] ─┐
+    words of the prompt [L, W] ───────────────────────┴─▶ prefix ──▶ key.i [K, head_dim, P], value.i [K, P, head_dim]
+    x [H, D], step, state ──────────────────────────────▶ step, reads them ──▶ x [H, D] one step further
+
+One observation a call, without padding: an absent camera and an unused prompt slot are not there. What depends on the
+flow time alone is a constant of the step's graph, a row for each step.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+
+from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables, targets_of
+from pizero.export.graph import Dtype, Graph, Runtime, Value
+from pizero.export.layers import (
+    Modulation,
+    Rotary,
+    add_mask,
+    attended,
+    finish,
+    gelu,
+    layer_norm,
+    linear,
+    masked,
+    product,
+    project,
+    rms_norm,
+)  # fmt: skip
+from pizero.model.attention import MASKED, block_mask
+from pizero.model.pi0 import Pi0
+from pizero.model.siglip import VisionBlock
+from pizero.model.two_expert import TwoExpertLayer
+
+
+def vision_graph(model: Pi0, image_size: tuple[int, int], dtype: Dtype, runtime: Runtime) -> Graph:
+    """images [n, h, w, 3] in [-1, 1] -> tokens [n, S_img, W]."""
+    tower, graph = model.vision_tower, Graph("vision", dtype, runtime)
+    patch, (height, width) = tower.patch_size, image_size
+    rows, columns = height // patch, width // patch
+    x = graph.input("images", ("n", height, width, 3))
+    x = graph.op("Reshape", x, graph.integers(-1, rows, patch, columns, patch, 3))
+    x = graph.op("Transpose", x, perm=(0, 1, 3, 2, 4, 5))
+    x = graph.op("Reshape", x, graph.integers(-1, rows * columns, 3 * patch**2))
+    x = linear(graph, x, tower.patch_embedding, "patches")
+    x = graph.op("Add", x, graph.vector("positions", lambda: tower.positions(rows, columns)))
+    for index, block in enumerate(tower.blocks):
+        x = _vision_layer(graph, x, cast(VisionBlock, block), f"vision.{index}")
+    x = layer_norm(graph, x, tower.final_norm, "final_norm")
+    projection = tower.projection
+    x = graph.op("MatMul", x, graph.kernel("projection", projection.weight.t()))
+    x = graph.op("Add", x, graph.vector("projection.bias", projection.bias))
+    graph.output(x, "tokens", ("n", rows * columns, model.config.prefix.width))
+    return graph
+
+
+def _vision_layer(graph: Graph, x: Value, block: VisionBlock, name: str) -> Value:
+    heads, dim = block.num_heads, block.head_dim
+    scales = (dim**-0.5, 1.0, 1.0)
+    layers = (block.query, block.key, block.value)
+
+    def joined(which: str) -> torch.Tensor:
+        return torch.cat([getattr(layer, which).float() * s for layer, s in zip(layers, scales, strict=True)])
+
+    y = layer_norm(graph, x, block.attention_norm, f"{name}.attention_norm")
+    qkv = graph.product(y, f"{name}.query", lambda: joined("weight"), lambda: joined("bias"))
+    qkv = graph.op("Reshape", qkv, graph.integers(0, 0, 3 * heads, dim))
+    query, key, value = graph.ops("Split", 3, qkv, axis=2, num_outputs=3)
+    query, value = (graph.op("Transpose", part, perm=(0, 2, 1, 3)) for part in (query, value))
+    logits = graph.op("MatMul", query, graph.op("Transpose", key, perm=(0, 2, 3, 1)))
+    seen = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
+    seen = graph.op("Reshape", graph.op("Transpose", seen, perm=(0, 2, 1, 3)), graph.integers(0, 0, heads * dim))
+    x = graph.op("Add", x, product(graph, seen, block.output, f"{name}.output"))
+    y = layer_norm(graph, x, block.mlp_norm, f"{name}.mlp_norm")
+    y = gelu(graph, product(graph, y, block.mlp_in, f"{name}.mlp_in"))
+    return graph.op("Add", x, product(graph, y, block.mlp_out, f"{name}.mlp_out"))
+
+
+def longest_prefix(model: Pi0, image_size: tuple[int, int], prompt_length: int) -> int:
+    patch = model.config.vision.patch_size
+    return len(model.config.cameras) * (image_size[0] // patch) * (image_size[1] // patch) + prompt_length
+
+
+def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
+    """tokens [P, W], and for a model with text starts [P], true where a block starts -> keys and values."""
+    config, graph = model.config, Graph("prefix", dtype, runtime)
+    dim, kv_heads = config.prefix.head_dim, config.prefix.num_kv_heads
+    x = graph.input("tokens", ("P", config.prefix.width))
+    bias = None
+    if config.language is not None:
+        starts = graph.op("Cast", graph.input("starts", ("P",), "BOOL"), to=6)  # INT32
+        block = graph.op("CumSum", starts, graph.constant(np.array(0, np.int32)))
+        rows = graph.op("Unsqueeze", block, graph.integers(1))
+        bias = masked(graph, graph.op("LessOrEqual", graph.op("Unsqueeze", block, graph.integers(0)), rows))
+    length = graph.op("Slice", graph.op("Shape", x), graph.integers(0), graph.integers(1))
+    rotary = Rotary(graph, longest, dim, graph.integers(0), length)
+    layers = [layer.prefix for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
+    for index, block in enumerate(layers):
+        name, last = f"prefix.{index}", index + 1 == len(layers)
+        y = rms_norm(graph, x, f"{name}.attention_norm", block.attention_norm, None)
+        query, key, value = project(graph, y, block, name, rotary, keys_only=last)
+        graph.output(key, f"key.{index}", (kv_heads, dim, "P"))
+        graph.output(value, f"value.{index}", (kv_heads, "P", dim))
+        if query is None:
+            break
+        logits = graph.op("MatMul", query, key)
+        logits = logits if bias is None else add_mask(graph, logits, bias, block)
+        seen = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
+        x = finish(graph, x, attended(graph, seen, block), block, name, None, None)
+    return graph
+
+
+def step_graph(model: Pi0, num_steps: int, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
+    """x [H, D], step [1], perhaps state [1, state_dim], and the prefix -> next [H, D]: x + dt * velocity."""
+    config, graph = model.config, Graph("step", dtype, runtime)
+    dim, kv_heads, suffix = config.expert.head_dim, config.expert.num_kv_heads, config.suffix_length
+    horizon, width = config.action_horizon, config.expert.width
+    noisy = graph.input("x", (horizon, config.action_dim))
+    step = graph.input("step", (1,), "INT64")
+    times = integration_times(num_steps, "euler")
+    tables = make_tables(model, times, False, targets_of(config, times, num_steps, "euler"))
+    x = graph.op("MatMul", noisy, graph.vector("action_in", lambda: action_weight(model).t()))
+    x = graph.op("Add", x, graph.op("Gather", graph.vector("time_bias", tables.biases[:-1]), step))
+    if not config.adaptive:
+        sigmoid = graph.op("Sigmoid", x)
+        x = linear(graph, graph.op("Mul", x, sigmoid), model.time_mlp_out, "time_mlp_out")
+    if model.state_proj is not None:
+        state = linear(graph, graph.input("state", (1, config.state_dim)), model.state_proj, "state_proj")
+        x = graph.op("Concat", state, x, axis=0)
+    norms = _modulations(graph, tables, step, num_steps, width)
+    starts = model.suffix_block_starts()
+    sees = block_mask(torch.ones(1, suffix, dtype=torch.bool), starts)[0]
+    own_mask = None if bool(sees.all()) else graph.constant(np.where(sees.numpy(), 0, MASKED).astype(np.float32))
+    layers = [layer.expert for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
+    rotary = None
+    for index, block in enumerate(layers):
+        name, (first, second) = f"expert.{index}", norms[2 * index : 2 * index + 2]
+        keys = graph.input(f"key.{index}", (kv_heads, dim, "P"))
+        values = graph.input(f"value.{index}", (kv_heads, "P", dim))
+        if rotary is None:
+            length = graph.op("Slice", graph.op("Shape", keys), graph.integers(2), graph.integers(3))
+            end = graph.op("Add", length, graph.integers(suffix))
+            rotary = Rotary(graph, longest + suffix, dim, length, end)
+        y = rms_norm(graph, x, f"{name}.attention_norm", block.attention_norm, first)
+        query, key, value = project(graph, y, block, name, rotary)
+        assert query is not None
+        # the prefix's keys and values are read where they are: logits and results are joined instead
+        own = graph.op("MatMul", query, key)
+        own = own if own_mask is None else add_mask(graph, own, own_mask, block)
+        logits = graph.op("Concat", graph.op("MatMul", query, keys), own, axis=-1)
+        sizes = graph.op("Concat", length, graph.integers(suffix), axis=0)
+        weights = graph.ops("Split", 2, graph.op("Softmax", logits, axis=-1), sizes, axis=-1)
+        parts = [graph.op("MatMul", weight, v) for weight, v in zip(weights, (values, value), strict=True)]
+        seen = attended(graph, graph.op("Add", *parts), block)
+        x = finish(graph, x, seen, block, name, first, second)
+    if model.state_proj is not None:
+        x = graph.op("Slice", x, graph.integers(1), graph.integers(suffix), graph.integers(0))
+    x = rms_norm(graph, x, "expert_norm", model.transformer.expert_norm, norms[-1])
+    velocity = linear(graph, x, model.action_out_proj, "action_out")
+    moved = graph.op("Mul", velocity, graph.constant(-1.0 / num_steps))
+    graph.output(graph.op("Add", noisy, moved), "next", (horizon, config.action_dim))
+    return graph
+
+
+def _modulations(graph: Graph, tables: TimeTables, step: Value, num_steps: int, width: int) -> list[Modulation | None]:
+    """Of every norm of the expert, at the step's time; None where they do not depend on it."""
+    count = len(tables.norms[0])
+    if len(tables.norms) == 1:
+        return [None] * count
+    rows = [torch.stack([cast(torch.Tensor, part).float() for norm in row for part in norm]) for row in tables.norms]
+    table = graph.vector("modulations", lambda: torch.stack(rows[:num_steps]))  # [T, 3 * norms, E]
+    at_step = graph.op("Reshape", graph.op("Gather", table, step), graph.integers(3 * count, width))
+    parts = graph.ops("Split", 3 * count, at_step, axis=0, num_outputs=3 * count)
+    return [Modulation(*parts[3 * index : 3 * index + 3]) for index in range(count)]

@@ -1,0 +1,132 @@
+"""An exported policy: robot dictionaries in, action chunks in robot units out, as `ModelPolicy` has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pizero.data.example import Example
+from pizero.data.pipeline import Pipeline
+from pizero.data.robot_values import FAR, float_array
+from pizero.exported.manifest import Manifest, read_manifest
+from pizero.exported.samplers import SAMPLERS
+from pizero.types import RobotDict, UserError
+
+EXAMPLE = "example.npz"
+TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 3e-2, "int8": 3e-1}
+"""Largest difference from pizero's own chunk, as a part of each action dimension's largest value, by dtype."""
+
+
+def load_exported(
+    folder: Path | str, *, seed: int = 0, threads: int | None = None, verify: bool = False
+) -> ExportedPolicy:
+    """The policy that `pizero export` wrote to a folder. UserError where a file is missing, changed or foreign.
+
+    seed: of the noise; other numbers than those of a `ModelPolicy` with the same seed. threads: of the runtime; None
+    lets it choose. verify: read and hash all weights, and run the stored example.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, verify)
+    pipeline = Pipeline.load(folder)
+    model, known = (manifest.action_dim, manifest.num_history), (pipeline.action_dim, pipeline.num_history)
+    if model != known or pipeline.cameras != manifest.cameras:
+        raise UserError(f"{folder}: pipeline.json and manifest.json do not fit together; copy the export again")
+    policy = ExportedPolicy(manifest, pipeline, SAMPLERS[manifest.kind](folder, manifest, threads), seed)
+    if verify:
+        reproduce(policy, Example.load(folder / EXAMPLE))
+    return policy
+
+
+def reproduce(policy: ExportedPolicy, example: Example) -> float:
+    """Runs the stored example; the largest difference, as for `TOLERANCES`. UserError when it is above."""
+    if example.noise.shape != policy.noise_shape or example.num_steps != policy.num_steps:
+        raise UserError("the stored example is of another model; copy the export again")
+    error = example.error(policy.infer({**example.observation, "noise": example.noise})["actions"])
+    tolerance = TOLERANCES[policy.manifest.dtype]
+    if not error <= tolerance:  # NaN fails as well
+        raise UserError(
+            f"the exported policy's chunk is not pizero's: {error:.2g} of an action dimension's largest value apart, "
+            f"at most {tolerance:g} allowed in {policy.manifest.dtype}"
+        )
+    return error
+
+
+class ExportedPolicy:
+    """Implements `Policy`. Observations of a batch run one after the other."""
+
+    subtask_every = 1
+    writes_subtask = False
+
+    def __init__(self, manifest: Manifest, pipeline: Pipeline, sampler: Any, seed: int = 0) -> None:
+        self.manifest, self.pipeline, self.num_steps = manifest, pipeline, manifest.num_steps
+        self.num_history = manifest.num_history
+        self.noise_shape: tuple[int, int] = (manifest.action_horizon, manifest.action_dim)
+        """Of one observation's noise: (H, action_dim)."""
+        self.horizon = manifest.action_horizon - manifest.past_actions
+        """Actions of a chunk that are played."""
+        self._sampler = sampler
+        self._generator = np.random.default_rng(seed)
+
+    @property
+    def takes_subtask(self) -> bool:
+        """Whether the key "subtask" of an observation says what is to be done now. An export writes none itself:
+        without the key, or with an empty text, it acts on the prompt alone.
+        """
+        return self.pipeline.text_length > 0
+
+    def infer(self, observation: RobotDict) -> dict[str, Any]:
+        """As `ModelPolicy.infer`; UserError for "previous_actions", which an export cannot continue."""
+        marks = [time.perf_counter()]
+        _check_extras(observation)
+        noise = self._noise(observation)
+        inputs = self.pipeline.robot_inputs([observation])
+        marks.append(time.perf_counter())
+        with np.errstate(over="ignore", invalid="ignore"):
+            chunk = self._sampler(inputs, noise)
+        marks.append(time.perf_counter())
+        if not np.isfinite(chunk).all():
+            raise RuntimeError("the exported model gave NaN or Inf actions; check the weights, or export in float32")
+        state = np.asarray(observation["state"])[None]
+        actions = self.pipeline.robot_actions(chunk[None, self.manifest.past_actions :], state)[0]
+        marks.append(time.perf_counter())
+        stages = ("inputs_ms", "model_ms", "outputs_ms")
+        timing = {stage: 1000 * (b - a) for stage, a, b in zip(stages, marks, marks[1:], strict=False)}
+        answer: dict[str, Any] = {"actions": actions, "policy_timing": timing}
+        return {**answer, "subtask": observation.get("subtask") or ""} if self.takes_subtask else answer
+
+    def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, Any]]:
+        return [self.infer(observation) for observation in observations]
+
+    def warm_up(self, observation: RobotDict, max_batch: int) -> None:
+        """Nothing: a graph is ready when it is opened."""
+
+    def prepare(self, observation: RobotDict) -> RobotDict:
+        """The observation, checked by itself. UserError as for `infer`."""
+        inputs = self.pipeline.robot_inputs([observation])
+        if "state" in inputs and not (np.abs(inputs["state"][0]) <= FAR).all():
+            raise UserError("state: it lies further from the training data than any robot's")
+        _check_extras(observation)
+        if observation.get("noise") is not None:
+            self._noise(observation)
+        return observation
+
+    def _noise(self, observation: RobotDict) -> NDArray[np.float32]:
+        given = observation.get("noise")
+        if given is None:
+            return self._generator.standard_normal(self.noise_shape, np.float32)
+        noise = float_array("noise", given)
+        if noise.shape != self.noise_shape or not (np.abs(noise) <= FAR).all():
+            raise UserError(
+                f"noise: got shape {noise.shape}, expected {self.noise_shape} (H, action_dim), within {FAR:g}"
+            )
+        return noise
+
+
+def _check_extras(observation: RobotDict) -> None:
+    if "previous_actions" in observation:
+        raise UserError("previous_actions: an exported policy cannot continue a chunk; play whole chunks of it")

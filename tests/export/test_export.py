@@ -1,0 +1,126 @@
+"""Exports of every kind of small model beside pizero's own policy, and a runner without PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from export_helpers import KINDS, observation, write
+
+from pizero.checkpoints.load import load_policy
+from pizero.export.export import export
+from pizero.exported.policy import load_exported
+from pizero.policy.chunk_executor import ChunkExecutor, RobotLoop
+from pizero.types import UserError
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Checkpoint and export of each kind."""
+    found = {}
+    for kind in KINDS:
+        root = tmp_path_factory.mktemp(kind)
+        checkpoint = write(root / "checkpoint", kind)
+        told = export(checkpoint, root / "export", to="onnx", threads=1)
+        assert told.relative <= told.tolerance
+        found[kind] = checkpoint, root / "export"
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_are_those_of_the_checkpoint(kind: str, folders: dict[str, tuple[Path, Path]]) -> None:
+    checkpoint, exported = folders[kind]
+    ours, theirs = load_policy(checkpoint), load_exported(exported, threads=1)
+    for seed, missing, prompt in ((1, None, "go"), (2, "hand", "a longer prompt"), (3, "top", "x")):
+        robot = {**observation(seed, theirs.num_history), "prompt": prompt, "subtask": "reach" if seed == 2 else ""}
+        robot["noise"] = np.random.default_rng(seed).standard_normal(theirs.noise_shape, np.float32)
+        if missing:
+            robot["images"][missing] = None
+        expected = ours.infer(robot)["actions"]
+        np.testing.assert_allclose(theirs.infer(robot)["actions"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_runner_loads_no_torch(folders: dict[str, tuple[Path, Path]]) -> None:
+    code = """if True:
+        import sys, time
+        class NoTorch:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("torch", "tokenizers", "scipy", "safetensors", "onnx"):
+                    raise ImportError(f"{name} is not installed")
+        sys.meta_path.insert(0, NoTorch())
+        started = time.perf_counter()
+        from pizero.exported.policy import load_exported
+        import pizero.policy.chunk_executor
+        seconds = time.perf_counter() - started
+        import numpy as np
+        for folder in sys.argv[1:]:
+            policy = load_exported(folder, threads=1, verify=True)
+            past = (policy.num_history,) if policy.num_history > 1 else ()
+            seen = {
+                "state": np.zeros((*past, 3), np.float32), "prompt": "go",
+                "images": {name: np.zeros((*past, 30, 40, 3), np.uint8) for name in ("top", "hand")},
+            }
+            assert np.isfinite(policy.infer(seen)["actions"]).all()
+        print(seconds, *{name.split(".")[0] for name in sys.modules if "." not in name})
+    """
+    exports = [str(exported) for _, exported in folders.values()]
+    shown = subprocess.run([sys.executable, "-c", code, *exports], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "torch" not in shown.stdout.split()
+
+
+def test_what_the_runner_imports_is_python_3_10(folders: dict[str, tuple[Path, Path]]) -> None:
+    """Syntax, and names of the standard library that came later and are read at import."""
+    later = {"NotRequired", "Required", "Self", "StrEnum", "Never", "assert_never", "tomllib", "ExceptionGroup", "UTC"}
+    code = (
+        "import sys, pizero.exported.policy, pizero.policy.chunk_executor\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'pizero'))"
+    )
+    files = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert len(files) > 20
+    for file in files:
+        tree = ast.parse(Path(file).read_text(), feature_version=(3, 10))
+        for node in tree.body:  # what is imported in functions, or for annotations alone, is not read
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & later, (file, names & later)
+
+
+def test_an_observation_is_checked_as_everywhere(folders: dict[str, tuple[Path, Path]]) -> None:
+    policy = load_exported(folders["pi0"][1], threads=1)
+    robot = observation()
+    wrong: dict[str, tuple[dict[str, Any], str]] = {
+        "no state": ({"state": np.zeros(2, np.float32)}, "state: got shape"),
+        "NaN": ({"state": np.array([0, np.nan, 0], np.float32)}, r"dimensions \[1\] are NaN"),
+        "no camera": ({"images": {"top": robot["images"]["top"]}}, "no camera 'hand'"),
+        "noise": ({"noise": np.zeros((2, 2))}, "noise: got shape"),
+        "old chunk": ({"previous_actions": np.zeros((2, 2))}, "cannot continue a chunk"),
+    }
+    for change, message in wrong.values():
+        with pytest.raises(UserError, match=message):
+            policy.infer({**robot, **change})
+        with pytest.raises(UserError, match=message):
+            policy.prepare({**robot, **change})
+    assert policy.infer_batch([]) == []
+
+
+def test_the_same_seed_gives_the_same_chunks(folders: dict[str, tuple[Path, Path]]) -> None:
+    first, again, other = (load_exported(folders["pi0"][1], seed=seed, threads=1) for seed in (3, 3, 4))
+    chunks = [policy.infer(observation())["actions"] for policy in (first, again, other)]
+    assert np.array_equal(chunks[0], chunks[1])
+    assert not np.allclose(chunks[0], chunks[2])
+
+
+def test_a_loop_plays_an_export(folders: dict[str, tuple[Path, Path]]) -> None:
+    policy = load_exported(folders["pi05"][1], threads=1)
+    with RobotLoop(policy, ChunkExecutor(3)) as loop:
+        actions = [loop.act(observation(seed)) for seed in range(5)]
+    assert all(action is not None and action.shape == (2,) for action in actions)
