@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark": "a suite from demonstrations to a row of the results: collect, train, evaluate",
     "metaworld": "the whole job on six Meta-World tasks: collect, train, evaluate",
     "serve": "policy server for robots, with the wire protocol of openpi and a page to watch",
+    "playground": "a page to watch a policy act, tell it what to do, and move things under its hands",
     "compare": "the ladder from the diffusion baseline to π0, one row per improvement; resumes",
     "convert": "any checkpoint format to any other, verified before it gets its name",
     "convert-dataset": "LeRobot v3.0 from older versions, robomimic or ACT",

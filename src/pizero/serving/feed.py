@@ -68,7 +68,7 @@ class Feed:
     async def _let_in(self, connection: Connection, address: str) -> str | None:
         """Whose page it is, by its first message; None where it brings no key that is known."""
         keys = self._service.config.api_keys
-        given = str(_command(await connection.recv()).get("key", ""))
+        given = str(as_command(await connection.recv()).get("key", ""))
         owner = self._service.gate.owner_of(given) if keys else address
         if owner is not None and self.pages[owner] < self._service.gate.share(MOST_PAGES):
             return owner
@@ -88,7 +88,7 @@ class Feed:
                 try:
                     state, images = self._state(page)
                     if images:
-                        state["watched"]["images"] = await self._service.turns.run("pages", _pictures, images)
+                        state["watched"]["images"] = await self._service.turns.run("pages", encode_pictures, images)
                     text = json.dumps(state)
                 except Exception as error:
                     log("page not told", level=logging.ERROR, error=error, at_most=1)
@@ -97,7 +97,7 @@ class Feed:
                 await asyncio.sleep(PERIOD)
 
     async def _obey(self, page: _Page, message: str | bytes) -> None:
-        command = _command(message)
+        command = as_command(message)
         robot = self._service.live.robots.get(_number(command.get("robot")))
         if robot is not None and not self._may_see(page, robot):
             robot = None
@@ -183,7 +183,7 @@ def _counted(counter: Counter[str], name: str) -> Generator[None]:
             del counter[name]
 
 
-def _command(message: str | bytes) -> dict[str, Any]:
+def as_command(message: str | bytes) -> dict[str, Any]:
     """A page's command; nothing where it is something else."""
     if isinstance(message, str) and len(message) <= LONGEST_COMMAND:
         with suppress(ValueError, RecursionError):
@@ -202,21 +202,21 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _pictures(images: dict[str, NDArray[np.uint8]]) -> dict[str, str]:
-    """Each that can be shown."""
+def encode_pictures(images: dict[str, NDArray[np.uint8]], height: int = THUMBNAIL) -> dict[str, str]:
+    """Each that can be shown, at most `height` pixels high."""
     pictures: dict[str, str] = {}
     for name, image in images.items():
         try:
-            pictures[name] = _picture(image)
+            pictures[name] = _picture(image, height)
         except Exception as error:
             log("image not shown", camera=name, reason=str(error)[:200], at_most=1)
     return pictures
 
 
-def _picture(image: NDArray[np.uint8]) -> str:
+def _picture(image: NDArray[np.uint8], height: int) -> str:
     """A small picture as a data URI; PNG where it has few pixels, which JPEG would blur."""
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((3 * THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((3 * height, height))
     kind = "PNG" if picture.width * picture.height <= 96 * 96 else "JPEG"
     file = io.BytesIO()
     picture.save(file, kind)

@@ -99,9 +99,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         self.world = _draw_world(self.np_random, num_objects or drawn_number)
         self.target = 0  # objects are drawn alike, so the first is any of them
         self.prompt = PROMPTS[self.task].format(self.world.things[self.target].name)
-        self._start = [(thing.x, thing.y, thing.yaw) for thing in self.world.things]
-        self._stayed = 0
-        self._failed = False
+        self._begin_now()
 
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
         """Applies an action [5] in [-1, 1] (clipped). Raises UserError for another shape or a value not finite."""
@@ -125,6 +123,31 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     def render(self, size: int = 256) -> NDArray[np.uint8]:
         """Both cameras side by side for people to look at: [size, 2 * size + 8, 3]."""
         return draw_both(self._world(), size)
+
+    def instruct(self, prompt: str) -> bool:
+        """Makes `prompt` the task of the present scene, begun now; false, and nothing changes, where it is none of the
+        scene's instructions.
+        """
+        for task in PROMPTS.keys() & set(self.task_names):
+            for index, thing in enumerate(self._world().things):
+                if PROMPTS[task].format(thing.name) == prompt:
+                    self.task, self.target, self.prompt = task, index, prompt
+                    self._begin_now()
+                    return True
+        return False
+
+    def move_object(self, index: int, x: float, y: float) -> None:
+        """A person puts object `index` at (x, y) on the table; the task begins anew. UserError for no such object."""
+        world = self._world()
+        if not 0 <= index < len(world.things):
+            raise UserError(f"there is no object {index}: the scene has {len(world.things)}")
+        world.put(index, x, y)
+        self._begin_now()
+
+    def _begin_now(self) -> None:
+        """Success and disturbance are judged from the present moment on."""
+        self._start = [(thing.x, thing.y, thing.yaw) for thing in self._world().things]
+        self._stayed, self._steps, self._failed = 0, 0, False
 
     def demonstrator(self) -> TabletopDemonstrator:
         """The scripted demonstrator of the present episode."""

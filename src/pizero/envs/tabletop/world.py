@@ -63,6 +63,15 @@ class World:
             return True
         return self.z < LOW and any(self.distance(i) < CONTACT + 0.01 for i in range(len(self.things)))
 
+    def put(self, index: int, x: float, y: float) -> None:
+        """Puts object `index` on the table at (x, y), whoever holds it; others there make room."""
+        thing = self.things[index]
+        if self.held == index:
+            self.held = None
+        thing.z = 0.0
+        _place(thing, x, y)
+        self._push_others(thing)
+
     def step(self, action: Sequence[float]) -> None:
         """Applies one action [5] in [-1, 1]: dx, dy, dz, dyaw, gripper command (above 0 closes)."""
         dx, dy, dz = (a * MAX_STEP / SUBSTEPS for a in action[:3])
