@@ -1,6 +1,6 @@
 """The pictures in docs/ of the pages that pizero makes, taken by headless Chromium.
 
-python benchmarks/pictures.py CHECKPOINT     docs/inspect.png, of a policy of the built-in simulator
+python benchmarks/pictures.py CHECKPOINT     docs/inspect.png, docs/playground.png, of a policy of tabletop
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
 from chromium import Browser  # noqa: E402
 
+from pizero.serving.playground.server import PlaygroundServer  # noqa: E402
+from pizero.serving.running import background  # noqa: E402
+from pizero.types import UserError  # noqa: E402
 from pizero.workflows.insight import InsightConfig, inspect_inside  # noqa: E402
+from pizero.workflows.playground import players  # noqa: E402
 
 
 def take(browser: Browser, element: str, path: Path) -> None:
@@ -39,9 +43,25 @@ def inspect_picture(browser: Browser, checkpoint: str, path: Path) -> None:
         take(browser, "#looks", path)
 
 
+def playground_picture(browser: Browser, checkpoint: str, path: Path) -> None:
+    """The policy beside itself without the text that it writes, or alone where it writes none."""
+    try:
+        playing = players(checkpoint, "flat")
+    except UserError:
+        playing = players(checkpoint)
+    with background(lambda: PlaygroundServer(playing)) as server:  # type: ignore[arg-type, return-value]
+        browser.open(server.uri.replace("ws", "http", 1) + "/", width=1000)
+        browser.wait("typeof lanes !== 'undefined' && lanes.length > 0")
+        if len(playing) > 1:
+            browser.run("send({do: 'scene', scene: 'tabletop-long', task: 'swap', seed: 3})")
+        browser.wait("state.lanes[0].steps >= 7 && performance.now() - lanes[0].since > span()")
+        take(browser, "main", path)
+
+
 if __name__ == "__main__":
     window = Browser()
     try:
+        playground_picture(window, sys.argv[1], ROOT / "docs" / "playground.png")
         inspect_picture(window, sys.argv[1], ROOT / "docs" / "inspect.png")
     finally:
         window.close()

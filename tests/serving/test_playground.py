@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import CHROMIUM, Browser
-from serving_helpers import make_policy
+from serving_helpers import make_policy, make_text_policy
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -149,6 +149,22 @@ def test_another_robots_policy_is_refused() -> None:
     object.__setattr__(policy.pipeline, "embodiment", generic({"base_0_rgb": "front", "left_wrist_0_rgb": "wrist"}))
     with pytest.raises(UserError, match="pizero replay or pizero evaluate"):
         PlaygroundServer([Player("arm", policy)])
+
+
+def test_a_policy_that_plans_beside_itself_without_words() -> None:
+    policy = make_text_policy()
+    session = Session([Player("plans", policy), Player("flat", policy, plans=False)])
+    seen = session.lanes[0].env.observe()
+    noise = episode_noise(0, 0, policy.noise_shape)
+    session.step()
+    courses = [lane.course for lane in session.lanes]
+    own, flat = (policy.infer({**seen, **extra, "noise": noise}) for extra in ({}, {"subtask": ""}))
+    assert own["subtask"] == "lift it"
+    for course, answer in zip(courses, (own, flat), strict=True):
+        assert course is not None
+        assert course.subtask == answer["subtask"]
+        assert np.abs(course.chunk - answer["actions"]).max() < 1e-4
+        assert len(course.actions) == policy.num_steps + 1
 
 
 # ---------------------------------------------------------------- which policies

@@ -4,7 +4,7 @@
 const at = (id) => document.getElementById(id);
 const SLIDERS = ["num_steps", "execution_horizon", "delay", "noise"];
 const GRAB = 0.25; // table units around an object's centre
-const DENOISE = 600; // milliseconds in which a chunk is shown to come out of its noise
+const DENOISE = 600; // most milliseconds in which a chunk is shown to come out of its noise
 let socket, about, state, dragged = null, sent = 0;
 const lanes = [];
 
@@ -100,9 +100,11 @@ function showLane(lane, told) {
   }
 }
 
+function span() { return Math.min(DENOISE, (600 * state.settings.execution_horizon) / about.fps); }
+
 function animate(lane) {
   draw(lane);
-  if (performance.now() - lane.since < DENOISE) requestAnimationFrame(() => animate(lane));
+  if (performance.now() - lane.since < span()) requestAnimationFrame(() => animate(lane));
 }
 
 function pixel(canvas, x, y) {
@@ -114,7 +116,7 @@ function draw(lane) {
   const { canvas, course } = lane, pen = canvas.getContext("2d");
   if (lane.image.complete && lane.image.naturalWidth) pen.drawImage(lane.image, 0, 0, canvas.width, canvas.height);
   if (!course) return;
-  const share = Math.min((performance.now() - lane.since) / DENOISE, 1), step = Math.round(share * (course.length - 1));
+  const share = Math.min((performance.now() - lane.since) / span(), 1), step = Math.round(share * (course.length - 1));
   const points = course[step].map(([x, y]) => pixel(canvas, x, y));
   pen.strokeStyle = pen.fillStyle = step === course.length - 1 ? "#ff4f8b" : "#ffffff";
   pen.lineWidth = 4;
