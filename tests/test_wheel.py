@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -69,9 +70,8 @@ def test_what_the_wheel_holds(built: tuple[Path, Path]) -> None:
     assert wheel.stat().st_size < LARGEST
     assert sdist.stat().st_size < LARGEST
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "pizero").rglob("*.py")}
-    assert sources <= names
-    assert {"pizero/py.typed", "pizero/serving/page/page.html"} <= names
+    tracked = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name.removeprefix("src/") for name in tracked.split()} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pizero"}
     with tarfile.open(sdist) as content:
         assert any(name.endswith("src/pizero/py.typed") for name in content.getnames())
@@ -104,3 +104,17 @@ def test_from_demonstrations_to_a_success_rate(installed: Path, tmp_path: Path) 
     assert "%" in shown.stdout + shown.stderr
     assert "pizero 0." in pizero(installed, "--version", folder=tmp_path).stdout
     assert "complete" in pizero(installed, "completion", "bash", folder=tmp_path).stdout
+
+
+def test_the_playground_opens(installed: Path, tmp_path: Path) -> None:
+    pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=tmp_path)
+    small = ["--preset", "tabletop", "--steps", "2", "--batch-size", "2", "--warmup-steps", "0", "--output", "run"]
+    pizero(installed, "train", "data", *small, folder=tmp_path)
+    command = [str(installed / "pizero"), "playground", "run", "--port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "http://" in line)
+        with urllib.request.urlopen(line.split()[1]) as page:
+            assert b"<html" in page.read()
+        process.terminate()
