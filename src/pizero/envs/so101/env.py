@@ -43,7 +43,7 @@ class SO101Env(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     action_names: tuple[str, ...] = _NAMES
     demonstration_noise = 1.0
 
-    def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 96, render_in_step: bool = True) -> None:
+    def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
         """tasks: of `PROMPTS` (None: both).
 
         With `render_in_step=False`, `reset` and `step` return no images and need no OpenGL; `observe` still draws.
