@@ -117,8 +117,8 @@ test-lerobot-peer: $(if $(LEROBOT_ENV),,.peers/lerobot/.done)
 	.peers/lerobot/bin/python -m pip install --quiet -r benchmarks/peers/lerobot_requirements.txt
 	touch $@
 
-# make test-lerobot-plugin LEROBOT_ENV=<an environment with lerobot==0.6.1, its extras dataset and async, gym-pusht,
-# mujoco==3.3.0 and lerobot-env-so101>
+# make test-lerobot-plugin LEROBOT_ENV=<an environment with lerobot==0.6.1, its extras dataset, training and async,
+# gym-pusht, mujoco==3.3.0 and lerobot-env-so101>
 # LeRobot's own commands with pizero's plugin, which is installed there
 test-lerobot-plugin:
 	@test -x "$(LEROBOT_ENV)/bin/python" || { echo "give LEROBOT_ENV=<a virtual environment with LeRobot>"; exit 2; }
