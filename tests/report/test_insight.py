@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pizero.model.flow_matching import integrate
 from pizero.model.pi0 import Pi0
+from pizero.policy.course import sample_course
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.sampling import episode_noise
 from pizero.report.insight.attention import key_groups, watched_attention
@@ -277,3 +279,13 @@ def test_a_packed_policy_is_refused() -> None:
     packed.model = object()  # type: ignore[assignment]
     with pytest.raises(UserError, match="load_plain_policy"):
         look_inside(packed, robot())
+
+
+@pytest.mark.parametrize("make", [pi0_policy, diffusion_policy, fast_policy])
+def test_the_playgrounds_course_ends_at_the_policys_chunk(make: Callable[[], ModelPolicy]) -> None:
+    """Of every kind of model: the same chunk as `infer`, with every step where there are steps."""
+    policy = make()
+    noise = episode_noise(0, 0, policy.noise_shape)
+    course = sample_course(policy, robot(), noise)
+    assert np.abs(course.chunk - policy.infer({**robot(), "noise": noise})["actions"]).max() < 1e-5
+    assert len(course.actions) == (1 if make is fast_policy else policy.num_steps + 1)

@@ -14,6 +14,8 @@ from serving_helpers import make_policy, make_text_policy
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from pizero.baseline.config import small_baseline
+from pizero.baseline.policy import DiffusionPolicy
 from pizero.data.embodiments import generic
 from pizero.policy.course import Course, sample_course
 from pizero.policy.sampling import episode_noise
@@ -93,6 +95,15 @@ def test_the_horizon_and_steps_of_the_sliders(player: Player) -> None:
     for wrong in ({"execution_horizon": 7}, {"num_steps": 0}, {"delay": 6}):
         with pytest.raises(UserError, match="must be"):
             session.change(**wrong)
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(20, 20), (19, 10), (3, 2), (1, 1)])
+def test_a_diffusion_policy_takes_the_steps_that_it_can(wanted: int, taken: int) -> None:
+    policy = type(
+        "P", (), {"model": DiffusionPolicy(small_baseline("nano", objective="diffusion", diffusion_steps=100))}
+    )
+    assert module.possible_steps(policy, wanted) == taken  # type: ignore[arg-type]
+    assert module.possible_steps(make_policy(), wanted) == wanted
 
 
 def test_words_and_drags(player: Player) -> None:

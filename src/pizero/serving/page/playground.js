@@ -88,7 +88,7 @@ function showLane(lane, told) {
   lane.image.src = told.pictures.top;
   lane.hand.src = told.pictures.ego;
   lane.name.textContent = told.name;
-  lane.speed.textContent = told.ms ? `${told.ms.toFixed(1)} ms a chunk` : "";
+  lane.speed.textContent = told.ms ? `${told.ms.toFixed(1)} ms a chunk${told.num_steps ? `, ${told.num_steps} steps` : ""}` : "";
   const solved = told.solved_after !== null;
   lane.outcome.textContent = solved ? `solved in ${told.solved_after} steps` : `step ${told.steps}`;
   lane.outcome.className = solved ? "outcome good" : "outcome";

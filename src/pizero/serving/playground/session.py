@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.baseline.policy import DiffusionPolicy
 from pizero.data.embodiments import tabletop
 from pizero.envs.scene import TABLETOP
 from pizero.envs.tabletop.env import PROMPTS, TabletopEnv
@@ -89,8 +90,8 @@ class Session:
         self.horizon = min(
             player.policy.noise_shape[0] - player.policy.model.config.past_actions for player in self._players
         )
-        first = self._players[0].policy
-        self.settings = Settings(min(first.num_steps, MOST_STEPS), max(self.horizon // 2, 1))
+        steps = max(player.policy.num_steps for player in self._players)
+        self.settings = Settings(min(steps, MOST_STEPS), max(self.horizon // 2, 1))
         self.note = ""
         """What went wrong with the last command or chunk, for the page."""
         self.begin("tabletop", None, 0)
@@ -182,7 +183,16 @@ class Session:
             observation["subtask"] = ""
         question = lane.executor.question(observation)
         noise = episode_noise(self.settings.noise, lane.chunks, lane.player.policy.noise_shape)
-        return sample_course(lane.player.policy, question, noise, self.settings.num_steps)
+        steps = possible_steps(lane.player.policy, self.settings.num_steps)
+        return sample_course(lane.player.policy, question, noise, steps)
+
+
+def possible_steps(policy: ModelPolicy, wanted: int) -> int:
+    """The most steps up to `wanted` that the model can take: of DDIM a divisor of those of its training."""
+    model = policy.model
+    if isinstance(model, DiffusionPolicy) and model.schedule is not None:
+        return next(steps for steps in range(wanted, 0, -1) if model.config.diffusion_steps % steps == 0)
+    return wanted
 
 
 def lane_state(lane: Lane, judged: bool) -> dict[str, Any]:
@@ -196,7 +206,10 @@ def lane_state(lane: Lane, judged: bool) -> dict[str, Any]:
         "ahead": lane.executor.remaining,
     }  # fmt: skip
     if lane.course is not None:
-        state |= {"ms": round(lane.course.milliseconds, 1), "subtask": lane.course.subtask}
+        state |= {
+            "ms": round(lane.course.milliseconds, 1), "subtask": lane.course.subtask,
+            "num_steps": len(lane.course.actions) - 1,
+        }  # fmt: skip
         if lane.new:
             state["course"] = np.round(lane.course.actions, 3).tolist()
             lane.new = False
