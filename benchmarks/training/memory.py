@@ -23,7 +23,8 @@ from typing import Any, cast
 import torch
 
 from pizero.checkpoints.models import empty_model, make_model
-from pizero.model.config import GemmaConfig, Pi0Config, SiglipConfig, small_config
+from pizero.model.config import GemmaConfig, LanguageConfig, Pi0Config, SiglipConfig, small_config
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.activations import checkpoint_activations
 from pizero.train.config import LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, plan_step
@@ -46,11 +47,35 @@ LARGE = dataclasses.replace(
     expert=GemmaConfig(width=512, depth=12, mlp_dim=2048, head_dim=128),
 )  # fmt: skip
 SMALL = small_config("small")
-CASES: dict[str, tuple[Pi0Config, dict[str, Any], bool]] = {
+FAST = 64
+"""Slots of the FAST tokens that are learnt beside the actions."""
+Network = Pi0Config | Pi0FastConfig
+
+
+def writes(size: str) -> Pi0Config:
+    """A π0.5 that learns text and FAST tokens."""
+    return dataclasses.replace(small_config(size, pi05=True, prompt_length=72), language=LanguageConfig())
+
+
+def tokens(size: str) -> Pi0FastConfig:
+    """A π0-FAST."""
+    pi0 = small_config(size)
+    kept = {
+        name: getattr(pi0, name)
+        for name in ("vision", "prefix", "cameras", "image_size", "action_dim", "action_horizon")
+    }
+    return Pi0FastConfig(**kept, vocab_size=2048, prompt_length=96)
+
+
+CASES: dict[str, tuple[Network, dict[str, Any], bool]] = {
     "small, batch 64, float32": (SMALL, {"batch_size": 64, "precision": "float32"}, False),
     "small, batch 64, mixed": (SMALL, {"batch_size": 64}, False),
     "small, batch 64, mixed, 4 draws": (SMALL, {"batch_size": 64, "draws": 4}, False),
     "small, batch 64, mixed, recomputed": (SMALL, {"batch_size": 64}, True),
+    "tiny, batch 64, float32, text and FAST": (writes("tiny"), {"batch_size": 64, "precision": "float32"}, False),
+    "tiny, batch 64, float32, π0-FAST": (tokens("tiny"), {"batch_size": 64, "precision": "float32"}, False),
+    "small, batch 64, float32, text and FAST": (writes("small"), {"batch_size": 64, "precision": "float32"}, False),
+    "small, batch 64, float32, π0-FAST": (tokens("small"), {"batch_size": 64, "precision": "float32"}, False),
     "middle, batch 2, float32": (MIDDLE, {"precision": "float32"}, False),
     "middle, batch 2, mixed": (MIDDLE, {}, False),
     "middle, batch 8, mixed": (MIDDLE, {"batch_size": 8}, False),
@@ -74,7 +99,7 @@ def train_config(settings: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(base, gradient=gradient, parts=parts, **changes)
 
 
-def random_inputs(network: Pi0Config, batch: int) -> tuple[Observation, torch.Tensor]:
+def random_inputs(network: Network, batch: int) -> tuple[Observation, torch.Tensor]:
     size = network.image_size
     observation = Observation(
         {name: torch.rand(batch, size, size, 3) * 2 - 1 for name in network.cameras},
@@ -83,10 +108,25 @@ def random_inputs(network: Pi0Config, batch: int) -> tuple[Observation, torch.Te
         torch.randint(0, network.vocab_size, (batch, network.prompt_length)),
         torch.ones(batch, network.prompt_length, dtype=torch.bool),
     )
+    if isinstance(network, Pi0FastConfig):
+        observation = dataclasses.replace(observation, state=None, **text_masks(observation, 0.5))
+    elif network.language is not None:
+        fast = torch.randint(0, network.vocab_size, (batch, FAST))
+        observation = dataclasses.replace(
+            observation, **text_masks(observation, 0.5), fast_tokens=fast, fast_mask=torch.ones_like(fast).bool(),
+            fast_target=torch.arange(FAST).expand(batch, -1) >= 3,
+        )  # fmt: skip
     return observation, torch.randn(batch, network.action_horizon, network.action_dim)
 
 
-def measured_bytes(network: Pi0Config, config: TrainConfig, recompute: bool) -> int:
+def text_masks(observation: Observation, share: float) -> dict[str, torch.Tensor]:
+    """A prompt whose last slots are text."""
+    length = observation.prompt_mask.shape[1]
+    written = (torch.arange(length) >= (1 - share) * length).expand(len(observation.prompt_mask), -1)
+    return {"prompt_causal": written, "prompt_target": written}
+
+
+def measured_bytes(network: Network, config: TrainConfig, recompute: bool) -> int:
     """By how much this process grows: PyTorch's own code and buffers are there before."""
     _steps(small_config("nano"), dataclasses.replace(config, batch_size=4), recompute)
     inputs = random_inputs(network, config.batch_size)
@@ -96,7 +136,7 @@ def measured_bytes(network: Pi0Config, config: TrainConfig, recompute: bool) -> 
     return proc_bytes(STATUS, "VmHWM") - before
 
 
-def _steps(network: Pi0Config, config: TrainConfig, recompute: bool, inputs: Any = None) -> None:
+def _steps(network: Network, config: TrainConfig, recompute: bool, inputs: Any = None) -> None:
     inputs = inputs or random_inputs(network, config.batch_size)
     model = make_model(network)
     if recompute:

@@ -18,6 +18,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.fast.codec import FastCodec
 from pizero.data.pipeline import Pipeline
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
+from pizero.train.config import LoraConfig, PartsConfig
 from pizero.train.distributed import Placement
 from pizero.train.inputs import trimmed
 from pizero.types import UserError
@@ -26,7 +27,7 @@ from pizero.workflows.fit_codec import CodecConfig, fit_codec
 from pizero.workflows.measures import MeasureConfig
 from pizero.workflows.replay import recorded_observation
 from pizero.workflows.start import Initialization
-from pizero.workflows.train import train_policy
+from pizero.workflows.train import Runtime, train_policy
 from pizero.workflows.training_data import DataOptions, make_loaders, open_sources
 
 
@@ -132,6 +133,21 @@ def test_what_does_not_fit_is_one_line(run: Path, dataset: Path, tmp_path: Path)
         (nano_fast_preset(max_delay=2), Initialization(), "max_delay is for π0 and π0.5, not for π0-FAST"),
         (nano_preset(), Initialization(codec="x"), "a codec is for --model pi0-fast"),
         (nano_fast_preset(), Initialization(codec=tmp_path / "no"), "no dataset|nothing|no FAST codec|not a"),
+        (
+            nano_fast_preset(parts=PartsConfig(freeze=("expert",))),
+            Initialization(),
+            "freeze expert: a π0-FAST has vision",
+        ),
+        (
+            nano_fast_preset(parts=PartsConfig(lora=LoraConfig()), ema_decay=0.0),
+            Initialization(checkpoint),
+            "LoRA is for",
+        ),
+        (
+            nano_fast_preset(parts=PartsConfig(embedding_steps="stateless")),
+            Initialization(),
+            "stateless moves the rows",
+        ),
         (nano_preset(), Initialization(checkpoint), "holds a model 'pi0-fast', but 'pi0' is to be trained"),
     ):
         with pytest.raises(UserError, match=message) as error:
@@ -139,6 +155,25 @@ def test_what_does_not_fit_is_one_line(run: Path, dataset: Path, tmp_path: Path)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="num_steps 5: a π0-FAST writes tokens"):
         load_policy(checkpoint, num_steps=5)
+
+
+def test_parts_and_precisions_of_it(dataset: Path, tmp_path: Path) -> None:
+    """Frozen weights stay to the bit, bfloat16 weights train; recomputed layers change no loss."""
+    plain = nano_fast_preset(steps=3, precision="float32")
+    train_policy(dataset, tmp_path / "plain", plain)
+    train_policy(dataset, tmp_path / "recomputed", plain, runtime=Runtime(recompute=True))
+    assert losses(tmp_path / "recomputed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    parts = PartsConfig(freeze=("prefix",))
+    frozen = nano_fast_preset(steps=3, precision="float32", parts=parts, ema_decay=0.0)
+    train_policy(dataset, tmp_path / "frozen", frozen, initial=Initialization(tmp_path / "plain"))
+    before, after = (
+        dict(load_checkpoint(tmp_path / name / "checkpoints" / "0000003").model.named_parameters())
+        for name in ("plain", "frozen")
+    )
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]) != name.startswith("vision_tower."), name
+    train_policy(dataset, tmp_path / "half", nano_fast_preset(steps=3, precision="bfloat16"))
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)
 
 
 def test_plain_and_fast_path_are_timed(run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.layouts import Layout
 from pizero.data.pipeline import Pipeline
 from pizero.model.config import LanguageConfig
+from pizero.train.config import GradientConfig
 from pizero.train.distributed import Placement
 from pizero.train.inputs import trimmed
 from pizero.train.metrics import read_metrics
@@ -102,6 +103,18 @@ def test_a_batch_has_text_and_fast_tokens(run: Path, dataset: Path, subtasks: Da
     both = model.losses(observation, torch.from_numpy(batches[-1].actions), draws=2)
     assert both.text.mean() > 0
     assert both.fast.mean() > 0
+
+
+def test_parts_of_a_batch_weigh_as_the_whole(dataset: Path, subtasks: DataOptions, tmp_path: Path) -> None:
+    """Texts and tokens are means over all parts, though some samples have no text."""
+    found = list[list[float]]()
+    for parts in (1, 4):
+        preset = preset_with("openpi", True, steps=3, validate_every=3, save_every=3)
+        train = dataclasses.replace(preset.train, gradient=GradientConfig(accumulate=parts))
+        train_policy(dataset, tmp_path / str(parts), dataclasses.replace(preset, train=train), data=subtasks)
+        found.append(list(losses(tmp_path / str(parts)).values()))
+    assert len(found[0]) == 3
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
 
 
 def test_an_exact_resume(run: Path, dataset: Path, subtasks: DataOptions, tmp_path: Path) -> None:

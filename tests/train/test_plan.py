@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from train_helpers import nano_fast, nano_fast_preset, nano_model
 
 from pizero.checkpoints.models import make_model
 from pizero.data.loader import Batch
-from pizero.model.config import small_config
+from pizero.model.config import LanguageConfig, small_config
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig, TrainConfig
 from pizero.train.plan import Layout, StepPlan, plan_step
 from pizero.train.saving import RunOutput
@@ -115,11 +116,25 @@ def test_shards_divide_the_state() -> None:
         assert getattr(shared, kind) == getattr(alone, kind) // 4
 
 
-def test_a_measured_peak_is_planned_within_15_percent() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "training" / "memory.py"), "small, batch 64, float32"]
+@pytest.mark.parametrize("case", ["", ", text and FAST", ", π0-FAST"])
+def test_a_measured_peak_is_planned_within_15_percent(case: str) -> None:
+    size = "tiny" if case else "small"
+    command = [sys.executable, str(ROOT / "benchmarks/training/memory.py"), f"{size}, batch 64, float32{case}"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found = json.loads(result.stdout)
     assert 0.85 < found["planned"] / found["measured"] < 1.15, found
+
+
+def test_text_and_fast_tokens_beside_the_actions_are_planned() -> None:
+    """Under insulation they alone send gradients into the prefix; a robot of more dimensions has longer chunks."""
+    network, config = nano_model(pi05=True), TrainConfig(batch_size=8)
+    plans = list[StepPlan]()
+    for language in (None, LanguageConfig(fast_weight=0), LanguageConfig()):
+        plans.append(plan_step(dataclasses.replace(network, language=language), config, Layout()))
+    assert plans[0].activations < plans[1].activations < plans[2].activations
+    assert plans[1].weights == plans[0].weights
+    alone = dataclasses.replace(network, language=LanguageConfig())
+    assert plan_step(alone, config, Layout(), robot_actions=40).activations > plans[2].activations
 
 
 def test_a_model_that_writes_tokens_is_planned() -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from train_helpers import losses, nano_baseline, nano_model, nano_preset
+from train_helpers import losses, nano_baseline, nano_fast_preset, nano_model, nano_preset
 
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.checkpoints.format import Facts
-from pizero.checkpoints.models import NetworkConfig
+from pizero.checkpoints.models import NetworkConfig, make_model
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
 from pizero.checkpoints.transformers.paligemma import start_from_paligemma
 from pizero.configs.presets import Preset
@@ -204,7 +205,10 @@ def test_activation_checkpointing_gives_the_same_losses(dataset: Path, tmp_path:
     assert losses(tmp_path / "checkpointed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
-def test_compiling_reaches_every_block(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [nano_preset, nano_fast_preset])
+def test_compiling_reaches_every_block(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Preset]
+) -> None:
     """Every weight of every block is an input of a compiled graph, and the loss stays what it is."""
     seen: dict[int, torch.nn.Parameter] = {}
 
@@ -217,11 +221,11 @@ def test_compiling_reaches_every_block(dataset: Path, tmp_path: Path, monkeypatc
 
         return call
 
-    preset = nano_preset(steps=1, precision="float32")
+    preset = make(steps=1, precision="float32")
     train_policy(dataset, tmp_path / "plain", preset)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=watching))
     train_policy(dataset, tmp_path / "run", preset, runtime=Runtime(compiled=True))
-    blocks = [module for module in Pi0(nano_model()).modules() if isinstance(module, BLOCKS)]
+    blocks = [module for module in make_model(preset.model).modules() if isinstance(module, BLOCKS)]
     assert len(seen) == sum(1 for block in blocks for _ in block.parameters())
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 

@@ -9,7 +9,8 @@ import pytest
 
 from pizero.cli.main import run
 from pizero.configs.finetune import aloha
-from pizero.configs.presets import Preset, tabletop
+from pizero.configs.language import with_language
+from pizero.configs.presets import Preset, get_preset, tabletop
 from pizero.model.config import small_config
 from pizero.types import UserError
 from pizero.workflows.plan import Resources, plan_training
@@ -28,6 +29,17 @@ def test_what_fits_needs_no_advice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", [False, True])
+def test_models_that_write_get_no_advice_that_is_refused(text: bool) -> None:
+    preset = get_preset("tabletop", "pi05" if text else "pi0-fast")
+    preset = with_language(preset, "openpi", True, True) if text else preset
+    plan = plan_training(preset, Resources(local_ranks=4, memory=1000))
+    options = [advice.options for advice in plan.advice]
+    assert "--sharding fsdp" not in options
+    assert ("--lora" in options) == text
+    assert options[-1] == "--freeze vision"
+
+
 def test_advice_goes_on_until_it_fits() -> None:
     preset = small_aloha()
     needed = plan_training(preset, Resources(memory=2**40)).step.total

@@ -36,10 +36,28 @@ class Losses:
     text: Tensor
     fast: Tensor
 
+    def of_part(self, part: Tensor, whole: Tensor, parts: int) -> Losses:
+        """Scaled so that their means, averaged over all equal `parts` of a batch, are the whole batch's. part, whole:
+        `target_counts` of this part and of the batch.
+        """
+        flow, text, fast = (part * parts / whole.clamp(min=1)).unbind()
+        return Losses(self.flow * flow, self.text * text, self.fast * fast)
+
     def total(self, config: LanguageConfig) -> Tensor:
         """[B, H], whose mean is the weighted sum of the three."""
         words = config.text_weight * self.text + config.fast_weight * self.fast
         return config.flow_weight * self.flow + words[:, None]
+
+
+def target_counts(observation: Observation, action_mask: Tensor | None) -> Tensor:
+    """[3]: samples with actions, text tokens and samples with FAST tokens, over which the losses are means."""
+    text, fast = observation.prompt_target, observation.fast_target
+    none = torch.zeros((), device=observation.prompt_tokens.device)
+    return torch.stack([
+        none + observation.batch_size if action_mask is None else action_mask.any(dim=1).sum().to(none),
+        none if text is None else text.sum().to(none),
+        none if fast is None else fast.any(dim=1).sum().to(none),
+    ])  # fmt: skip
 
 
 def text_and_fast(
@@ -82,15 +100,15 @@ def target_errors(hidden: Tensor, table: Tensor, ids: Tensor, target: Tensor, z_
     z_weight: of the squared log of the softmax's sum. The logits over the vocabulary are made for the targets alone, a
     few hundred rows at a time, and in the backward pass again.
     """
-    target = F.pad(target[:, 1:], (1, 0))
-    rows, wanted = hidden[:, :-1][target[:, 1:]], ids[target].long()
+    target = target[:, 1:]
+    rows, wanted = hidden[:, :-1][target], ids[:, 1:][target].long()
     parts = [
         _again(_row_errors, rows[first : first + _ROWS], table, wanted[first : first + _ROWS], z_weight,
                use_reentrant=False)
         for first in range(0, len(rows), _ROWS)
     ]  # fmt: skip
     flat = torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-    return torch.zeros(target.shape, device=hidden.device).masked_scatter(target, flat)
+    return F.pad(torch.zeros(target.shape, device=hidden.device).masked_scatter(target, flat), (1, 0))
 
 
 def _row_errors(rows: Tensor, table: Tensor, wanted: Tensor, z_weight: float) -> Tensor:

@@ -20,9 +20,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-from pizero.model.attention import attend, block_mask, token_positions
+from pizero.model.attention import Attention, attend, block_mask, token_positions
 from pizero.model.config import (
     CAMERAS,
     GEMMA_2B,
@@ -34,16 +33,13 @@ from pizero.model.config import (
     config_from_json,
 )
 from pizero.model.gemma import GemmaBlock, Rotary, make_norm
+from pizero.model.language import END_ID, PADDING_ID, target_errors
 from pizero.model.layers import rotary_table
 from pizero.model.pi0 import initialize
 from pizero.model.siglip import VisionTower, embed_images
 from pizero.types import LARGEST, Observation, UserError, as_tuple, check_cameras
 
 Positions = Literal["exact", "openpi"]
-END_ID, PADDING_ID = 1, 0
-_again = cast(Any, checkpoint)  # computed again in the backward pass; without types
-_ROWS = 256
-"""Target positions whose logits over the vocabulary exist at once: 256 MiB of float32 at full size."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +139,19 @@ class Constraint(Protocol):
         ...
 
 
+class TextLayer(GemmaBlock):
+    """One layer by itself: attention, then the MLP."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__(config, adaptive=False)
+        self.attend: Attention = attend
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor) -> Tensor:
+        """x [B, P, W] -> [B, P, W]; mask [B, P, P]: who sees whom."""
+        query, key, value, _ = self.project(x, rotary, None)
+        return self.finish(x, self.attend(query, key, value, mask), None, None)
+
+
 class Pi0Fast(nn.Module):
     """The whole network. It knows neither tokenizer nor codec."""
 
@@ -151,7 +160,7 @@ class Pi0Fast(nn.Module):
         self.config = config
         self.vision_tower = VisionTower(config.vision, config.image_size, config.prefix.width)
         self.token_embedding = nn.Embedding(config.vocab_size, config.prefix.width)
-        self.layers = nn.ModuleList(GemmaBlock(config.prefix, adaptive=False) for _ in range(config.prefix.depth))
+        self.layers = nn.ModuleList(TextLayer(config.prefix) for _ in range(config.prefix.depth))
         self.norm = make_norm(config.prefix.width, adaptive=False)
         self.apply(initialize)
 
@@ -189,9 +198,8 @@ class Pi0Fast(nn.Module):
         else:
             positions = token_positions(padding_mask)
         rotary, mask = rotary_table(positions, self.config.prefix.head_dim), block_mask(padding_mask, starts)
-        for layer in self.blocks:
-            query, key, value, _ = layer.project(x, rotary, None)
-            x = layer.finish(x, attend(query, key, value, mask), None, None)
+        for layer in self.layers:
+            x = layer(x, rotary, mask)
         return self.norm(x[:, -length:])[0]
 
     def loss(
@@ -229,19 +237,9 @@ class Pi0Fast(nn.Module):
         A sample without targets has the loss 0. The logits over the vocabulary are made for the targets alone, a few
         hundred rows at a time, in the backward pass again.
         """
-        hidden = self.hidden(observation, causal)[:, :-1]
-        target, ids = target[:, 1:], observation.prompt_tokens[:, 1:]
-        rows, wanted = hidden[target], ids[target]
-        entropies = list[Tensor]()
-        for first in range(0, len(rows), _ROWS):
-            part = slice(first, first + _ROWS)
-            entropies.append(_again(self._cross_entropy, rows[part], wanted[part], use_reentrant=False))
-        flat = torch.cat(entropies) if entropies else hidden.new_zeros(0, dtype=torch.float32)
-        per_token = torch.zeros(target.shape, device=flat.device).masked_scatter(target, flat)
-        return per_token.sum(dim=1) / target.sum(dim=1).clamp(min=1)
-
-    def _cross_entropy(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(hidden), ids.long(), reduction="none")
+        hidden = self.hidden(observation, causal)
+        errors = target_errors(hidden, self.token_embedding.weight, observation.prompt_tokens, target)
+        return errors.sum(dim=1) / target[:, 1:].sum(dim=1).clamp(min=1)
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """[..., W] -> float32 [..., V], or [..., C] of the ids [C] alone. The head is the token table."""

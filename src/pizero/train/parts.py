@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast
 from pizero.model.precision import cast_weights, float32_names
 from pizero.train.config import Part, PartsConfig, Precision
 from pizero.train.lora import add_lora, is_adapter
@@ -22,6 +23,8 @@ def part_of(name: str) -> Part:
         return "vision"
     if name in (EMBEDDING, TEXT_HEAD):
         return "embedding"
+    if name.startswith(("layers.", "norm.")):  # of π0-FAST
+        return "prefix"
     if name.startswith("transformer."):
         return "expert" if ".expert." in name or name.startswith("transformer.expert_norm.") else "prefix"
     return "heads"
@@ -35,10 +38,12 @@ def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
     """
     if config == PartsConfig():
         return
-    if not isinstance(model, Pi0):
+    if isinstance(model, Pi0Fast):
+        _check_parts_of_fast(config)
+    elif not isinstance(model, Pi0):
         raise UserError(f"parts are frozen, adapted and chosen in a π0, not in a {type(model).__name__}")
     frozen = set[str](config.freeze)
-    if config.lora is not None:
+    if config.lora is not None and isinstance(model, Pi0):
         add_lora(model, config.lora, seed)
         frozen |= {"prefix"} if config.lora.prefix_rank else set()
         frozen |= {"expert"} if config.lora.expert_rank else set()
@@ -47,10 +52,20 @@ def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
         parameter.requires_grad_(is_adapter(name) or part_of(name) not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("every part is frozen: nothing is left to train")
-    if config.embedding_steps == "stateless" and model.config.language is not None:
+    if config.embedding_steps == "stateless" and isinstance(model, Pi0) and model.config.language is not None:
         raise UserError("embedding_steps stateless moves the rows that a batch reads; as a head all of them are used")
     if config.embedding_steps == "stateless" and "embedding" in frozen:
         raise UserError("the embedding table is frozen; embedding_steps stateless has nothing to do")
+
+
+def _check_parts_of_fast(config: PartsConfig) -> None:
+    """UserError for what a π0-FAST does not have, or cannot be trained with."""
+    if absent := sorted({"expert", "heads"} & set(config.freeze)):
+        raise UserError(f"freeze {absent[0]}: a π0-FAST has vision, prefix and embedding alone")
+    if config.lora is not None:
+        raise UserError("LoRA is for π0 and π0.5: adapters of a π0-FAST have no place in a checkpoint, nor a merge")
+    if config.embedding_steps == "stateless":
+        raise UserError("embedding_steps stateless moves the rows that a batch reads; as a head all of them are used")
 
 
 def keep_in_precision(model: nn.Module, precision: Precision, mixed: bool) -> None:
@@ -60,12 +75,12 @@ def keep_in_precision(model: nn.Module, precision: Precision, mixed: bool) -> No
     openpi (scripts/train.py); nothing is lost but the bits that no product reads.
     """
     if precision == "bfloat16":
-        if not isinstance(model, Pi0):
+        if not isinstance(model, Pi0 | Pi0Fast):
             raise UserError(f"precision bfloat16 is for a π0, not for a {type(model).__name__}; use mixed or float32")
         cast_weights(model, torch.bfloat16)
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.float() if is_adapter(name) else parameter.data
-    elif mixed and isinstance(model, Pi0):
+    elif mixed and isinstance(model, Pi0 | Pi0Fast):
         kept = float32_names(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad and name not in kept:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pizero.checkpoints.models import Network, NetworkConfig, make_model
 from pizero.model.attention import attend_fused
+from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.activations import BLOCKS, checkpoint_activations
 from pizero.train.config import TrainConfig
@@ -25,6 +26,11 @@ from pizero.train.low_memory import RowSteps
 from pizero.train.optim import make_optimizers, multiplies_in_bfloat16
 from pizero.train.parts import choose_parts, keep_in_precision
 from pizero.types import Observation
+
+COEFFICIENTS = 3
+"""Of a chunk for one of its FAST tokens: a cautious guess, a codec fits about as many or more into one."""
+FAST_MARKS = 8
+"""Tokens around those of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,14 @@ class StepPlan:
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
-def plan_step(network: NetworkConfig, config: TrainConfig, layout: Layout, device: str = "cpu") -> StepPlan:
-    """Takes seconds for a small model and about 20 for a full π0, whatever the memory here."""
+def plan_step(
+    network: NetworkConfig, config: TrainConfig, layout: Layout, device: str = "cpu", robot_actions: int | None = None
+) -> StepPlan:
+    """Takes seconds for a small model and about 20 for a full π0, whatever the memory here.
+
+    robot_actions: action dimensions of the robot, whose FAST tokens a π0.5 learns; None: as many as the model's. Half
+    of a prompt's slots are taken for text.
+    """
     mixed = multiplies_in_bfloat16(config.precision, torch.device(device))
     with FakeTensorMode():
         model = make_model(network)
@@ -71,7 +83,7 @@ def plan_step(network: NetworkConfig, config: TrainConfig, layout: Layout, devic
         weights, gathered = _bytes(model.parameters()), _gathered_bytes(model, mixed) if sharded else 0
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         average = 4 * sum(parameter.numel() for parameter in trained) if config.ema_decay > 0 else 0
-        live = _trace(model, config, layout, autocast=mixed and config.precision != "bfloat16")
+        live = _trace(model, config, layout, mixed and config.precision != "bfloat16", robot_actions)
         gradients = sum(_bytes([parameter]) for parameter in trained if parameter.grad is not None)
         optimizer = _optimizer_bytes(model, config)
         if not sharded and layout.ranks == 1 and config.gradient.accumulate == 1:
@@ -139,10 +151,10 @@ class _AllPresent(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool) -> _Live:
+def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool, robot_actions: int | None) -> _Live:
     """Loss and gradient of one part of this rank's batch."""
     batch = max(config.batch_size // layout.ranks // config.gradient.accumulate, 1)
-    observation, actions = _inputs(model.config, batch)
+    observation, actions = _inputs(model.config, batch, robot_actions)
     noise, flow_time = torch.empty(config.draws, *actions.shape), torch.empty(config.draws, batch)
     if layout.shards > 1 and autocast:  # the blocks are gathered in bfloat16, so nothing is cast and kept
         for parameter in (p for module in model.modules() if isinstance(module, BLOCKS) for p in module.parameters()):
@@ -156,7 +168,7 @@ def _trace(model: Network, config: TrainConfig, layout: Layout, autocast: bool) 
     return live
 
 
-def _inputs(network: Any, batch: int) -> tuple[Observation, Tensor]:
+def _inputs(network: Any, batch: int, robot_actions: int | None) -> tuple[Observation, Tensor]:
     history = () if network.num_history == 1 else (network.num_history,)
     height, width = network.image_shape
     observation = Observation(
@@ -166,9 +178,17 @@ def _inputs(network: Any, batch: int) -> tuple[Observation, Tensor]:
         torch.zeros(batch, network.prompt_length, dtype=torch.long),
         torch.ones(batch, network.prompt_length, dtype=torch.bool),
     )
+    language = network.language if isinstance(network, Pi0Config) else None
+    if isinstance(network, Pi0FastConfig) or (language is not None and language.writes_text):
+        masks = [torch.ones_like(observation.prompt_mask) for _ in range(2)]
+        observation = replace(observation, prompt_causal=masks[0], prompt_target=masks[1])
     if isinstance(network, Pi0FastConfig):
-        masks = [torch.ones(batch, network.prompt_length, dtype=torch.bool) for _ in range(2)]
-        observation = replace(observation, state=None, prompt_causal=masks[0], prompt_target=masks[1])
+        observation = replace(observation, state=None)
+    if language is not None and language.writes_fast:
+        count = network.action_horizon * (robot_actions or network.action_dim) // COEFFICIENTS + FAST_MARKS
+        tokens = torch.zeros(batch, -(-count // 16) * 16, dtype=torch.long)
+        masks = [torch.ones_like(tokens, dtype=torch.bool) for _ in range(2)]
+        observation = replace(observation, fast_tokens=tokens, fast_mask=masks[0], fast_target=masks[1])
     return observation, torch.empty(batch, network.action_horizon, network.action_dim)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, BatchPart
+from pizero.model.language import target_counts
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import TrainConfig
@@ -256,20 +257,33 @@ class Trainer:
         """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
         self.model.zero_grad(set_to_none=True)
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
-        size = len(actions) // parts
+        size, whole = len(actions) // parts, target_counts(observation, mask)
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
             options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
             options |= {} if mask is None else {"action_mask": mask[rows]}
             last = rows.stop == len(actions)
             with nullcontext() if last else without_exchange(self._loss):
                 with product_context(self.config.precision, self.device):
-                    loss = self._loss(
-                        observation if parts == 1 else observation[rows], actions[rows],
-                        draws=self.config.draws, **options,
-                    )  # fmt: skip
+                    if parts == 1:
+                        loss = self._loss(observation, actions, draws=self.config.draws, **options)
+                    else:
+                        loss = self._part_loss(observation[rows], actions[rows], whole, options)
                 (loss.mean() / parts).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
+
+    def _part_loss(
+        self, observation: Observation, actions: Tensor, whole: Tensor, options: Mapping[str, Any]
+    ) -> Tensor:
+        """[B, H] of a part of a batch; the parts' mean is the whole batch's, whichever samples have text or actions.
+        whole: the batch's `target_counts`.
+        """
+        model = self.model
+        if not isinstance(model, Pi0) or model.config.language is None or self.ranks.count > 1:
+            return self._loss(observation, actions, draws=self.config.draws, **options)
+        losses = model.losses(observation, actions, draws=self.config.draws, **options)
+        part = target_counts(observation, options.get("action_mask"))
+        return losses.of_part(part, whole, self.config.gradient.accumulate).total(model.config.language)
 
     # ---------------------------------------------------------------- measuring
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,8 +103,10 @@ def plan_training(
     preset = with_one_step_of(preset, sizes)
     one_step = {"one_step": True} if takes_one_step(preset.model) else {}
     preset = replace(preset, model=replace(sizes, **one_step))
-    step, memory = _plan(preset, resources), _memory(resources)
-    advice = tuple(_advice(preset, resources, step, memory)) if memory is not None and step.total > memory else ()
+    robot_actions = max((robot.action_dim or 0 for robot in robots), default=0) or None
+    plan = partial(_plan, robot_actions=robot_actions)
+    step, memory = plan(preset, resources), _memory(resources)
+    advice = tuple(_advice(plan, preset, resources, step, memory)) if memory is not None and step.total > memory else ()
     speed, measured = _speed(
         resources.device, multiplies_in_bfloat16(preset.train.precision, torch.device(resources.device))
     )
@@ -155,16 +158,18 @@ def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Conf
     return replace(model, cameras=tuple(dict.fromkeys(present)))
 
 
-def _plan(preset: Preset, resources: Resources) -> StepPlan:
+def _plan(preset: Preset, resources: Resources, robot_actions: int | None) -> StepPlan:
     ranks, accumulate = resources.layout.ranks, preset.train.gradient.accumulate
     if preset.train.batch_size % (ranks * accumulate):
         raise UserError(
             f"a batch of {preset.train.batch_size} cannot be divided among {ranks} ranks and {accumulate} parts"
         )
-    return plan_step(preset.model, preset.train, resources.layout, resources.device)
+    return plan_step(preset.model, preset.train, resources.layout, resources.device, robot_actions)
 
 
-def _advice(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> Iterator[Advice]:
+def _advice(
+    plan: Callable[[Preset, Resources], StepPlan], preset: Preset, resources: Resources, step: StepPlan, memory: int
+) -> Iterator[Advice]:
     """First what changes no number, then what changes the optimizer, last what trains fewer weights."""
     for change in (_recompute, _shard, _accumulate, _eight_bit, _no_average, _adapters, _freeze_vision):
         if step.total <= memory:
@@ -172,7 +177,7 @@ def _advice(preset: Preset, resources: Resources, step: StepPlan, memory: int) -
         changed = change(preset, resources, step, memory)
         if changed is not None:
             options, preset, resources = changed
-            step = _plan(preset, resources)
+            step = plan(preset, resources)
             yield Advice(options, preset, resources, step)
 
 
@@ -186,7 +191,8 @@ def _recompute(preset: Preset, resources: Resources, step: StepPlan, memory: int
 def _shard(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     train = preset.train
     plain = (train.optimizer, train.parts.embedding_steps) == ("adamw", "optimizer") and train.precision != "bfloat16"
-    if resources.layout.ranks == 1 or resources.sharding == "fsdp" or not plain:
+    writes = isinstance(preset.model, Pi0FastConfig) or getattr(preset.model, "language", None) is not None
+    if resources.layout.ranks == 1 or resources.sharding == "fsdp" or not plain or writes:
         return None
     return "--sharding fsdp", preset, replace(resources, sharding="fsdp")
 
@@ -217,7 +223,9 @@ def _no_average(preset: Preset, resources: Resources, step: StepPlan, memory: in
 
 
 def _adapters(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
-    return None if preset.train.parts.lora is not None else ("--lora", with_lora(preset), resources)
+    if preset.train.parts.lora is not None or not isinstance(preset.model, Pi0Config):
+        return None
+    return "--lora", with_lora(preset), resources
 
 
 def _freeze_vision(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:

@@ -58,10 +58,15 @@ def open_start(path: str | Path, preset: Preset) -> Start:
     source, adapters = _read_start(folder, preset.train.parts.lora)
     for note in source.notes:
         console.print(note)
-    name, wanted = model_name(source.config), model_name(preset.model)
-    if name != wanted:
+    if model_name(source.config) != model_name(preset.model):
+        name, wanted = _option(source.config), _option(preset.model)
         raise UserError(f"{path} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
     return Start(folder, source, adapters)
+
+
+def _option(config: NetworkConfig) -> str:
+    """What --model calls it."""
+    return "pi05" if isinstance(config, Pi0Config) and config.adaptive else model_name(config)
 
 
 def initial_model(

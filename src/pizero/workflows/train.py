@@ -25,7 +25,7 @@ from pizero.data.norm_stats import NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.pi0 import Pi0
-from pizero.model.pi0_fast import Pi0FastConfig
+from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.processes import usual_threads
 from pizero.train.activations import checkpoint_activations
 from pizero.train.compile import check_compiler, compile_blocks
@@ -71,7 +71,7 @@ class Runtime:
     """Where and how a training computes.
 
     sharding: how the ranks that torchrun starts share the work. recompute: activation checkpointing. compiled: blocks
-    through torch.compile, π0 and π0.5 in one process alone.
+    through torch.compile, of π0, π0.5 and π0-FAST in one process alone.
     """
 
     device: str = "cpu"
@@ -235,8 +235,10 @@ def _result(folder: Path, checkpoint: Path, model: Network) -> TrainResult:
 
 def _change_blocks(model: Network, placement: Placement, runtime: Runtime) -> None:
     if runtime.compiled:
-        if placement.ranks.count > 1 or not isinstance(model, Pi0):
-            raise UserError("--compile is for π0 and π0.5 in one process, not for several ranks or the baseline")
+        if placement.ranks.count > 1 or not isinstance(model, Pi0 | Pi0Fast):
+            raise UserError(
+                "--compile is for π0, π0.5 and π0-FAST in one process, not for several ranks or the baseline"
+            )
         check_compiler(placement.device)
         compile_blocks(model)
     if runtime.recompute:

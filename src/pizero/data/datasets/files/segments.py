@@ -49,6 +49,8 @@ def read_segments(path: Path) -> list[Line]:
             f"{path}: expected the columns {','.join(COLUMNS[0])} (seconds), or {','.join(COLUMNS[1])}, in its first "
             f"line; got {','.join(names) or 'nothing'}"
         )
+    if len(rows) == 1:
+        raise UserError(f"{path} has no line after its first; give each piece of an episode one, or remove the file")
     places = [names.index(name) for name in columns]
     return [_line(path, number, [row[place].strip() for place in places], columns) for number, row in _full(rows, path)]
 
@@ -70,7 +72,7 @@ def renumbered(path: Path, numbers: Mapping[int, int]) -> str:
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
     """Lines that are not empty, with their numbers."""
     first = text.split("\n", 1)[0]
-    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
     for row in reader:
         if any(cell.strip() for cell in row):
             yield reader.line_num, row
@@ -101,4 +103,4 @@ def _line(path: Path, number: int, cells: list[str], columns: tuple[str, ...]) -
         raise UserError(f"{path}, line {number}: no {missing}")
     if end is not None and end <= start:
         raise UserError(f"{path}, line {number}: it ends at {cells[2]}, not after {cells[1]}, where it begins")
-    return Line(number, episode, start, end, cells[3], seconds)
+    return Line(number, episode, start, end, " ".join(cells[3].split()), seconds)
