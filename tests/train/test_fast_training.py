@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from every_command import use_with_every_command
 from train_helpers import losses, nano_fast_preset, nano_preset
 
 from pizero.checkpoints.load import load_policy
@@ -174,6 +175,13 @@ def test_parts_and_precisions_of_it(dataset: Path, tmp_path: Path) -> None:
         assert torch.equal(weight, before[name]) != name.startswith("vision_tower."), name
     train_policy(dataset, tmp_path / "half", nano_fast_preset(steps=3, precision="bfloat16"))
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)
+
+
+def test_every_command_takes_it(run: Path, dataset: Path, tmp_path: Path) -> None:
+    answer, refused = use_with_every_command(run, dataset, "pi0-fast", tmp_path)
+    assert answer["actions"].shape == (6, 5)
+    assert "subtask" not in answer
+    assert refused.endswith("only π0 and π0.5 can continue a chunk; play whole chunks of this model")
 
 
 def test_plain_and_fast_path_are_timed(run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from every_command import command, use_with_every_command
 from train_helpers import losses, nano_fast_preset, nano_model, nano_preset
 
 from pizero.checkpoints.load import load_policy
@@ -103,6 +104,16 @@ def test_a_batch_has_text_and_fast_tokens(run: Path, dataset: Path, subtasks: Da
     both = model.losses(observation, torch.from_numpy(batches[-1].actions), draws=2)
     assert both.text.mean() > 0
     assert both.fast.mean() > 0
+
+
+def test_every_command_takes_it(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer, refused = use_with_every_command(run, dataset, "pi05", tmp_path)
+    assert answer["actions"].shape == (6, 5)
+    assert isinstance(answer["subtask"], str)
+    assert "previous_actions: got shape (99, 5)" in refused
+    capsys.readouterr()
+    assert command("bench", ["tokens", str(run), str(dataset)]) == 2
+    assert "holds no π0-FAST: only that writes tokens" in capsys.readouterr().err
 
 
 def test_parts_of_a_batch_weigh_as_the_whole(dataset: Path, subtasks: DataOptions, tmp_path: Path) -> None:
