@@ -146,7 +146,6 @@ def test_overlaps_and_episodes_that_are_not_there(root: Path) -> None:
     ("text", "message"),
     [
         ("", "expected the columns episode,from,to,text"),
-        ("episode,from,to,text\n\n", "has no line after its first"),
         ("episode,start,end,text\n", r"expected the columns .*got episode,start,end,text"),
         ("episode,from,to,text\n0,0,1,go, now\n", "line 2: got 5 columns, expected 4"),
         ("episode,from,to,text\n0,0,1,go\nfirst,0,1,go\n", "line 3: episode is 'first', expected a whole number"),
@@ -166,6 +165,13 @@ def test_a_wrong_file_of_segments_gets_one_line(root: Path, text: str, message: 
         _ = LeRobotDataset(root).subtasks
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_piece(root: Path) -> None:
+    """As it is left where every episode that it names was taken out."""
+    write_csv(root, "episode,from,to,text\n\n")
+    assert pieces(LeRobotDataset(root)) == []
+    assert set(LeRobotDataset(root).subtask_texts([0, 40])) == {""}
 
 
 def test_a_text_over_two_lines_is_one_line_of_words(root: Path) -> None:

@@ -199,7 +199,7 @@ def _on_frames(line: Line, path: Path, fps: float, length: int) -> Segment:
 def _closed(segments: Iterable[Segment]) -> list[Segment]:
     """Open ends become the beginning of the next one, or -1 for the episode's end."""
     ordered = sorted(segments, key=lambda segment: (segment.episode, segment.start))
-    after = [*ordered[1:], None]
+    after = [*ordered, None][1:]
     return [
         replace(one, end=max(two.start, one.start + 1))
         if one.end < 0 and two is not None and two.episode == one.episode

@@ -49,8 +49,6 @@ def read_segments(path: Path) -> list[Line]:
             f"{path}: expected the columns {','.join(COLUMNS[0])} (seconds), or {','.join(COLUMNS[1])}, in its first "
             f"line; got {','.join(names) or 'nothing'}"
         )
-    if len(rows) == 1:
-        raise UserError(f"{path} has no line after its first; give each piece of an episode one, or remove the file")
     places = [names.index(name) for name in columns]
     return [_line(path, number, [row[place].strip() for place in places], columns) for number, row in _full(rows, path)]
 
