@@ -29,6 +29,7 @@ def test_what_fits_needs_no_advice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [False, True])
 def test_models_that_write_get_no_advice_that_is_refused(text: bool) -> None:
     preset = get_preset("tabletop", "pi05" if text else "pi0-fast")
