@@ -124,3 +124,47 @@ def test_a_loop_plays_an_export(folders: dict[str, tuple[Path, Path]]) -> None:
     with RobotLoop(policy, ChunkExecutor(3)) as loop:
         actions = [loop.act(observation(seed)) for seed in range(5)]
     assert all(action is not None and action.shape == (2,) for action in actions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "dtype", "expected"),
+    [
+        ("pi05", "onnx", "bfloat16", 2e-2),
+        ("diffusion", "onnx", "float16", 2e-3),
+        ("pi0", "onnx", "int8", 5e-2),
+        ("pi05-text", "openvino", "float32", 1e-4),
+        ("diffusion", "openvino", "float32", 1e-4),
+        ("pi0", "openvino", "int8", 5e-2),
+    ],
+)
+def test_other_runtimes_and_dtypes(
+    kind: str, to: Any, dtype: Any, expected: float, folders: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """As near as the dtype allows, and smaller where it should be; absent cameras as before."""
+    pytest.importorskip("openvino" if to == "openvino" else "onnxruntime")
+    checkpoint, whole = folders[kind]
+    told = export(checkpoint, tmp_path / "export", to=to, dtype=dtype, threads=1)
+    assert told.relative <= expected
+    policy, exact = load_exported(tmp_path / "export", threads=1), load_exported(whole, threads=1)
+    robot = observation(5, policy.num_history) | {"noise": np.zeros(policy.noise_shape, np.float32), "subtask": "lift"}
+    robot["images"]["top"] = None
+    ours, theirs = exact.infer(robot)["actions"], policy.infer(robot)["actions"]
+    assert np.abs(theirs - ours).max() <= 2 * expected * np.abs(ours).max()
+    if dtype in ("bfloat16", "float16"):
+        assert (tmp_path / "export" / "step.0.bin").stat().st_size < (whole / "step.0.bin").stat().st_size
+
+
+def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="int8 is for"):
+        export(folders["flow"][0], tmp_path / "export", to="onnx", dtype="int8", threads=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the limit each, and together the same policy."""
+    for module in ("graph", "words"):
+        monkeypatch.setattr(f"pizero.export.{module}.PART_BYTES", 40_000)
+    export(write(tmp_path / "checkpoint", "pi05"), tmp_path / "export", to="onnx", threads=1)
+    parts = list((tmp_path / "export").glob("*.bin"))
+    assert len(parts) > 4
+    assert max(path.stat().st_size for path in parts) <= 40_000

@@ -59,27 +59,38 @@ def export(
     source_folder, source = open_checkpoint(checkpoint)
     facts = source.facts if given is None else given.over(source.facts, source.config)
     pipeline = make_pipeline(source.config, facts)
-    on_step("reading the weights")
-    model = source.build("cpu", torch_dtype("float32") if dtype == "float32" else None)
+    kept = torch_dtype("float32") if dtype == "float32" else None  # else as stored
+    return export_network(
+        lambda: source.build("cpu", kept), pipeline, folder, stored=load_example(source_folder), to=to, dtype=dtype,
+        num_steps=num_steps, threads=threads, on_step=on_step,
+    )  # fmt: skip
+
+
+def export_network(
+    build: Callable[[], Network], pipeline: Pipeline, folder: Path, *, stored: Example | None, to: Runtime,
+    dtype: Dtype, num_steps: int | None, threads: int | None, on_step: Callable[[str], None],
+) -> Export:  # fmt: skip
+    """The same for a network that `build` makes: its weights are gone before the export's are opened."""
     if pipeline.prompt_format == "fast":
         raise UserError("a π0-FAST writes its actions as tokens and is not exported; π0, π0.5 and the baseline are")
     pipeline = replace(pipeline, fast=None)  # FAST tokens are for training alone
-    num_steps = model.config.default_num_steps if num_steps is None else num_steps
     with new_folder(folder) as partial:
+        on_step("reading the weights")
+        model = build()
+        num_steps = model.config.default_num_steps if num_steps is None else num_steps
         on_step("the example, by pizero")
-        example = _example(model, pipeline, load_example(source_folder), num_steps)
+        example = _example(model, pipeline, stored, num_steps)
         manifest = write_graphs(partial, model, pipeline, to, dtype, num_steps, on_step)
         del model
         gc.collect()  # the runtime needs the room
         pipeline.save(partial)
         example.save(partial / EXAMPLE)
+        on_step("hashes")
         files = {path.name: described(path) for path in sorted(partial.iterdir())}
         replace(manifest, files=files).save(partial)
         on_step("the example, by the export")
         policy = load_exported(partial, threads=threads)
-        relative = reproduce(policy, example)
-        actions = policy.infer({**example.observation, "noise": example.noise})["actions"]
-        difference = float(np.abs(actions - example.actions).max())
+        relative, difference = reproduce(policy, example)
         proof = {"difference": difference, "relative": relative, "tolerance": TOLERANCES[dtype]}
         replace(manifest, files=files, proof=proof).save(partial)
         return Export(sum(size for size, _ in files.values()), difference, relative, TOLERANCES[dtype], _notes(policy))

@@ -109,8 +109,15 @@ class Graph:
         """Weights of 8 bits with a scale per output. ONNX Runtime multiplies codes, of tokens with a scale each, as
         `engine/int8.py` does; OpenVINO finds its own way for weights that are widened.
         """
-        codes = self._store(name, lambda: int8_codes(weight(), EIGHT_BITS)[0].t(), torch.int8)
-        scale = self.vector(f"{name}.scale", lambda: int8_codes(weight(), EIGHT_BITS)[1])
+        scales: list[Tensor] = []
+
+        def coded() -> Tensor:
+            codes, scale = int8_codes(weight().contiguous(), EIGHT_BITS)
+            scales.append(scale)
+            return codes.t()
+
+        codes = self._store(name, coded, torch.int8)
+        scale = self.vector(f"{name}.scale", scales.pop)  # written after its codes
         if self.runtime == "openvino":
             return self.op("MatMul", x, self.op("DequantizeLinear", codes, scale, axis=1))
         if x not in self._codes:
@@ -133,6 +140,7 @@ class Graph:
 
     # ---------------------------------------------------------------- file
 
+    @torch.no_grad()
     def save(self, folder: Path) -> None:
         """Writes NAME.onnx, and NAME.0.bin and on with the weights."""
         onnx = self._onnx
@@ -182,13 +190,13 @@ class _Parts:
             self._file.close()
 
     def write(self, value: Tensor) -> tuple[str, int, int]:
-        """(file's name, offset, length) of the tensor's bytes. Begins at a multiple of 4096, as memory maps want it."""
+        """(file's name, offset, length) of the tensor's bytes; a large one begins where a memory map can."""
         content = value.reshape(-1).view(torch.uint8).numpy()
         if self._file is None or self._file.tell() + len(content) + 4096 > PART_BYTES:
             self.__exit__()
             self._number += 1
             self._file = (self._folder / f"{self._name}.{self._number}.bin").open("xb")
-        self._file.write(bytes(-self._file.tell() % 4096))
+        self._file.write(bytes(-self._file.tell() % (4096 if len(content) > 1 << 16 else 64)))
         offset = self._file.tell()
         self._file.write(content.data)
         return f"{self._name}.{self._number}.bin", offset, len(content)

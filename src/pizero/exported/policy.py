@@ -42,18 +42,21 @@ def load_exported(
     return policy
 
 
-def reproduce(policy: ExportedPolicy, example: Example) -> float:
-    """Runs the stored example; the largest difference, as for `TOLERANCES`. UserError when it is above."""
+def reproduce(policy: ExportedPolicy, example: Example) -> tuple[float, float]:
+    """Runs the stored example; the largest difference, as for `TOLERANCES`, and in robot units. UserError when the
+    first is above.
+    """
     if example.noise.shape != policy.noise_shape or example.num_steps != policy.num_steps:
         raise UserError("the stored example is of another model; copy the export again")
-    error = example.error(policy.infer({**example.observation, "noise": example.noise})["actions"])
+    actions = policy.infer({**example.observation, "noise": example.noise})["actions"]
+    error = example.error(actions)
     tolerance = TOLERANCES[policy.manifest.dtype]
     if not error <= tolerance:  # NaN fails as well
         raise UserError(
             f"the exported policy's chunk is not pizero's: {error:.2g} of an action dimension's largest value apart, "
             f"at most {tolerance:g} allowed in {policy.manifest.dtype}"
         )
-    return error
+    return error, float(np.abs(actions - example.actions).max())
 
 
 class ExportedPolicy:

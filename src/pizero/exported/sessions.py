@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,19 +18,32 @@ Array: TypeAlias = NDArray[Any]
 
 
 class Session(Protocol):
-    """inputs, outputs: the names that the graph has. What comes out of one session may go into another as it is."""
+    """A graph that reads and gives what is asked of it. What comes out of one session may go into another as it is."""
 
-    @property
-    def inputs(self) -> list[str]: ...
-    @property
-    def outputs(self) -> list[str]: ...
     def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a graph must read and give."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def check(self, path: Path, *found: list[set[str]]) -> list[list[str]]:
+        """The names of inputs and outputs in the graph's order; each may have several. UserError for others."""
+        sides: list[list[str]] = []
+        for wanted, ports in zip((self.inputs, self.outputs), found, strict=True):
+            sides.append([next((name for name in wanted if name in names), "") for names in ports])
+            if sorted(sides[-1]) != sorted(wanted):
+                raise UserError(f"{path} is not the graph that its manifest describes; copy the export again")
+        return sides
 
 
 class OnnxSession:
     """ONNX Runtime, on the CPU."""
 
-    def __init__(self, path: Path, dtype: str, threads: int | None) -> None:
+    def __init__(self, path: Path, ports: Ports, dtype: str, threads: int | None) -> None:
         runtime = library("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -40,8 +55,8 @@ class OnnxSession:
         except Exception as error:  # its errors have no common class
             raise not_opened(path, "ONNX Runtime", error) from error
         self._value = runtime.OrtValue
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        found = ([{value.name} for value in side] for side in (self._session.get_inputs(), self._session.get_outputs()))
+        _, self._outputs = ports.check(path, *found)
 
     def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
         make = self._value.ortvalue_from_numpy
@@ -49,32 +64,38 @@ class OnnxSession:
             name: make(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
             for name, value in given.items()
         }
-        found = self._session.run_with_ort_values(self.outputs, values)
-        return dict(zip(self.outputs, found, strict=True))
+        found = self._session.run_with_ort_values(self._outputs, values)
+        return dict(zip(self._outputs, found, strict=True))
 
 
 class OpenvinoSession:
     """OpenVINO, on the CPU."""
 
-    def __init__(self, path: Path, dtype: str, threads: int | None) -> None:
-        openvino = library("openvino")
+    def __init__(self, path: Path, ports: Ports, dtype: str, threads: int | None) -> None:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "SNIPPETS_MODE": "DISABLE",  # 2026.4 crashes the process on the MLP of an adaptive expert otherwise
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = openvino.Core().compile_model(path, "CPU", settings)
+            self._model = _openvino_core().compile_model(path, "CPU", settings)
         except Exception as error:
             raise not_opened(path, "OpenVINO", error) from error
         self._request = self._model.create_infer_request()
-        self.inputs = [port.get_any_name() for port in self._model.inputs]
-        self.outputs = [port.get_any_name() for port in self._model.outputs]
+        found = ([port.get_names() for port in side] for side in (self._model.inputs, self._model.outputs))
+        self._inputs, self._outputs = ports.check(path, *found)
 
     def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._request.infer(dict(given), share_inputs=True, share_outputs=False)
-        return {port.get_any_name(): value for port, value in found.items()}
+        found = self._request.infer([given[name] for name in self._inputs], share_inputs=True, share_outputs=False)
+        return dict(zip(self._outputs, found.to_tuple(), strict=True))
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for all graphs, which share its threads."""
+    return library("openvino").Core()
 
 
 SESSIONS = {"onnx": OnnxSession, "openvino": OpenvinoSession}
