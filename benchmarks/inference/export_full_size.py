@@ -21,7 +21,7 @@ from pizero.checkpoints.format import Facts
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.export.export import export_network
+from pizero.export.export import Settings, export_network
 from pizero.exported.policy import load_exported
 from pizero.model.config import CAMERAS, Pi0Config
 from pizero.workflows.bench_inference import random_model
@@ -54,8 +54,8 @@ def main() -> None:
     dtype = torch.float32 if given.dtype == "float32" else torch.bfloat16
     try:
         result = export_network(
-            lambda: random_model(config, dtype), pipeline, given.folder, stored=None, to=given.to, dtype=given.dtype,
-            num_steps=None, threads=given.threads, on_step=told,
+            lambda: random_model(config, dtype), pipeline, given.folder,
+            Settings(given.to, given.dtype, threads=given.threads), on_step=told,
         )  # fmt: skip
         told(f"proved: {result.difference:.3g} apart, {result.relative:.3g} of the largest, {result.num_bytes} bytes")
         largest = max(path.stat().st_size for path in given.folder.iterdir())

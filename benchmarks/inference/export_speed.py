@@ -25,7 +25,7 @@ from pizero.checkpoints.format import Facts
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.export.export import export_network
+from pizero.export.export import Settings, export_network
 from pizero.exported.policy import load_exported
 from pizero.model.config import small_config
 from pizero.policy.policy import ModelPolicy
@@ -59,10 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for to, dtype in EXPORTS:
             folder = Path(root) / f"{to}-{dtype}"
-            told = export_network(
-                lambda: model, pipeline, folder, stored=None, to=to, dtype=dtype, num_steps=None,
-                threads=given.threads, on_step=lambda text: None,
-            )  # fmt: skip
+            told = export_network(lambda: model, pipeline, folder, Settings(to, dtype, threads=given.threads))
             policies[f"{to} {dtype}"] = load_exported(folder, threads=given.threads)
             print(f"{to} {dtype}: {told.relative:.2g} of the largest action apart", flush=True)
         measure(policies, seen, given.rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pizero.types import UserError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_the_runner_loads_no_torch(folders: dict[str, tuple[Path, Path]]) -> Non
     assert "torch" not in shown.stdout.split()
 
 
-def test_what_the_runner_imports_is_python_3_10(folders: dict[str, tuple[Path, Path]]) -> None:
+def test_what_the_runner_imports_is_python_3_10_and_in_its_wheel(folders: dict[str, tuple[Path, Path]]) -> None:
     """Syntax, and names of the standard library that came later and are read at import."""
     later = {"NotRequired", "Required", "Self", "StrEnum", "Never", "assert_never", "tomllib", "ExceptionGroup", "UTC"}
     code = (
@@ -86,6 +89,9 @@ def test_what_the_runner_imports_is_python_3_10(folders: dict[str, tuple[Path, P
     )
     files = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert len(files) > 20
+    runner = tomllib.loads((ROOT / "integrations" / "pizero_runner" / "pyproject.toml").read_text())
+    packed = {ROOT / "src" / name.replace(".", "/") for name in runner["tool"]["setuptools"]["packages"]}
+    assert {Path(file).parent for file in files} <= packed
     for file in files:
         tree = ast.parse(Path(file).read_text(), feature_version=(3, 10))
         for node in tree.body:  # what is imported in functions, or for annotations alone, is not read

@@ -47,6 +47,18 @@ class Export:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """to: the runtime. dtype: of the matrices. num_steps: of sampling; None takes the model's own number. threads: of
+    the runtime in the proof; None lets it choose.
+    """
+
+    to: Runtime
+    dtype: Dtype = "float32"
+    num_steps: int | None = None
+    threads: int | None = None
+
+
 def export(
     checkpoint: str | Path, folder: Path, *, to: Runtime, dtype: Dtype = "float32", num_steps: int | None = None,
     threads: int | None = None, given: GivenFacts | None = None, on_step: Callable[[str], None] = lambda text: None,
@@ -60,17 +72,17 @@ def export(
     facts = source.facts if given is None else given.over(source.facts, source.config)
     pipeline = make_pipeline(source.config, facts)
     kept = torch_dtype("float32") if dtype == "float32" else None  # else as stored
-    return export_network(
-        lambda: source.build("cpu", kept), pipeline, folder, stored=load_example(source_folder), to=to, dtype=dtype,
-        num_steps=num_steps, threads=threads, on_step=on_step,
-    )  # fmt: skip
+    settings = Settings(to, dtype, num_steps, threads)
+    stored = load_example(source_folder)
+    return export_network(lambda: source.build("cpu", kept), pipeline, folder, settings, stored, on_step)
 
 
 def export_network(
-    build: Callable[[], Network], pipeline: Pipeline, folder: Path, *, stored: Example | None, to: Runtime,
-    dtype: Dtype, num_steps: int | None, threads: int | None, on_step: Callable[[str], None],
+    build: Callable[[], Network], pipeline: Pipeline, folder: Path, settings: Settings, stored: Example | None = None,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> Export:  # fmt: skip
     """The same for a network that `build` makes: its weights are gone before the export's are opened."""
+    to, dtype, num_steps = settings.to, settings.dtype, settings.num_steps
     if pipeline.prompt_format == "fast":
         raise UserError("a π0-FAST writes its actions as tokens and is not exported; π0, π0.5 and the baseline are")
     pipeline = replace(pipeline, fast=None)  # FAST tokens are for training alone
@@ -89,7 +101,7 @@ def export_network(
         files = {path.name: described(path) for path in sorted(partial.iterdir())}
         replace(manifest, files=files).save(partial)
         on_step("the example, by the export")
-        policy = load_exported(partial, threads=threads)
+        policy = load_exported(partial, threads=settings.threads)
         relative, difference = reproduce(policy, example)
         proof = {"difference": difference, "relative": relative, "tolerance": TOLERANCES[dtype]}
         replace(manifest, files=files, proof=proof).save(partial)
