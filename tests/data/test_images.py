@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from pizero.data.augment import Augmentation, color_jitter, crop_and_rotate, random_shift
-from pizero.data.images import resize_with_pad, to_float
+from pizero.data.images import interpolated_plainly, resize_with_pad, to_float
 from pizero.types import UserError
 
 
@@ -138,3 +138,14 @@ def test_kinds() -> None:
     assert torch.equal(shifted, random_shift(images, 4, seeded()))
     with pytest.raises(UserError, match="got 'mirror'"):
         Augmentation("mirror")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [((480, 640), (168, 224)), ((10, 20), (28, 56)), ((7, 5), (45, 32))])
+def test_numpy_interpolates_as_torch(shape: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Within a hundredth of a grey level, for what runs an export."""
+    image = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    levels = torch.from_numpy(image).permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.interpolate(levels, wanted, mode="bilinear", align_corners=False)
+    found = interpolated_plainly(image, *wanted)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), atol=1e-2)

@@ -160,6 +160,11 @@ def test_other_runtimes_and_dtypes(
         assert (tmp_path / "export" / "step.0.bin").stat().st_size < (whole / "step.0.bin").stat().st_size
 
 
+def test_an_export_is_no_checkpoint(folders: dict[str, tuple[Path, Path]]) -> None:
+    with pytest.raises(UserError, match="is an export, no checkpoint; pizero serve"):
+        load_policy(folders["pi0"][1])
+
+
 def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="int8 is for"):
         export(folders["flow"][0], tmp_path / "export", to="onnx", dtype="int8", threads=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pizero.checkpoints.files.json_file import peek, short
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, weight_names
 from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
+from pizero.exported.manifest import detect as is_export
 from pizero.files import read_json
 from pizero.types import UserError
 
@@ -42,6 +43,8 @@ def refusal(path: Path, known: Callable[[Path], bool]) -> str:
         return f"{path}: there is nothing at this path"
     if not path.is_dir():
         return f"{path} {_file(path, known)}"
+    if is_export(path):
+        return f"{path} is an export, no checkpoint; pizero serve, pizero evaluate and load_exported run it"
     if (path / _CONFIG).is_file():
         read_json(path / _CONFIG)  # says what is wrong with it
     return f"{path} {_config(path) or _content(path, known) or _listed(path)}"

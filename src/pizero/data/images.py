@@ -72,9 +72,9 @@ def interpolated_plainly(image: NDArray[np.uint8], height: int, width: int) -> N
 
     def across(lines: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         found = image[..., lines, :, :].astype(np.float32)
-        return found[..., columns, :] * (1 - right) + found[..., next_columns, :] * right
+        return (found[..., columns, :] * (1 - right) + found[..., next_columns, :] * right).astype(np.float32)
 
-    return across(rows) * (1 - down) + across(next_rows) * down
+    return (across(rows) * (1 - down) + across(next_rows) * down).astype(np.float32)
 
 
 def _places(size: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.encoder import FixedBatchNorm, ImageEncoder, ResidualBlock2d
@@ -132,10 +132,7 @@ def diffusion_step_graph(model: DiffusionPolicy, num_steps: int, dtype: Dtype) -
     x, step = graph.input("x", shape), graph.input("step", (1,), "INT64")
     encoded = graph.input("encoded", (1, config.observation_width))
     schedule = model.schedule
-    if schedule is None:
-        times = step_at_flow_time(integration_times(num_steps, "euler"), config.diffusion_steps)
-    else:
-        times, coefficients = schedule.coefficients(num_steps)
+    times, coefficients = _times(model, num_steps)
     embedded = graph.vector("steps", lambda: model.unet.step_encoder(times))
     conditioning = graph.op("Concat", graph.op("Gather", embedded, step), encoded, axis=-1)
     predicted = _unet(graph, model, x, conditioning)
@@ -157,6 +154,14 @@ def diffusion_step_graph(model: DiffusionPolicy, num_steps: int, dtype: Dtype) -
     parts = graph.op("Mul", actions, next_signal), graph.op("Mul", error, next_noise)
     graph.output(graph.op("Add", *parts), "next", shape)
     return graph
+
+
+def _times(model: DiffusionPolicy, num_steps: int) -> tuple[Tensor, Tensor]:
+    """[T] of the steps, as the step encoder takes them; and DDIM's coefficients [T, 4], nothing for the flow."""
+    if model.schedule is not None:
+        return model.schedule.coefficients(num_steps)
+    times = integration_times(num_steps, "euler")
+    return step_at_flow_time(times, model.config.diffusion_steps), times.new_zeros(0)
 
 
 def _unet(graph: Graph, model: DiffusionPolicy, x: Value, conditioning: Value) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pizero.baseline.config import BaselineConfig
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import random_observation
 from pizero.checkpoints.facts import GivenFacts, make_pipeline
@@ -141,7 +142,7 @@ def write_graphs(
         action_horizon=config.action_horizon, action_dim=config.action_dim, past_actions=config.past_actions,
         num_history=config.num_history, cameras=config.cameras,
         reads_state=config.has_state_token if isinstance(config, Pi0Config) else bool(config.state_input),
-        reads_words=isinstance(config, Pi0Config) or config.instruction,
+        reads_words=not isinstance(config, BaselineConfig) or config.instruction,
         reads_starts=isinstance(config, Pi0Config) and config.language is not None,
         layers=config.prefix.depth if isinstance(config, Pi0Config) else 0, words=words, proof={}, files={},
     )  # fmt: skip

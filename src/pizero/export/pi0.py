@@ -136,15 +136,13 @@ def step_graph(model: Pi0, num_steps: int, longest: int, dtype: Dtype, runtime: 
     sees = block_mask(torch.ones(1, suffix, dtype=torch.bool), starts)[0]
     own_mask = None if bool(sees.all()) else graph.constant(np.where(sees.numpy(), 0, MASKED).astype(np.float32))
     layers = [layer.expert for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
-    rotary = None
+    first_keys = graph.input("key.0", (kv_heads, dim, "P"))
+    length = graph.op("Slice", graph.op("Shape", first_keys), graph.integers(2), graph.integers(3))
+    rotary = Rotary(graph, longest + suffix, dim, length, graph.op("Add", length, graph.integers(suffix)))
     for index, block in enumerate(layers):
         name, (first, second) = f"expert.{index}", norms[2 * index : 2 * index + 2]
-        keys = graph.input(f"key.{index}", (kv_heads, dim, "P"))
+        keys = graph.input(f"key.{index}", (kv_heads, dim, "P")) if index else first_keys
         values = graph.input(f"value.{index}", (kv_heads, "P", dim))
-        if rotary is None:
-            length = graph.op("Slice", graph.op("Shape", keys), graph.integers(2), graph.integers(3))
-            end = graph.op("Add", length, graph.integers(suffix))
-            rotary = Rotary(graph, longest + suffix, dim, length, end)
         y = rms_norm(graph, x, f"{name}.attention_norm", block.attention_norm, first)
         query, key, value = project(graph, y, block, name, rotary)
         assert query is not None
