@@ -90,6 +90,15 @@ def test_any_guide(variant: dict[str, str], guide: Guide) -> None:
     assert_same(model, sampler, num_steps=3)  # what a guide left behind is not seen
 
 
+@pytest.mark.parametrize("guide", [twice, between, of_each_sample, pulled])
+@pytest.mark.parametrize("variant", VARIANTS[:8:2], ids=variant_name)
+def test_any_guide_of_a_single_step(variant: dict[str, str], guide: Guide) -> None:
+    """Of a one-step model the velocity leads to the actions at whatever time it is asked for."""
+    model = random_model(one_step=True, **variant)
+    assert_same(model, guide=guide)
+    assert_same(model, guide=guide, num_steps=2)
+
+
 @pytest.mark.parametrize("guide", [None, reused, late, twice, between])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
 def test_settled_actions_with_and_without_a_guide(variant: dict[str, str], guide: Guide | None) -> None:

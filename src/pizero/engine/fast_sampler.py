@@ -234,7 +234,9 @@ class FastSampler(ChunkFromNoise[Pi0Config]):
         self, time: Tensor, tables: TimeTables, row: int | None, settled: Tensor | None
     ) -> tuple[Tensor, list[Modulation]]:
         """Bias and norms of a flow time [B] or [B, H]: those of its row of the tables, if it has one."""
-        return of_any_time(self.model, time, self._fold) if row is None else tables.at(row, settled)
+        if row is None:
+            return of_any_time(self.model, time, self._fold, whole=tables.targets is not None)
+        return tables.at(row, settled)
 
     def prefill(self, inputs: Inputs, tables: TimeTables, alone: bool = False) -> Cache:
         """alone: the state token runs now and not beside the first actions, so that those can be differentiated."""

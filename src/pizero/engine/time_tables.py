@@ -94,10 +94,13 @@ def make_tables(model: Pi0, times: Tensor, folded: bool, targets: Tensor | None 
 
 
 @torch.no_grad()
-def of_any_time(model: Pi0, time: Tensor, folded: bool) -> tuple[Tensor, list[Modulation]]:
-    """As `TimeTables.at`, for a time [B] or [B, H] of which no table is kept: [B, 1 or H, E] each."""
+def of_any_time(model: Pi0, time: Tensor, folded: bool, whole: bool = False) -> tuple[Tensor, list[Modulation]]:
+    """As `TimeTables.at`, for a time [B] or [B, H] of which no table is kept: [B, 1 or H, E] each.
+
+    whole: of a step that leads to the actions.
+    """
     values, where = time.unique(return_inverse=True)
-    tables = make_tables(model, values, folded)
+    tables = make_tables(model, values, folded, torch.full_like(values, CLEAN) if whole else None)
     where = where[:, None] if where.ndim == 1 else where
     if len(tables.norms) == 1:
         return tables.biases[where], tables.norms[0]
