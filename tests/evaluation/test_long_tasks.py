@@ -173,3 +173,15 @@ def test_a_simulator_without_subtasks_cannot_say_them() -> None:
     policy = Following(TabletopLongEnv(image_size=8))
     with pytest.raises(UserError, match="does not say what is to be done now"):
         rollout(policy, [env], [EpisodeSpec("lift", 0)], 1, subtasks="oracle")
+
+
+@pytest.mark.parametrize("takes_subtask", [True, False])
+def test_no_words_are_no_words_in_a_simulator_without_subtasks_too(takes_subtask: bool) -> None:
+    """Once such a policy wrote its own there, and "none" and "own" gave the same results."""
+    from pizero.envs.tabletop.env import TabletopEnv
+
+    env = TabletopEnv(image_size=8, render_in_step=False)
+    policy = Following(TabletopLongEnv(image_size=8), takes_subtask)
+    policy.env.reset(seed=0)
+    rollout(policy, [env], [EpisodeSpec("lift", 0)], 1, subtasks="none")
+    assert {seen.get("subtask") for seen in policy.asked} == ({""} if takes_subtask else {None})

@@ -15,7 +15,7 @@ from pizero.evaluation.subtasks import Due, SubtaskSource, with_subtask
 from pizero.policy.chunk_executor import ChunkExecutor
 from pizero.policy.held_subtask import HeldSubtask
 from pizero.policy.sampling import episode_noise
-from pizero.types import Env, Policy, RobotDict, UserError
+from pizero.types import Env, Policy, RobotDict
 
 Alter = Callable[[RobotDict, EpisodeSpec], RobotDict]
 """Changes the observation of one control step before the policy sees it: another instruction, blank images."""
@@ -172,10 +172,7 @@ class _Run:
     def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
         """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
         observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
-        if self._due is not None:
-            observation = with_subtask(observation, self._due, self._source, self._policy)
-        elif self._source in ("oracle", "wrong"):
-            raise UserError("this simulator does not say what is to be done now; evaluate with --subtasks own or none")
+        observation = with_subtask(observation, self._due, self._source, self._policy)
         observation = self._asked = self._held.question(observation)
         self._chunks += 1
         if noise_shape is None:

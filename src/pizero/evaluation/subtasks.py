@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from pizero.types import Env, Policy, RobotDict, SubtaskEnv
+from pizero.types import Env, Policy, RobotDict, SubtaskEnv, UserError
 
 SubtaskSource: TypeAlias = Literal["own", "none", "oracle", "wrong"]
 """own: nobody; a policy that writes its subtasks acts on those. none: nobody, and such a policy is asked to write none.
@@ -39,12 +39,16 @@ def due_now(env: Env, info: dict[str, Any], seed: int) -> Due | None:
     return Due(env.subtask, wrong, done, total)
 
 
-def with_subtask(seen: RobotDict, due: Due, source: SubtaskSource, policy: Policy) -> RobotDict:
+def with_subtask(seen: RobotDict, due: Due | None, source: SubtaskSource, policy: Policy) -> RobotDict:
     """What the policy is asked. One that has no `takes_subtask` is given the subtask as its instruction."""
     takes = bool(getattr(policy, "takes_subtask", False))
     if source == "own" or (source == "none" and not takes):
         return seen
-    text = {"none": "", "oracle": due.text, "wrong": due.wrong}[source]
+    if source == "none":
+        return {**seen, "subtask": ""}
+    if due is None:
+        raise UserError("this simulator does not say what is to be done now; evaluate with --subtasks own or none")
+    text = due.text if source == "oracle" else due.wrong
     return {**seen, "subtask": text} if takes else {**seen, "prompt": text or seen["prompt"]}
 
 
