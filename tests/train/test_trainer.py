@@ -298,6 +298,15 @@ def test_a_diffusion_policy_is_fine_tuned(dataset: Path, tmp_path: Path) -> None
         train_policy(dataset, tmp_path / "third", nano_preset(), initial=Initialization(first.checkpoint))
 
 
+def test_a_start_of_the_other_pi_is_refused(dataset: Path, tmp_path: Path) -> None:
+    """Once --model pi05 with the checkpoint of a π0 trained the π0 without a word."""
+    preset = nano_preset(steps=1, save_every=1, validate_every=1)
+    first = train_policy(dataset, tmp_path / "first", preset)
+    other = dataclasses.replace(preset, model=dataclasses.replace(nano_model(), time_conditioning="adarms"))
+    with pytest.raises(UserError, match="holds a model 'pi0', but 'pi05' is to be trained; give --model pi0"):
+        train_policy(dataset, tmp_path / "second", other, initial=Initialization(first.checkpoint))
+
+
 def test_a_start_keeps_its_tokenizer_and_its_convention(dataset: Path, tmp_path: Path) -> None:
     """Other token ids, or images resized otherwise, would undo what the weights have learned."""
     model = nano_model(vocab_size=259)

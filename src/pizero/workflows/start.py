@@ -58,8 +58,8 @@ def open_start(path: str | Path, preset: Preset) -> Start:
     source, adapters = _read_start(folder, preset.train.parts.lora)
     for note in source.notes:
         console.print(note)
-    if model_name(source.config) != model_name(preset.model):
-        name, wanted = _option(source.config), _option(preset.model)
+    name, wanted = _option(source.config), _option(preset.model)
+    if name != wanted:
         raise UserError(f"{path} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
     return Start(folder, source, adapters)
 
