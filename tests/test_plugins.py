@@ -17,14 +17,20 @@ from pizero.envs import ENVS, make_env
 from pizero.types import UserError
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "simulators.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```\w*\n(.*?)```", (ROOT / "docs" / "simulators.md").read_text(), re.DOTALL)
+
+
+def block(words: str) -> str:
+    """The one of docs/simulators.md with these words."""
+    (found,) = (text for text in BLOCKS if words in text)
+    return found
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory, with the simulator and the preset of docs/simulators.md."""
-    (tmp_path / "dot.py").write_text(BLOCKS[0][1])
-    (tmp_path / "dot.toml").write_text(BLOCKS[1][1])
+    (tmp_path / "dot.py").write_text(block("class DotEnv"))
+    (tmp_path / "dot.toml").write_text(block('embodiment = "dot:robot"'))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "dot", raising=False)
@@ -38,7 +44,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = folder / "site"
     (site / "dots-1.0.dist-info").mkdir(parents=True)
     (site / "dots-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: dots\nVersion: 1.0\n")
-    offered = BLOCKS[3][1].replace("[project.entry-points.", "[").replace('"', "")
+    offered = block("project.entry-points").replace("[project.entry-points.", "[").replace('"', "")
     (site / "dots-1.0.dist-info" / "entry_points.txt").write_text(f"{offered}lost = nowhere:f\ntabletop = dot:preset\n")
     (folder / "dot.py").rename(site / "dot.py")
     preset = (
@@ -57,7 +63,7 @@ def test_the_example_of_the_docs(folder: Path) -> None:
                   "--evaluate-every", "2", "--evaluate-episodes", "1"],
         "evaluate": ["--episodes", "1"],
     }  # fmt: skip
-    for line in BLOCKS[2][1].splitlines():
+    for line in block("pizero collect dot:DotEnv").splitlines():
         _, command, *arguments = line.split()
         assert run(command, [*arguments, *few.pop(command)]) == 0
     assert not few

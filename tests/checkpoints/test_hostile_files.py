@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from pizero.checkpoints.files import orbax
 from pizero.checkpoints.files.orbax import ArrayToWrite, OrbaxArrays, write_arrays
 from pizero.checkpoints.load import load_network, load_policy, save_model
-from pizero.checkpoints.native import example
 from pizero.checkpoints.native.checkpoint import load_checkpoint, save_checkpoint, verify_example
 from pizero.checkpoints.native.example import Example, make_example
+from pizero.data import example
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline

@@ -80,6 +80,7 @@ def test_options_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "host": "0.0.0.0", "port": 1, "certificate": Path("c"), "private_key": Path("k"), "max_batch": 2,
         "max_wait_ms": 4.0, "max_queue": 5, "default_prompt": "lift", "max_message_mb": 6, "max_connections": 7,
         "max_rate": 8.0, "idle_s": 9.0, "drain_s": 10.0, "record": Path("r"), "record_fps": 11.0,
+        "subtask_every": 12, "subtask_s": 13.0,
     }  # fmt: skip
     arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     keys = ["--api-keys", str(tmp_path / "keys"), "--origins", "a", "b"]

@@ -28,6 +28,7 @@ class Repeats:
         self.windows = dataset.window("action", frames, HORIZON)[0] + np.array([0.5, 0, 0], np.float32)
         self.states = dataset.column("observation.state")
         self.noise_shape = (HORIZON, 3)
+        self.horizon = HORIZON
         self.model = type("M", (), {"config": type("C", (), {"past_actions": 0})})
         self.pipeline = type("P", (), {
             "embodiment": robot, "num_history": 1, "robot_state_dim": 4, "robot_action_dim": 3
