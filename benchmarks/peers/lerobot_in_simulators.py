@@ -121,13 +121,13 @@ class WithRewards(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def our_episodes(
     env: str, task: str, checkpoint: Path, seeds: list[int], execution_horizon: int
-) -> tuple[list[bool], list[float]]:
-    """Success and sum of rewards of pizero's own rollout of each seed, as `pizero evaluate` plays them one by one."""
+) -> tuple[list[bool], list[list[float]]]:
+    """Success and rewards of pizero's own rollout of each seed, as `pizero evaluate` plays them one by one."""
     simulator = WithRewards(make_env(env, image_size=SIZE if env in TASKS else None))
     specs = [EpisodeSpec(task, seed) for seed in seeds]
     results = rollout(load_policy(checkpoint), [simulator], specs, execution_horizon)  # pyright: ignore
     assert not [result.error for result in results if result.error]
-    return [result.success for result in results], [sum(rewards) for rewards in simulator.rewards]
+    return [result.success for result in results], simulator.rewards
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from pizero.checkpoints.lerobot import plugin
 from pizero.checkpoints.lerobot import policy as lerobot_format
 from pizero.checkpoints.load import load_policy, read_checkpoint
 from pizero.data.tokenizer import PaligemmaTokenizer
+from pizero.envs.pusht.env import PROMPT
 from pizero.model.config import GemmaConfig, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import RealTime
@@ -173,14 +174,20 @@ def check_played(root: Path, env: str, task: str, policy: Path, options: list[st
     wins, rewards = our_episodes(env, task, policy, seeds, load_policy(policy).noise_shape[0] // 2)
     label = f"lerobot-eval, {env}, {together} at a time: {sum(wins)} of {EPISODES} succeed"
     check(f"{label}; otherwise", sum(a != b for a, b in zip(metrics["successes"], wins, strict=True)), 0)
-    far = max(abs(a - b) for a, b in zip(metrics["sum_rewards"], rewards, strict=True)) / (max(map(abs, rewards)) or 1)
-    check(f"{label}; sums of rewards, of the largest ({max(rewards):.2f})", far, 1e-3)
+    changing, sums = sum(len(set(steps)) > 1 for steps in rewards), [sum(steps) for steps in rewards]
+    far = max(abs(a - b) for a, b in zip(metrics["sum_rewards"], sums, strict=True)) / (max(map(abs, sums)) or 1)
+    check(f"{label}; sums of rewards, of the largest ({max(sums):.2f})", far, 1e-3)
+    # where nothing moves, other actions give the same sum
+    check(f"{label}; rewards change in {changing}; missing of at least 1", max(1 - changing, 0), 0)
 
 
 def check_train(root: Path) -> None:
     data = demonstrations(root, "pusht", 2)
     robot = root / "board.toml"
-    robot.write_text('[robot]\nname = "board"\nstate_dim = 2\naction_dim = 2\n[cameras]\nbase_0_rgb = "top"\n')
+    robot.write_text(  # with an instruction, since LeRobot's PushT has none
+        f'[robot]\nname = "board"\nstate_dim = 2\naction_dim = 2\ndefault_prompt = "{PROMPT}"\n'
+        '[cameras]\nbase_0_rgb = "top"\n'
+    )
     common = [
         f"--dataset.root={data}", "--dataset.repo_id=local/pusht", "--policy.type=pizero", "--policy.device=cpu",
         "--policy.push_to_hub=false", "--batch_size=8", "--num_workers=0", "--wandb.enable=false", "--log_freq=5",
@@ -236,7 +243,7 @@ def ask_server(root: Path) -> None:
         "observation.images.top": {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]},
     }
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    seen = {"x.pos": 100.0, "y.pos": 300.0, "top": image, "task": "push the T block onto the target"}
+    seen = {"x.pos": 100.0, "y.pos": 300.0, "top": image, "task": PROMPT}
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = services_pb2_grpc.AsyncInferenceStub(channel)
         stub.Ready(services_pb2.Empty())

@@ -48,9 +48,18 @@ def test_a_text_for_all_and_a_camera_that_is_absent() -> None:
     assert first["images"]["hand"] is None
 
 
+def test_no_instruction_is_the_robots_own() -> None:
+    own = LeRobotBatches(BATCHES.cameras, "push")
+    for given in ("", [""], [" ", ""]):
+        assert [row["prompt"] for row in own.observations(batch(task=given))] == ["push", "push"]
+    assert [row["prompt"] for row in own.observations(batch(task=["a", ""]))] == ["a", "push"]
+    with pytest.warns(UserWarning, match="it is empty.*default_prompt"):
+        assert BATCHES.observations(batch(task=""))[0]["prompt"] == ""
+
+
 def test_the_only_image_is_the_only_camera() -> None:
     only = LeRobotBatches({"top": TOP})
-    given = {"observation.image": batch()[TOP], "observation.state": torch.zeros(2, 2)}
+    given = {"observation.image": batch()[TOP], "observation.state": torch.zeros(2, 2), "task": "push"}
     assert only.observations(given)[0]["images"]["top"].shape == (4, 5, 3)
 
 

@@ -8,6 +8,7 @@ task                          B texts, or one
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,10 +26,12 @@ STATE, ACTION, TASK = "observation.state", "action", "task"
 class LeRobotBatches:
     """cameras: the robot's names and LeRobot's keys of them. A camera whose key a batch lacks is absent there; where
     the robot has one camera and the batch one image, that is it, whatever its name.
+
+    default_prompt: where a batch's task is empty or missing, as in LeRobot's PushT; a warning where this is empty too.
     """
 
-    def __init__(self, cameras: Mapping[str, str]) -> None:
-        self.cameras = dict(cameras)
+    def __init__(self, cameras: Mapping[str, str], default_prompt: str = "") -> None:
+        self.cameras, self.default_prompt = dict(cameras), default_prompt
 
     def observations(self, batch: Mapping[str, Any]) -> list[RobotDict]:
         """One robot dictionary for each row. UserError names a key that is missing or of another shape."""
@@ -51,13 +54,23 @@ class LeRobotBatches:
         images: dict[str, CameraImages] = {
             name: None if key is None else pixels(key, batch[key]) for name, key in self._keys(batch).items()
         }
-        return state, images, _prompts(batch.get(TASK, ""), len(state))
+        return state, images, self._prompts(batch.get(TASK, ""), len(state))
 
     def actions(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
         """The chunks [B, H, d] to learn."""
         if ACTION not in batch:
             raise UserError(f"the batch has no {ACTION!r}; it has {', '.join(sorted(batch))}")
         return _floats(ACTION, batch[ACTION], 3)
+
+    def _prompts(self, given: Any, count: int) -> list[str]:
+        prompts = [text if text.strip() else self.default_prompt for text in _texts(given, count)]
+        if not all(prompts):
+            warnings.warn(
+                "LeRobot gives no instruction (its PushT has none), and neither does the robot file: it is empty. "
+                "Give --policy.embodiment a robot file with default_prompt",
+                stacklevel=2,
+            )
+        return prompts
 
     def _keys(self, batch: Mapping[str, Any]) -> dict[str, str | None]:
         """The batch's key of each camera of the robot."""
@@ -104,7 +117,7 @@ def _floats(key: str, value: Any, axes: int) -> NDArray[np.float32]:
     return array
 
 
-def _prompts(given: Any, count: int) -> list[str]:
+def _texts(given: Any, count: int) -> list[str]:
     texts = [given] * count if isinstance(given, str) else list(cast("Sequence[str]", given))
     if len(texts) == 1:
         texts *= count

@@ -44,7 +44,7 @@ class PizeroPolicy(PreTrainedPolicy):
     ) -> None:
         super().__init__(config)
         self.model, self.pipeline = _parts(config, path, dataset_meta)
-        self.batches = LeRobotBatches(plugin.camera_keys(self.pipeline))
+        self.batches = LeRobotBatches(plugin.camera_keys(self.pipeline), self.pipeline.embodiment.default_prompt)
         self._policy: ModelPolicy | None = None
         self._trained = False
         self._episode = self._rows = 0
