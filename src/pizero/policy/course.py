@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,19 @@ class Course:
         return self.actions[-1]
 
 
+def watcher(seen: list[torch.Tensor]) -> Callable[[Velocity], Velocity]:
+    """A guide that changes nothing, and keeps the x_t of every call."""
+
+    def watched(velocity: Velocity) -> Velocity:
+        def watch(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            seen.append(x_t)
+            return velocity(x_t, time)
+
+        return watch
+
+    return watched
+
+
 def sample_course(
     policy: ModelPolicy, observation: RobotDict, noise: NDArray[np.float32], num_steps: int | None = None
 ) -> Course:
@@ -51,16 +65,9 @@ def sample_course(
     inputs = pipeline.observation(pipeline.robot_inputs([observation]), device)
     seen: list[torch.Tensor] = []
 
-    def watched(velocity: Velocity) -> Velocity:
-        def watch(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            seen.append(x_t)
-            return velocity(x_t, time)
-
-        return watch
-
     options: dict[str, Any] = {"noise": torch.from_numpy(noise)[None].to(device)}  # pyright: ignore[reportUnknownMemberType]
     if isinstance(sampler, Pi0 | FastSampler | AfterText):
-        actions = sampler.sample_actions(inputs, num_steps=steps, guide=watched, **options)
+        actions = sampler.sample_actions(inputs, num_steps=steps, guide=watcher(seen), **options)
     elif isinstance(sampler, DiffusionPolicy):
         handle = sampler.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:

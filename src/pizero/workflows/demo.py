@@ -21,7 +21,7 @@ from pizero.envs.metaworld.tasks import DEFAULT_TASKS
 from pizero.evaluation.rollout import EpisodeSpec, rollout
 from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
-from pizero.model.flow_matching import Velocity
+from pizero.policy.course import watcher
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import BASELINES, check_completed
@@ -160,16 +160,9 @@ def _trajectory(policy: ModelPolicy, observation: dict[str, Any]) -> NDArray[np.
     inputs = policy.pipeline.observation(policy.pipeline.robot_inputs([observation]), "cpu")
     seen: list[torch.Tensor] = []
 
-    def watched(velocity: Velocity) -> Velocity:
-        def watch(x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            seen.append(x_t)
-            return velocity(x_t, time)
-
-        return watch
-
     noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
     assert isinstance(policy.model, FastSampler)
-    seen.append(policy.model.sample_actions(inputs, num_steps=policy.num_steps, noise=noise, guide=watched))
+    seen.append(policy.model.sample_actions(inputs, num_steps=policy.num_steps, noise=noise, guide=watcher(seen)))
     return torch.cat(seen)[..., : policy.pipeline.robot_action_dim].numpy()
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_plain_policy
-from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.data.robot_columns import action_names, robot_widths
+from pizero.data.robot_columns import action_names
 from pizero.envs.env import make_env
 from pizero.policy.policy import ModelPolicy
 from pizero.report.insight.measure import Insight, look_inside
 from pizero.report.insight.page import insight_page
 from pizero.report.insight.recording import check_rerun, write_recording
 from pizero.types import RobotDict, UserError
-from pizero.workflows.progress import console, progress_bar, tell_notes
-from pizero.workflows.replay import recorded_observation
+from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.replay import open_episode, recorded_observation
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,7 @@ def inspect_inside(checkpoint: str, config: InsightConfig, output: Path) -> Insi
 def _recorded(policy: ModelPolicy, config: InsightConfig) -> tuple[RobotDict, tuple[str, ...], str]:
     assert config.dataset is not None
     robot = policy.pipeline.embodiment
-    folder = local_folder(config.dataset, "dataset")
-    dataset = LeRobotDataset(
-        folder, episodes=[config.episode], cameras=list(robot.cameras.values()), columns=robot.columns
-    )
-    tell_notes(dataset.notes)
-    found, own = robot_widths(dataset, robot), (policy.pipeline.robot_state_dim, policy.pipeline.robot_action_dim)
-    if found != own:
-        raise UserError(
-            f"{config.dataset} has {found[0]} state and {found[1]} action dimensions, the checkpoint's robot {own[0]} "
-            f"and {own[1]}; give the dataset that it was trained on"
-        )
+    dataset = open_episode(policy, config.dataset, config.episode, "give the dataset that it was trained on")
     if not 0 <= config.frame < dataset.num_frames:
         raise UserError(f"frame must be 0 to {dataset.num_frames - 1} in episode {config.episode}, got {config.frame}")
     names = tuple(action_names(dataset, robot) or ())

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pizero.checkpoints.files.remote import local_folder
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.doctor.open_loop import Replay
 from pizero.data.pipeline import Pipeline
-from pizero.data.robot_columns import robot_action_window, robot_state
+from pizero.data.robot_columns import robot_action_window, robot_state, robot_widths
 from pizero.policy.policy import ModelPolicy
-from pizero.types import RobotDict
+from pizero.types import RobotDict, UserError
+from pizero.workflows.progress import tell_notes
 
 BATCH = 8
 """Chunks that are asked for at a time."""
+
+
+def open_episode(policy: ModelPolicy, root: Path, episode: int, advice: str) -> LeRobotDataset:
+    """One episode of a dataset, by folder or hub id, as the policy's robot reads it.
+
+    UserError for an episode that is not there, or, with the advice, for another robot's dataset.
+    """
+    robot, pipeline = policy.pipeline.embodiment, policy.pipeline
+    cameras = list(robot.cameras.values())
+    dataset = LeRobotDataset(local_folder(root, "dataset"), episodes=[episode], cameras=cameras, columns=robot.columns)
+    tell_notes(dataset.notes)
+    found, own = robot_widths(dataset, robot), (pipeline.robot_state_dim, pipeline.robot_action_dim)
+    if found != own:
+        raise UserError(
+            f"{root} has {found[0]} state and {found[1]} action dimensions, the checkpoint's robot {own[0]} and "
+            f"{own[1]}; {advice}"
+        )
+    return dataset
 
 
 def recorded_observation(dataset: LeRobotDataset, pipeline: Pipeline, frame: int) -> RobotDict:

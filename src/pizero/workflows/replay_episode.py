@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pizero.checkpoints.files.remote import local_folder
 from pizero.checkpoints.load import load_policy
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.norm_stats import NEAR_CONSTANT
-from pizero.data.robot_columns import action_names, robot_actions, robot_widths
+from pizero.data.robot_columns import action_names, robot_actions
 from pizero.policy.policy import ModelPolicy
 from pizero.report.replay import SHOWN_FRAMES, Course, replay_report
 from pizero.types import UserError
 from pizero.workflows.evaluate import write_json
-from pizero.workflows.progress import console, progress_bar, tell_notes
-from pizero.workflows.replay import replay, spread_over
+from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.replay import open_episode, replay, spread_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +40,8 @@ def replay_episode(checkpoint: str, root: Path, config: ReplayConfig, output: Pa
     """
     policy = load_policy(checkpoint, embodiment=config.embodiment, device=config.device)
     robot = policy.pipeline.embodiment
-    folder = local_folder(root, "dataset")
-    cameras = list(robot.cameras.values())
-    dataset = LeRobotDataset(folder, episodes=[config.episode], cameras=cameras, columns=robot.columns)
-    tell_notes(dataset.notes)
-    found, own = robot_widths(dataset, robot), (policy.pipeline.robot_state_dim, policy.pipeline.robot_action_dim)
-    if found != own:
-        raise UserError(
-            f"{root} has {found[0]} state and {found[1]} action dimensions, the checkpoint's robot {own[0]} and "
-            f"{own[1]}; give the dataset that it was trained on, or its robot with --embodiment"
-        )
+    advice = "give the dataset that it was trained on, or its robot with --embodiment"
+    dataset = open_episode(policy, root, config.episode, advice)
     course = _course(policy, dataset, config.execution_horizon)
     prompt = dataset.prompts([0], robot.prompt_key, robot.default_prompt)[0]
     results = {
