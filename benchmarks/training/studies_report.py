@@ -122,16 +122,14 @@ def _show_precision(axes: Any, found: dict[str, list[Found]]) -> None:
 
 
 def _print_precision(found: dict[str, list[Found]], from_scratch: bool) -> None:
-    half_way = "success half-way | error | " if from_scratch else ""
-    print(f"\n| | weights | {half_way}success at the end | by seed | error | by seed |")
-    print("|---" * (8 if from_scratch else 6) + "|")
+    half_way = "success half-way | " if from_scratch else ""
+    print(f"\n| | weights | {half_way}success at the end | by seed | open-loop error |")
+    print("|---" * (6 if from_scratch else 5) + "|")
     for label, runs in found.items():
         for weights in WEIGHTS:
             end = [run.results[f"4/4 {weights}"] for run in runs]
-            half = [run.results[f"2/4 {weights}"] for run in runs] if from_scratch else []
-            before = f"{_success(half)} | {_error(half):.3f} | " if half else ""
-            print(f"| {label} | {weights} | {before}{_success(end)} | {_by_seed(end)} | {_error(end):.3f} | "
-                  f"{_listed((one['open_loop_error'] for one in end), 3)} |")  # fmt: skip
+            before = f"{_success([run.results[f'2/4 {weights}'] for run in runs])} | " if from_scratch else ""
+            print(f"| {label} | {weights} | {before}{_success(end)} | {_by_seed(end)} | {_error(end):.3f} |")
     print("\n| | loss at the end | validation loss, averaged weights | by seed | CPU ms a step |")
     print("|---|---|---|---|---|")
     for label, runs in found.items():

@@ -69,17 +69,25 @@ def test_tables_of_precision_and_averaging() -> None:
     page = rows(RESULTS / "training_ablation.md")
     for (study, label), runs in studies("training_ablation").items():
         for weights in ("averaged", "last"):
-            row = [label, weights]
-            for quarter in (2, 4) if study == "precision" else (4,):
-                results = [run["results"][f"{quarter}/4 {weights}"] for run in runs]
-                errors = [one["open_loop_error"] for one in results]
-                row += [success(results), percents(results), f"{np.mean(errors):.3f}", listed(errors, 3)]
-            if study == "precision":
-                row = row[:3] + row[4:5] + row[6:]  # half-way without the seeds
+            end = [run["results"][f"4/4 {weights}"] for run in runs]
+            half = [success([run["results"][f"2/4 {weights}"] for run in runs])] if study == "precision" else []
+            error = np.mean([one["open_loop_error"] for one in end])
+            row = [label, weights, *half, success(end), percents(end), f"{error:.3f}"]
             assert is_in(row, page), (study, row)
         per_step, loss, validation = costs(runs)
-        row = [label, f"{loss:.4f}", f"{np.mean(validation):.4f}", listed(validation, 4), f"{per_step:.0f}"]
+        row = [label, f"{loss:.4f}", listed(validation, 4), f"{per_step:.0f}"]
         assert is_in(row, page), (study, row)
+
+
+def test_what_precision_costs() -> None:
+    """The page's first table: success of the last weights and validation loss, in both studies."""
+    page, found = {row[1:] for row in rows(RESULTS / "training_ablation.md")}, studies("training_ablation")
+    for label in {label for _, label in found}:
+        row: list[str] = []
+        for study in ("finetune", "precision"):
+            runs = found[study, label]
+            row += [success([run["results"]["4/4 last"] for run in runs]), f"{np.mean(costs(runs)[2]):.4f}"]
+        assert is_in(row, page), (label, row)
 
 
 @pytest.mark.parametrize("name", ["flow_draws", "flow_draws_larger"])
