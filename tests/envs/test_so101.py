@@ -144,7 +144,7 @@ def test_from_demonstrations_to_a_policy_that_is_evaluated(
 
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, blind: SO101Env) -> None:
-    with pytest.raises(UserError, match="unknown SO-101 task 'fold': choose one of lift_cube, place_cube"):
+    with pytest.raises(UserError, match="unknown task 'fold': expected some of lift_cube, place_cube"):
         SO101Env(["fold"], render_in_step=False)
     with pytest.raises(UserError, match="no episode yet"):
         SO101Env(render_in_step=False).observe()

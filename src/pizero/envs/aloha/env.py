@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pizero.envs import offscreen
 from pizero.envs.aloha.scene import JOINTS, SIDES, SUCCESS, Scene, action_range, assets
+from pizero.envs.tasks import choose_tasks, episode_task
 from pizero.types import RobotDict, UserError
 
 if TYPE_CHECKING:
@@ -55,11 +56,7 @@ class AlohaEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         Raises UserError for an unknown task, when gym-aloha is not installed, or when images need an OpenGL that is not
         there.
         """
-        self.task_names = tuple(PROMPTS) if tasks is None else tuple(tasks)
-        for name in self.task_names:
-            _check_task(name, tuple(PROMPTS))
-        if not self.task_names:
-            raise UserError(f"tasks is empty: name some of {', '.join(PROMPTS)}")
+        self.task_names = choose_tasks(tasks, PROMPTS)
         assets()
         if render_in_step:
             offscreen.require_opengl()
@@ -83,8 +80,7 @@ class AlohaEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     ) -> tuple[RobotDict, dict[str, Any]]:
         """Starts an episode of `options["task"]` (None: drawn from the seed). Same seed and task, same episode."""
         super().reset(seed=seed)
-        drawn = self.task_names[int(self.np_random.integers(len(self.task_names)))]
-        task = _check_task((options or {}).get("task", drawn), self.task_names)
+        task = episode_task(self.np_random, self.task_names, options)
         if task not in self._scenes:
             self._scenes[task] = Scene(task)
         self.scene = self._scenes[task]
@@ -157,9 +153,3 @@ class AlohaEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         for name, value in _HAND_VIEW.items():
             setattr(camera, name, value)
         return offscreen.shared_renderer().frame(scene.task, scene.model, scene.data, camera, self.image_size)
-
-
-def _check_task(name: str, known: tuple[str, ...]) -> str:
-    if name not in known:
-        raise UserError(f"unknown ALOHA task {name!r}: choose one of {', '.join(known)}")
-    return name

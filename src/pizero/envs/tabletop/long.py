@@ -21,6 +21,7 @@ from pizero.envs.tabletop.env import ROWS, SHAPES, TabletopDemonstrator, Tableto
 from pizero.envs.tabletop.plan import LAST, PLACES, Place, Plan, Step
 from pizero.envs.tabletop.render import COLOURS
 from pizero.envs.tabletop.world import CONTACT, LOW, Thing, World
+from pizero.envs.tasks import episode_task
 from pizero.types import UserError
 
 TASKS = ("lift_in_order", "swap", "clear_and_lift", "sort_and_return")
@@ -55,10 +56,7 @@ class TabletopLongEnv(TabletopEnv):
     def _begin(self, options: dict[str, Any]) -> None:
         if unknown := set(options) - {"task"}:
             raise UserError(f"unknown reset option {sorted(unknown)[0]!r}: the option is task")
-        drawn = self.task_names[self.np_random.integers(len(self.task_names))]
-        self.task: str = options.get("task") or drawn
-        if self.task not in TASKS:
-            raise UserError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
+        self.task = episode_task(self.np_random, self.task_names, options)
         self.world, self.prompt, stages = _draw(self.np_random, self.task)
         self.plan = Plan(self.world, stages)
 

@@ -1,0 +1,39 @@
+"""The tasks of an environment by name, and which one an episode is of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from pizero.types import UserError
+
+
+def choose_tasks(names: Sequence[str] | None, known: Collection[str]) -> tuple[str, ...]:
+    """`names`, or all `known` tasks where None. UserError for one that is not known, and for none at all."""
+    if names is None:
+        return tuple(known)
+    if not names:
+        raise UserError(f"tasks is empty: expected some of {', '.join(known)}")
+    return tuple(check_task(name, known) for name in names)
+
+
+def check_task(name: str, known: Collection[str]) -> str:
+    """The name; UserError where it is not known."""
+    if name not in known:
+        raise UserError(f"unknown task {name!r}: expected some of {', '.join(known)}")
+    return name
+
+
+def draw_task(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """One of `names`. It takes as much from `rng` for one name as for several (`integers(1)` takes nothing), so what is
+    drawn next, the scene, is the same for a seed whatever the number of tasks that were chosen.
+    """
+    return names[int(rng.integers(max(len(names), 2))) % len(names)]
+
+
+def episode_task(rng: np.random.Generator, names: Sequence[str], options: dict[str, Any] | None) -> str:
+    """`options["task"]`, else a task drawn from `rng`, which is drawn in any case. UserError for one not in `names`."""
+    drawn = draw_task(rng, names)
+    return check_task((options or {}).get("task", drawn), names)
