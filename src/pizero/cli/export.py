@@ -12,7 +12,7 @@ import tyro
 @dataclass(frozen=True)
 class Arguments:
     """Writes a checkpoint as graphs that ONNX Runtime or OpenVINO run, and proves it: the export must give pizero's own
-    action chunk before it gets its name. docs/export.md tells how a robot runs it.
+    action chunk before it gets its name. docs/export.md: how a robot runs it.
 
     Example: pizero export runs/tabletop exports/tabletop --to onnx
     """

@@ -99,7 +99,7 @@ class Arguments:
     accumulate: int | None = None
     """Equal parts of a batch that are computed one after the other, for less memory."""
     ignore_padding: bool = False
-    """Leave action dimensions that the robot does not have out of the loss; in openpi they count."""
+    """Exclude action dimensions that the robot does not have from the loss; in openpi they count."""
     non_finite: Literal["stop", "skip"] | None = None
     """At a loss or gradient that is not finite: stop, or skip the step and count it."""
     lora: bool = False

@@ -1,8 +1,8 @@
-"""Presets of the full sizes, π0, π0.5 and π0-FAST, with openpi's numbers (src/openpi/training/config.py). For a start
-see `--checkpoint`: openpi's own are pi0_base, pi05_base and pi0_fast_base in gs://openpi-assets/checkpoints. `--lora`
-trains adapters.
+"""Presets of the full sizes, π0, π0.5 and π0-FAST, with openpi's numbers (src/openpi/training/config.py).
+`--checkpoint` names the weights to start from: openpi's own are pi0_base, pi05_base and pi0_fast_base in
+gs://openpi-assets/checkpoints. `--lora` trains adapters.
 
-Each header tells command, hardware, time and expected result.
+Each header has command, hardware, time and expected result.
 """
 
 from __future__ import annotations

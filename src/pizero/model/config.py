@@ -133,8 +133,8 @@ class Pi0Config:
     image_size: side in pixels at which the position table was made; images of other sizes interpolate it.
     max_delay: most settled actions at a chunk's start that the model was trained to continue; 0 if it was not.
     language: how it learns to write text and FAST tokens beside the actions; None: actions alone.
-    one_step: it is told where a step is to end, has learnt to reach the actions in a single one (`pizero train
-    --one-step`), and takes one unless asked for more.
+    one_step: it sees the time at which a step is to end, has learnt to reach the actions in a single step (`pizero
+    train --one-step`), and takes one unless asked for more.
     """
 
     vision: SiglipConfig = SO400M

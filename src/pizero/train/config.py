@@ -27,7 +27,7 @@ class GradientConfig:
     padded_actions: bool = True
     """Whether action dimensions that the robot does not have count in the loss, as in openpi."""
     non_finite: NonFinite = "stop"
-    """At a loss or a gradient that is not finite: stop, or leave the step out and count it (`skipped_steps`)."""
+    """At a loss or a gradient that is not finite: stop, or skip the step and count it (`skipped_steps`)."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "accumulate")

@@ -32,10 +32,10 @@ def fit_actions(
     preset: Preset, sources: Sequence[Source], facts: Facts, start: Start | None, given: str | Path | None
 ) -> tuple[Preset, FastCodec, Mapping[str, NormStats]]:
     """The preset `with_codec`, the codec, and the statistics of the robots, by name, that the actions are normalised
-    with. The codec is the one given, that of the start, or one that is fitted to all datasets' chunks.
+    with. The codec is the one given, the initial checkpoint's, or one that is fitted to all datasets' chunks.
 
-    facts: of the start, with this training's tokenizer. UserError for a π0-FAST to start from whose codec is not known:
-    of another one's tokens its weights know nothing.
+    facts: of the initial checkpoint, with this training's tokenizer. UserError for a π0-FAST to start from whose codec
+    is not known: of another one's tokens its weights know nothing.
     """
     stats = robots_stats(sources, preset, facts)
     codec = facts.codec if given is None else FastCodec.load(local_folder(given))
