@@ -74,20 +74,21 @@ def test_tables_of_precision_and_averaging() -> None:
             error = np.mean([one["open_loop_error"] for one in end])
             row = [label, weights, *half, success(end), percents(end), f"{error:.3f}"]
             assert is_in(row, page), (study, row)
-        per_step, loss, validation = costs(runs)
-        row = [label, f"{loss:.4f}", listed(validation, 4), f"{per_step:.0f}"]
-        assert is_in(row, page), (study, row)
 
 
 def test_what_precision_costs() -> None:
-    """The page's first table: success of the last weights and validation loss, in both studies."""
-    page, found = {row[1:] for row in rows(RESULTS / "training_ablation.md")}, studies("training_ablation")
+    """The first table: success of the last weights, validation loss; below it the losses of each seed."""
+    page, found = rows(RESULTS / "training_ablation.md"), studies("training_ablation")
     for label in {label for _, label in found}:
-        row: list[str] = []
+        first: list[str] = []
+        by_seed = [label]
         for study in ("finetune", "precision"):
-            runs = found[study, label]
-            row += [success([run["results"]["4/4 last"] for run in runs]), f"{np.mean(costs(runs)[2]):.4f}"]
-        assert is_in(row, page), (label, row)
+            per_step, _, validation = costs(found[study, label])
+            last = success([run["results"]["4/4 last"] for run in found[study, label]])
+            first += [last, f"{np.mean(validation):.4f}"]
+            by_seed += [listed(validation, 4), f"{per_step:.0f}"]
+        assert is_in(first, {row[1:] for row in page}), (label, first)
+        assert is_in(by_seed, page), (label, by_seed)
 
 
 @pytest.mark.parametrize("name", ["flow_draws", "flow_draws_larger"])
@@ -114,10 +115,23 @@ def test_tables_of_late_policies() -> None:
             low, high = wilson_interval(cell["successes"], cell["episodes"])
             by_way.setdefault(name.split(" | ")[0], []).append(
                 f"{100 * cell['successes'] / cell['episodes']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-                f" · {cell['mean_steps']:.0f} · {cell['jerk_at_boundaries']:.2f} / {cell['jerk_elsewhere']:.2f}"
             )
         for way, row in by_way.items():
             assert (way, *row) in page
+
+
+def test_late_policies_in_short() -> None:
+    """The page's first table: successes over the late delays, and the mean jerk where chunks meet."""
+    page = {(row[0].split(" (")[0], *row[1:]) for row in rows(RESULTS / "real_time.md")}
+    ways: dict[str, list[str]] = {}
+    for simulator, cells in json.loads((RESULTS / "real_time.json").read_text()).items():
+        digits = 1 if simulator == "tabletop" else 2
+        for way in sorted({name.split(" | ")[0] for name in cells}):
+            late = [cells[f"{way} | {delay}"] for delay in (4, 7, 10)]
+            jerk = np.mean([cell["jerk_at_boundaries"] for cell in late])
+            ways.setdefault(way, []).extend([str(sum(c["successes"] for c in late)), f"{jerk:.{digits}f}"])
+    for way, row in ways.items():
+        assert is_in((way, *row), page), (way, row)
 
 
 def test_tables_of_the_server() -> None:
