@@ -123,3 +123,17 @@ def test_a_guide_without_an_optimization(without: Any) -> None:
 def test_kernels_with_a_guide(kernels: Kernels) -> None:
     model = random_model()
     assert_same(model, FastSampler(model, kernels=kernels), guide=pulled, num_steps=3)
+
+
+def test_a_guide_after_a_call_without_one() -> None:
+    """The first call keeps tables, and nothing of it that autograd refuses; its actions are a tensor like any other."""
+    model = random_model()
+    observation = make_observation(model.config)
+    noise = torch.randn(2, model.config.action_horizon, model.config.action_dim)
+    sampler = FastSampler(model)
+    free = sampler.sample_actions(observation, noise=noise, num_steps=3)
+    assert not free.is_inference()
+    pull = Guidance(torch.ones_like(noise), torch.ones(noise.shape[:2]))
+    expected = FastSampler(model).sample_actions(observation, noise=noise, num_steps=3, guide=pull)
+    torch.testing.assert_close(sampler.sample_actions(observation, noise=noise, num_steps=3, guide=pull), expected)
+    assert not torch.allclose(free, expected)

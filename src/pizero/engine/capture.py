@@ -20,6 +20,11 @@ def compiled(function: AnyCall) -> AnyCall:
     return cast("AnyCall", torch.compile(function, dynamic=False, fullgraph=True))
 
 
+def as_it_is(function: AnyCall) -> AnyCall:
+    """What `compiled` is where nothing is compiled."""
+    return function
+
+
 MOST_SHAPES = 1024
 """Of cameras, prompt lengths, batch sizes and kinds of layers together; past them PyTorch would stop compiling."""
 
