@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_helpers import KINDS, observation, write
+import torch
+from export_helpers import KINDS, observation, pipeline_of, write
 
-from pizero.checkpoints.load import load_policy
+from pizero.checkpoints.load import load_model, load_policy
+from pizero.checkpoints.native.checkpoint import load_example
+from pizero.engine.quantize import sensitivity
+from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.export.export import export
 from pizero.exported.policy import load_exported
 from pizero.policy.chunk_executor import ChunkExecutor, RobotLoop
@@ -49,6 +53,30 @@ def test_chunks_are_those_of_the_checkpoint(kind: str, folders: dict[str, tuple[
             robot["images"][missing] = None
         expected = ours.infer(robot)["actions"]
         np.testing.assert_allclose(theirs.infer(robot)["actions"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("-delays")])
+def test_an_old_chunk_is_continued_as_the_checkpoint_does(kind: str, folders: dict[str, tuple[Path, Path]]) -> None:
+    """Of a model trained with delays: at most as many actions are settled as it was trained to continue."""
+    checkpoint, exported = folders[kind]
+    ours, theirs = load_policy(checkpoint), load_exported(exported, threads=1)
+    robot = {**observation(7), "noise": np.random.default_rng(7).standard_normal(theirs.noise_shape, np.float32)}
+    old = ours.infer(robot)["actions"][2:]
+    for delay, settled in ((0, 0), (2, 2), (9, 3)):
+        asked = {**robot, "previous_actions": old, "inference_delay": delay}
+        answer = theirs.infer(asked)["actions"]
+        np.testing.assert_allclose(answer, ours.infer(asked)["actions"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(answer[:settled], old[:settled], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(answer, theirs.infer(robot)["actions"], atol=1e-2)
+    with pytest.raises(UserError, match="previous_actions: got shape"):
+        theirs.prepare({**robot, "previous_actions": old[:, :1]})
+
+
+def test_a_real_time_loop_plays_an_export_of_a_model_with_delays(folders: dict[str, tuple[Path, Path]]) -> None:
+    executor = ChunkExecutor(2, asynchronous=True, real_time=True)
+    with RobotLoop(load_exported(folders["pi0-delays"][1], threads=1), executor) as loop:
+        actions = [loop.act(observation(seed)) for seed in range(6)]
+    assert all(np.isfinite(action).all() for action in actions)
 
 
 def test_the_runner_loads_no_torch(folders: dict[str, tuple[Path, Path]]) -> None:
@@ -108,7 +136,7 @@ def test_an_observation_is_checked_as_everywhere(folders: dict[str, tuple[Path, 
         "NaN": ({"state": np.array([0, np.nan, 0], np.float32)}, r"dimensions \[1\] are NaN"),
         "no camera": ({"images": {"top": robot["images"]["top"]}}, "no camera 'hand'"),
         "noise": ({"noise": np.zeros((2, 2))}, "noise: got shape"),
-        "old chunk": ({"previous_actions": np.zeros((2, 2))}, "cannot continue a chunk"),
+        "old chunk": ({"previous_actions": np.zeros((2, 2))}, "cannot continue a chunk, since its model"),
     }
     for change, message in wrong.values():
         with pytest.raises(UserError, match=message):
@@ -163,6 +191,27 @@ def test_other_runtimes_and_dtypes(
 def test_an_export_is_no_checkpoint(folders: dict[str, tuple[Path, Path]]) -> None:
     with pytest.raises(UserError, match="is an export, no checkpoint; pizero serve"):
         load_policy(folders["pi0"][1])
+
+
+def test_int8_names_the_error_of_each_layer(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """As `pizero bench int8` measures it; the manifest keeps it."""
+    told = export(folders["pi0"][0], tmp_path / "export", to="onnx", dtype="int8", threads=1)
+    example, model = load_example(folders["pi0"][0]), load_model(folders["pi0"][0])
+    assert example is not None
+    seen = pipeline_of(model.config)
+    inputs = seen.observation(seen.robot_inputs([example.observation]), "cpu")
+    noise = torch.from_numpy(example.noise[None])
+    expected = sensitivity(model, inputs, noise, example.num_steps).layers
+    assert told.layers == {name: errors.actions for name, errors in expected.items()}
+    assert any(told.layers.values())
+    proof = load_exported(tmp_path / "export", threads=1).manifest.proof
+    assert {f"layer {name}": error for name, error in told.layers.items()}.items() <= proof.items()
+
+
+def test_an_export_that_writes_no_text_is_not_evaluated_on_its_own(folders: dict[str, tuple[Path, Path]]) -> None:
+    policy = load_exported(folders["pi05-text"][1], threads=1)
+    with pytest.raises(UserError, match=r"writes none .*--subtasks none, oracle or wrong"):
+        evaluate(policy, RolloutConfig("tabletop-long"))
 
 
 def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

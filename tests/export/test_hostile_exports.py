@@ -90,6 +90,8 @@ HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
     "files as a list": (lambda f: change(f, files=[1]), "another kind than expected"),
     "another camera": (lambda f: change(f, cameras=["front"]), "do not fit together"),
     "another width": (lambda f: change(f, action_dim=5), "do not fit together"),
+    "other delays": (lambda f: change(f, max_delay=2), "is not the graph that its manifest describes"),
+    "a delay beyond the chunk": (lambda f: change(f, max_delay=10**6), "max_delay must be at most"),
     "more layers": (lambda f: change(f, layers=3), "is not the graph that its manifest describes"),
     "a path upwards": (lambda f: renamed(f, "../pipeline.json"), "is no name of a file in the folder"),
     "an absolute path": (lambda f: renamed(f, "/etc/passwd"), "is no name of a file in the folder"),

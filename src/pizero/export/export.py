@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pizero.baseline.config import BaselineConfig
 from pizero.baseline.policy import DiffusionPolicy
@@ -19,6 +20,8 @@ from pizero.checkpoints.models import Network
 from pizero.checkpoints.native.checkpoint import load_example, torch_dtype
 from pizero.data.example import Example
 from pizero.data.pipeline import Pipeline
+from pizero.engine.int8 import largest_code
+from pizero.engine.quantize import sensitivity
 from pizero.export.diffusion import diffusion_step_graph, encode_graph
 from pizero.export.graph import Dtype, Graph, Runtime
 from pizero.export.openvino import to_openvino
@@ -29,22 +32,27 @@ from pizero.exported.policy import EXAMPLE, TOLERANCES, load_exported, reproduce
 from pizero.files import new_folder
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
+from pizero.policy.real_time import RealTime, sampling_options
 from pizero.policy.sampling import sample_chunks
-from pizero.types import UserError
+from pizero.types import RobotDict, UserError
 
 _SEED = 0
+MOST_WEIGHTS = 500_000_000
+"""Of a model whose layers are measured in int8 one by one: that takes three of it in memory, and four calls a layer."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export is told of: bytes of all its files, the largest difference of its example's chunk from pizero's
-    own in robot units, the same as a part of each action dimension's largest value, and what of that is allowed.
+    """num_bytes: of all files. difference: the largest one of the example's chunk from pizero's own, in robot units.
+    relative: the same as a part of each action dimension's largest value, of which `tolerance` is allowed. layers: of
+    int8, how far each layer alone moves the example's actions (RMS, relative), by the fast path's int8.
     """
 
     num_bytes: int
     difference: float
     relative: float
     tolerance: float
+    layers: dict[str, float]
     notes: tuple[str, ...]
 
 
@@ -92,21 +100,24 @@ def export_network(
         model = build()
         num_steps = model.config.default_num_steps if num_steps is None else num_steps
         on_step("the example, by pizero")
-        example = _example(model, pipeline, stored, num_steps)
+        examples = _examples(model, pipeline, stored, num_steps)
+        layers = _layer_errors(model, pipeline, examples[0], on_step) if dtype == "int8" else {}
         manifest = write_graphs(partial, model, pipeline, to, dtype, num_steps, on_step)
         del model
         gc.collect()  # the runtime needs the room
         pipeline.save(partial)
-        example.save(partial / EXAMPLE)
+        examples[0].save(partial / EXAMPLE)
         on_step("hashes")
         files = {path.name: described(path) for path in sorted(partial.iterdir())}
         replace(manifest, files=files).save(partial)
         on_step("the example, by the export")
         policy = load_exported(partial, threads=settings.threads)
-        relative, difference = reproduce(policy, example)
+        relative, difference = (max(side) for side in zip(*(reproduce(policy, one) for one in examples), strict=True))
         proof = {"difference": difference, "relative": relative, "tolerance": TOLERANCES[dtype]}
+        proof |= {f"layer {name}": error for name, error in layers.items()}
         replace(manifest, files=files, proof=proof).save(partial)
-        return Export(sum(size for size, _ in files.values()), difference, relative, TOLERANCES[dtype], _notes(policy))
+        size = sum(size for size, _ in files.values())
+        return Export(size, difference, relative, TOLERANCES[dtype], layers, _notes(policy, layers))
 
 
 def write_graphs(
@@ -144,23 +155,56 @@ def write_graphs(
         reads_state=config.has_state_token if isinstance(config, Pi0Config) else bool(config.state_input),
         reads_words=not isinstance(config, BaselineConfig) or config.instruction,
         reads_starts=isinstance(config, Pi0Config) and config.language is not None,
-        layers=config.prefix.depth if isinstance(config, Pi0Config) else 0, words=words, proof={}, files={},
+        layers=config.prefix.depth if isinstance(config, Pi0Config) else 0,
+        max_delay=config.max_delay if isinstance(config, Pi0Config) else 0,
+        words=words, proof={}, files={},
     )  # fmt: skip
 
 
-def _example(model: Network, pipeline: Pipeline, stored: Example | None, num_steps: int) -> Example:
-    """The checkpoint's own observation and noise, or random ones, with the chunk of the plain model."""
+def _examples(model: Network, pipeline: Pipeline, stored: Example | None, num_steps: int) -> list[Example]:
+    """The checkpoint's own observation and noise, or random ones, with the chunk of the plain model; of a model trained
+    with delays also one that continues this chunk.
+    """
     if stored is None:
         observation = random_observation(model.config, pipeline, _SEED)
         shape = model.config.action_horizon, model.config.action_dim
         noise = np.random.default_rng(_SEED).standard_normal(shape, np.float32)
     else:
         observation, noise = stored.observation, stored.noise
-    actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps)[0]
-    return Example(observation, noise, actions, num_steps)
+
+    def made(observation: RobotDict) -> Example:
+        trained, device = RealTime("trained"), torch.device("cpu")
+        options = sampling_options([observation], pipeline, model.config, trained, device)
+        actions = sample_chunks(model, pipeline, [observation], noise[None], num_steps, **options)[0]
+        return Example(observation, noise, actions, num_steps)
+
+    first = made(observation)
+    if not isinstance(model, Pi0) or not model.config.max_delay:
+        return [first]
+    delay = model.config.max_delay
+    return [first, made({**observation, "previous_actions": first.actions, "inference_delay": delay})]
 
 
-def _notes(policy: Any) -> tuple[str, ...]:
-    if not policy.takes_subtask:
-        return ()
-    return ('the export writes no text: send "subtask" with an observation, or it acts on the prompt alone',)
+def _layer_errors(
+    model: Network, pipeline: Pipeline, example: Example, on_step: Callable[[str], None]
+) -> dict[str, float]:
+    """How far int8 in one layer alone moves the example's chunk, as `pizero bench int8` has it; none where the model is
+    too large to be measured beside its copies, or this processor has no exact int8 product.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if not isinstance(model, Pi0) or weights > MOST_WEIGHTS or largest_code() is None:
+        return {}
+    on_step("int8, layer by layer")
+    observation = pipeline.observation(pipeline.robot_inputs([example.observation]), "cpu")
+    noise = torch.from_numpy(example.noise[None])  # pyright: ignore[reportUnknownMemberType]
+    found = sensitivity(model, observation, noise, example.num_steps)
+    return {name: errors.actions for name, errors in found.layers.items()}
+
+
+def _notes(policy: Any, layers: dict[str, float]) -> tuple[str, ...]:
+    notes: list[str] = []
+    if policy.takes_subtask:
+        notes.append('the export writes no text: send "subtask" with an observation, or it acts on the prompt alone')
+    if policy.manifest.dtype == "int8" and not layers:
+        notes.append("the layers' errors were not measured here; pizero bench int8 does it on recorded observations")
+    return tuple(notes)

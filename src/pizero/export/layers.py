@@ -18,7 +18,8 @@ GELU = {"approximate": "tanh"}
 
 
 class Modulation(NamedTuple):
-    """Of an adaptive norm at one flow time: 1 + scale, shift and the residual's gate, [1, E] each."""
+    """Of an adaptive norm at one flow time: 1 + scale, shift and the residual's gate, [1, E] each, or [T, E]
+    where settled actions have another one."""
 
     scale: Value
     shift: Value

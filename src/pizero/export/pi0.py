@@ -2,10 +2,11 @@
 
     images [n, h, w, 3] ──▶ vision ──▶ [n, S_img, W] ─┐
     words of the prompt [L, W] ───────────────────────┴─▶ prefix ──▶ key.i [K, head_dim, P], value.i [K, P, head_dim]
-    x [H, D], step, state ──────────────────────────────▶ step, reads them ──▶ x [H, D] one step further
+    x [H, D], step, state, settled ─────────────────────▶ step, reads them ──▶ x [H, D] one step further
 
 One observation a call, without padding: an absent camera and an unused prompt slot are not there. What depends on the
-flow time alone is a constant of the step's graph, a row for each step.
+flow time alone is a constant of the step's graph, a row for each step. Of a model trained with delays the step takes
+actions that are settled: their row is that of a clean action, and they stay as they are.
 """
 
 from __future__ import annotations
@@ -115,23 +116,30 @@ def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Gr
 
 
 def step_graph(model: Pi0, num_steps: int, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
-    """x [H, D], step [1], perhaps state [1, state_dim], and the prefix -> next [H, D]: x + dt * velocity."""
+    """x [H, D], step [1], perhaps state [1, state_dim] and settled [H, 1], and the prefix -> next [H, D]: x + dt *
+    velocity.
+    """
     config, graph = model.config, Graph("step", dtype, runtime)
     dim, kv_heads, suffix = config.expert.head_dim, config.expert.num_kv_heads, config.suffix_length
-    horizon, width = config.action_horizon, config.expert.width
+    horizon = config.action_horizon
     noisy = graph.input("x", (horizon, config.action_dim))
     step = graph.input("step", (1,), "INT64")
     times = integration_times(num_steps, "euler")
     tables = make_tables(model, times, False, targets_of(config, times, num_steps, "euler"))
     x = graph.op("MatMul", noisy, graph.vector("action_in", lambda: action_weight(model).t()))
-    x = graph.op("Add", x, graph.op("Gather", graph.vector("time_bias", tables.biases[:-1]), step))
+    settled = graph.input("settled", (horizon, 1), "BOOL") if config.max_delay else None
+    biases = graph.vector("time_bias", tables.biases)
+    x = graph.op("Add", x, _at_times(graph, biases, step, num_steps, settled))
     if not config.adaptive:
         sigmoid = graph.op("Sigmoid", x)
         x = linear(graph, graph.op("Mul", x, sigmoid), model.time_mlp_out, "time_mlp_out")
     if model.state_proj is not None:
         state = linear(graph, graph.input("state", (1, config.state_dim)), model.state_proj, "state_proj")
         x = graph.op("Concat", state, x, axis=0)
-    norms = _modulations(graph, tables, step, num_steps, width)
+    clean = settled
+    if settled is not None and model.state_proj is not None:
+        clean = graph.op("Concat", graph.constant(np.zeros((1, 1), np.bool_)), settled, axis=0)
+    norms = _modulations(graph, tables, step, num_steps, clean)
     starts = model.suffix_block_starts()
     sees = block_mask(torch.ones(1, suffix, dtype=torch.bool), starts)[0]
     own_mask = None if bool(sees.all()) else graph.constant(np.where(sees.numpy(), 0, MASKED).astype(np.float32))
@@ -155,22 +163,36 @@ def step_graph(model: Pi0, num_steps: int, longest: int, dtype: Dtype, runtime: 
         parts = [graph.op("MatMul", weight, v) for weight, v in zip(weights, (values, value), strict=True)]
         seen = attended(graph, graph.op("Add", *parts), block)
         x = finish(graph, x, seen, block, name, first, second)
+    x = rms_norm(graph, x, "expert_norm", model.transformer.expert_norm, norms[-1])
     if model.state_proj is not None:
         x = graph.op("Slice", x, graph.integers(1), graph.integers(suffix), graph.integers(0))
-    x = rms_norm(graph, x, "expert_norm", model.transformer.expert_norm, norms[-1])
     velocity = linear(graph, x, model.action_out_proj, "action_out")
     moved = graph.op("Mul", velocity, graph.constant(-1.0 / num_steps))
-    graph.output(graph.op("Add", noisy, moved), "next", (horizon, config.action_dim))
+    moved = graph.op("Add", noisy, moved)
+    moved = moved if settled is None else graph.op("Where", settled, noisy, moved)
+    graph.output(moved, "next", (horizon, config.action_dim))
     return graph
 
 
-def _modulations(graph: Graph, tables: TimeTables, step: Value, num_steps: int, width: int) -> list[Modulation | None]:
-    """Of every norm of the expert, at the step's time; None where they do not depend on it."""
+def _at_times(graph: Graph, table: Value, step: Value, num_steps: int, settled: Value | None) -> Value:
+    """Rows of a table [num_steps + 1, W], of the step's time and for a clean action: [1, W]; or [T, W] where settled
+    [T, 1] says which tokens are clean.
+    """
+    now = graph.op("Gather", table, step)
+    if settled is None:
+        return now
+    return graph.op("Where", settled, graph.op("Gather", table, graph.integers(num_steps)), now)
+
+
+def _modulations(
+    graph: Graph, tables: TimeTables, step: Value, num_steps: int, settled: Value | None
+) -> list[Modulation | None]:
+    """Of every norm of the expert, at each token's time; None where they do not depend on it."""
     count = len(tables.norms[0])
     if len(tables.norms) == 1:
         return [None] * count
-    rows = [torch.stack([cast(torch.Tensor, part).float() for norm in row for part in norm]) for row in tables.norms]
-    table = graph.vector("modulations", lambda: torch.stack(rows[:num_steps]))  # [T, 3 * norms, E]
-    at_step = graph.op("Reshape", graph.op("Gather", table, step), graph.integers(3 * count, width))
-    parts = graph.ops("Split", 3 * count, at_step, axis=0, num_outputs=3 * count)
+    rows = [torch.cat([cast(torch.Tensor, part).float() for norm in row for part in norm]) for row in tables.norms]
+    table = graph.vector("modulations", lambda: torch.stack(rows))  # [num_steps + 1, 3 * norms * E]
+    at_step = _at_times(graph, table, step, num_steps, settled)
+    parts = graph.ops("Split", 3 * count, at_step, axis=1, num_outputs=3 * count)
     return [Modulation(*parts[3 * index : 3 * index + 3]) for index in range(count)]

@@ -51,7 +51,8 @@ class Manifest:
     """kind: of the model. cameras: the model's, in order. past_actions: of a chunk's start, never played.
 
     reads_state, reads_words: whether the robot's state and the prompt are inputs. reads_starts: the prefix is told
-    where blocks start: a model that acts on text. files: (bytes, SHA-256) by name.
+    where blocks start: a model that acts on text. max_delay: most settled first actions that the steps take; 0: none.
+    proof: of the stored example, and of int8 the error of each layer alone. files: (bytes, SHA-256) by name.
     """
 
     kind: Kind
@@ -67,6 +68,7 @@ class Manifest:
     reads_words: bool
     reads_starts: bool
     layers: int
+    max_delay: int
     words: Words | None
     proof: Mapping[str, float]
     files: Mapping[str, tuple[int, str]]
@@ -81,7 +83,10 @@ class Manifest:
         }  # fmt: skip
         for name, limit in limits.items():
             check_whole(name, getattr(self, name), limit)
-        for name, limit in (("past_actions", self.action_horizon - 1), ("layers", DEEPEST)):
+        may_be_none = {
+            "past_actions": self.action_horizon - 1, "layers": DEEPEST, "max_delay": self.action_horizon - 1,
+        }  # fmt: skip
+        for name, limit in may_be_none.items():
             if getattr(self, name) != 0:
                 check_whole(name, getattr(self, name), limit)
         check_cameras(self.cameras)
@@ -90,6 +95,8 @@ class Manifest:
                 raise UserError(f"{name} must be true or false, got {str(getattr(self, name))[:60]}")
         if (self.words is None) != (self.kind == "diffusion"):
             raise UserError("words: a pi0 has a token table, a diffusion policy none")
+        if self.kind == "diffusion" and self.max_delay:
+            raise UserError(f"max_delay: got {self.max_delay} of a diffusion policy, which continues no chunk")
 
     def save(self, folder: Path) -> None:
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.example import Example
+from pizero.data.old_chunk import old_chunk
 from pizero.data.pipeline import Pipeline
 from pizero.data.robot_values import FAR, float_array
 from pizero.exported.manifest import Manifest, read_manifest
@@ -83,14 +84,16 @@ class ExportedPolicy:
         return self.pipeline.text_length > 0
 
     def infer(self, observation: RobotDict) -> dict[str, Any]:
-        """As `ModelPolicy.infer`; UserError for "previous_actions", which an export cannot continue."""
+        """As `ModelPolicy.infer`; "previous_actions" are continued by an export of a model that was trained with
+        delays, UserError otherwise.
+        """
         marks = [time.perf_counter()]
-        _check_extras(observation)
         noise = self._noise(observation)
         inputs = self.pipeline.robot_inputs([observation])
+        settled = self._settled(observation)
         marks.append(time.perf_counter())
         with np.errstate(over="ignore", invalid="ignore"):
-            chunk = self._sampler(inputs, noise)
+            chunk = self._sampler(inputs, noise, settled)
         marks.append(time.perf_counter())
         if not np.isfinite(chunk).all():
             raise RuntimeError("the exported model gave NaN or Inf actions; check the weights, or export in float32")
@@ -113,7 +116,7 @@ class ExportedPolicy:
         inputs = self.pipeline.robot_inputs([observation])
         if "state" in inputs and not (np.abs(inputs["state"][0]) <= FAR).all():
             raise UserError("state: it lies further from the training data than any robot's")
-        _check_extras(observation)
+        self._settled(observation)
         if observation.get("noise") is not None:
             self._noise(observation)
         return observation
@@ -129,7 +132,14 @@ class ExportedPolicy:
             )
         return noise
 
-
-def _check_extras(observation: RobotDict) -> None:
-    if "previous_actions" in observation:
-        raise UserError("previous_actions: an exported policy cannot continue a chunk; play whole chunks of it")
+    def _settled(self, observation: RobotDict) -> NDArray[np.float32] | None:
+        """Actions [n, action_dim] that the chunk begins with, at most as many as the model was trained to continue."""
+        if "previous_actions" not in observation:
+            return None
+        if not self.manifest.max_delay:
+            raise UserError(
+                "previous_actions: this export cannot continue a chunk, since its model was not trained with delays "
+                "(pizero train --max-delay); play whole chunks of it"
+            )
+        old = old_chunk(observation, self.pipeline, self.manifest.action_horizon)
+        return old.actions[: min(old.delay, self.manifest.max_delay)]

@@ -25,12 +25,15 @@ class Pi0Sampler:
         cache = [f"{what}.{index}" for index in range(manifest.layers) for what in ("key", "value")]
         state = ["state"] if manifest.reads_state else []
         self._vision = open_graph(folder, manifest, "vision", threads, ["images"], ["tokens"])
+        state += ["settled"] if manifest.max_delay else []
         starts = ["starts"] if manifest.reads_starts else []
         self._prefix = open_graph(folder, manifest, "prefix", threads, ["tokens", *starts], cache)
         self._step = open_graph(folder, manifest, "step", threads, ["x", "step", *state, *cache], ["next"])
 
-    def __call__(self, inputs: ModelInputs, noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One observation and noise [H, D] -> [H, D]."""
+    def __call__(
+        self, inputs: ModelInputs, noise: NDArray[np.float32], settled: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """One observation and noise [H, D] -> [H, D], which begins with the settled actions [n, D]."""
         manifest = self._manifest
         present = [camera for camera in manifest.cameras if camera in inputs["images"]]
         images = np.stack([to_float(inputs["images"][camera][0]) for camera in present])
@@ -46,6 +49,11 @@ class Pi0Sampler:
         known = self._prefix(given)
         if manifest.reads_state:
             known["state"] = cast("Mapping[str, Any]", inputs)["state"]
+        if manifest.max_delay:
+            count = 0 if settled is None else len(settled)
+            known["settled"] = np.arange(len(noise))[:, None] < count
+        if settled is not None:
+            noise = np.concatenate([settled, noise[len(settled) :]])
         return integrated(self._step, known, noise, manifest.num_steps)
 
 
@@ -59,7 +67,7 @@ class DiffusionSampler:
         self._encode = open_graph(folder, manifest, "encode", threads, given, ["encoded"])
         self._step = open_graph(folder, manifest, "step", threads, ["x", "step", "encoded"], ["next"])
 
-    def __call__(self, inputs: ModelInputs, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, inputs: ModelInputs, noise: NDArray[np.float32], settled: None = None) -> NDArray[np.float32]:
         """One observation and noise [H, D] -> [H, D]."""
         manifest, images = self._manifest, inputs["images"]
         shape = next(iter(images.values()))[0].shape

@@ -20,11 +20,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pizero.data.old_chunk import old_chunk
 from pizero.data.pipeline import Pipeline
-from pizero.data.robot_values import FAR, float_array, whole_number
 from pizero.model.action_model import ActionModelConfig
 from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import ActionPrefix, Velocity, estimate_actions, pulled_velocity
@@ -66,9 +65,8 @@ def sampling_options(
 ) -> dict[str, Any]:
     """What `sample_actions` is given beside the observations: nothing where none of them brings an old chunk.
 
-    "previous_actions" [n, robot_action_dim], in robot units: what is left of the chunk that plays, this control step's
-    action first. "inference_delay": how many of them will be played before the answer arrives (0 if absent). A
-    trained model settles at most as many as it was trained to. UserError names what does not fit.
+    "previous_actions" and "inference_delay": as `old_chunk` has them. A trained model settles at most as many actions
+    as it was trained to. UserError names what does not fit.
     """
     if not any("previous_actions" in observation for observation in observations):
         return {}
@@ -79,32 +77,17 @@ def sampling_options(
         raise UserError(
             "this model was not trained with delays (pizero train --max-delay); use guided real-time chunking"
         )
-    horizon, width = config.action_horizon, pipeline.robot_action_dim
+    horizon = config.action_horizon
     wanted = np.zeros((len(observations), horizon, config.action_dim), np.float32)
     left, delay = torch.zeros(2, len(observations), dtype=torch.long)
     for row, observation in enumerate(observations):
         if "previous_actions" in observation:
-            actions = _previous_actions(observation, horizon, width)
-            state = np.asarray(observation.get("state"))
-            wanted[row, : len(actions)] = pipeline.model_actions(actions[None], state[None])[0]
-            if not (np.abs(wanted[row]) <= FAR).all():
-                raise UserError("previous_actions: they lie further from the training data than any robot's")
-            delayed = whole_number("inference_delay", observation.get("inference_delay", 0), "control steps")
-            left[row], delay[row] = len(actions), min(delayed, len(actions))
+            wanted[row], left[row], delay[row] = old_chunk(observation, pipeline, horizon)
     old = torch.from_numpy(wanted).to(device)  # pyright: ignore[reportUnknownMemberType]
     if kind == "trained":
         return {"settled": ActionPrefix(old, delay.clamp(max=config.max_delay).to(device))}
     weights = soft_mask(delay, left, horizon, settings.schedule).to(device)
     return {"guide": Guidance(old, weights, settings.max_weight, settings.jacobian)}
-
-
-def _previous_actions(observation: RobotDict, horizon: int, width: int) -> NDArray[np.float32]:
-    actions = float_array("previous_actions", observation["previous_actions"])
-    if actions.ndim != 2 or not 0 < len(actions) <= horizon or actions.shape[1] != width:
-        raise UserError(f"previous_actions: got shape {actions.shape}, expected (1 to {horizon}, {width})")
-    if not np.isfinite(actions).all():
-        raise UserError("previous_actions: NaN or infinite; expected numbers")
-    return actions
 
 
 def soft_mask(delay: Tensor, left: Tensor, horizon: int, schedule: Schedule = "exp") -> Tensor:

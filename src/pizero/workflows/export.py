@@ -26,6 +26,12 @@ def export_and_print(
         f"the example's chunk is at most {result.difference:.2g} from pizero's own in the robot's units, "
         f"{result.relative:.2g} of an action dimension's largest value (at most {result.tolerance:g} allowed)"
     )
+    if result.layers:
+        worst = sorted(result.layers, key=lambda name: -result.layers[name])[:3]
+        console.print(
+            "int8 in one layer alone moves the actions most in "
+            + ", ".join(f"{name} ({result.layers[name]:.2g})" for name in worst)
+        )
     for note in result.notes:
         tell("note", note)
     console.print(f"wrote {folder}")
