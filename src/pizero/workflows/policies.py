@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.load import load_policy
+from pizero.checkpoints.load import load_policy, open_checkpoint
 from pizero.checkpoints.native.checkpoint import load_example
-from pizero.exported.manifest import detect
+from pizero.exported.manifest import detect, read_manifest
 from pizero.exported.policy import ExportedPolicy, load_exported
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
 from pizero.types import UserError
 
 _DEFAULTS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kernels": "auto", "keep": ()}
+
+
+def action_horizon(path: str | Path) -> int:
+    """Actions of a chunk of a checkpoint or an export."""
+    folder = local_folder(path)
+    return read_manifest(folder).action_horizon if detect(folder) else open_checkpoint(folder)[1].config.action_horizon
 
 
 def open_policy(path: str | Path, **options: Any) -> ModelPolicy | ExportedPolicy:

@@ -16,8 +16,9 @@ FRESH_RATE, FINE_TUNING_RATE = 1.5e-3, 2.5e-5
 @PreTrainedConfig.register_subclass("pizero")
 @dataclass
 class PizeroConfig(PreTrainedConfig):
-    """checkpoint: of any format that pizero reads, by path, hub id or address; not needed with --policy.path, nor for
-    training from scratch. embodiment, norm_stats, tokenizer: what it does not tell, as for pizero's commands.
+    """checkpoint: of any format that pizero reads, by path, hub id or address; or the folder of an export, which is
+    played and not trained; not needed with --policy.path, nor for training from scratch. embodiment, norm_stats,
+    tokenizer: what it does not tell, as for pizero's commands.
 
     dtype: float32, bfloat16 or float16. kernels: as for pizero's FastSampler. num_steps: of integration; None takes the
     model's own number. n_action_steps: the execution horizon, actions played before the next chunk is asked for; None
@@ -54,9 +55,9 @@ class PizeroConfig(PreTrainedConfig):
         """Actions of a chunk."""
         source = self.pretrained_path or self.checkpoint
         if self.chunk_size is None and source is not None:
-            from pizero.checkpoints.load import open_checkpoint
+            from pizero.workflows.policies import action_horizon
 
-            self.chunk_size = open_checkpoint(source)[1].config.action_horizon
+            self.chunk_size = action_horizon(source)
         return self.chunk_size or FRESH_CHUNK
 
     @property

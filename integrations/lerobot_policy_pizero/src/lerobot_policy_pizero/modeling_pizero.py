@@ -21,12 +21,15 @@ from pizero.checkpoints.load import open_checkpoint
 from pizero.checkpoints.native.checkpoint import save_checkpoint, torch_dtype
 from pizero.data.pipeline import Pipeline
 from pizero.engine.fast_sampler import FastSampler
+from pizero.exported.manifest import detect as is_export
+from pizero.exported.policy import ExportedPolicy
 from pizero.model.pi0 import Pi0
 from pizero.policy.lerobot_batches import LeRobotBatches, previous_actions
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.real_time import RealTime
 from pizero.policy.sampling import episode_noise
 from pizero.types import UserError
+from pizero.workflows.policies import open_policy
 
 
 class PizeroPolicy(PreTrainedPolicy):
@@ -43,9 +46,15 @@ class PizeroPolicy(PreTrainedPolicy):
         self, config: PizeroConfig, dataset_meta: Any = None, path: str | Path | None = None, **_: Any
     ) -> None:
         super().__init__(config)
-        self.model, self.pipeline = _parts(config, path, dataset_meta)
+        self.model: Pi0 | None = None
+        self._policy: ModelPolicy | ExportedPolicy | None = None
+        if dataset_meta is None and (export := _export(config, path)) is not None:
+            self._policy = export
+            self.pipeline, self._horizon = export.pipeline, export.manifest.action_horizon
+        else:
+            self.model, self.pipeline = _parts(config, path, dataset_meta)
+            self._horizon = self.model.config.action_horizon
         self.batches = LeRobotBatches(plugin.camera_keys(self.pipeline), self.pipeline.embodiment.default_prompt)
-        self._policy: ModelPolicy | None = None
         self._trained = False
         self._episode = self._rows = 0
         self._queue: deque[Tensor] = deque()
@@ -99,7 +108,9 @@ class PizeroPolicy(PreTrainedPolicy):
         """
         with torch.inference_mode(False), torch.no_grad():
             policy = self._running()
-            policy.real_time, longest = self._real_time()
+            real_time, longest = self._real_time()
+            if isinstance(policy, ModelPolicy):
+                policy.real_time = real_time
             observations = self.batches.observations(batch)
             given = [None] * len(observations) if noise is None else noise.float().cpu().numpy()
             for row, observation in enumerate(observations):
@@ -115,7 +126,9 @@ class PizeroPolicy(PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, Any]]:
         """The flow-matching loss, of a random noise and time for each sample; with the reduction "none" [B]."""
-        if isinstance(self._policy, ModelPolicy) and not self._trained:
+        if self.model is None:
+            raise UserError("an export cannot be trained; give --policy.checkpoint the checkpoint that it was made of")
+        if self._policy is not None and not self._trained:
             raise UserError("this policy gave its weights to the fast path; load it again to train it")
         self._trained = True
         state, images, prompts = self.batches.arrays(batch)
@@ -135,8 +148,8 @@ class PizeroPolicy(PreTrainedPolicy):
         """Nothing: rtc_config is read at each chunk."""
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        if isinstance(self._policy, ModelPolicy) and not self._trained:
-            raise UserError("this policy gave its weights to the fast path; copy the folder that it was loaded from")
+        if self.model is None or (self._policy is not None and not self._trained):
+            raise UserError("this policy keeps no weights to save; copy the folder that it was loaded from")
         if state_dict is not None:
             raise UserError("saving gathered shards (FSDP) is not supported; use pizero train --sharding")
         config = copy(self.config)
@@ -144,9 +157,10 @@ class PizeroPolicy(PreTrainedPolicy):
         config._save_pretrained(save_directory)
         save_checkpoint(Path(save_directory) / plugin.INSIDE, self.model, self.pipeline)
 
-    def _running(self) -> ModelPolicy:
-        """The policy that runs this model, made when it is first needed, where the weights then are."""
+    def _running(self) -> ModelPolicy | ExportedPolicy:
+        """The policy that runs this model, made when it is first needed, where the weights then are; or the export."""
         if self._policy is None:
+            assert self.model is not None
             options: dict[str, Any] = {"num_steps": self.config.num_steps}
             sampler = self.model
             if not self._trained:
@@ -156,7 +170,7 @@ class PizeroPolicy(PreTrainedPolicy):
 
     def _real_time(self) -> tuple[RealTime, int]:
         """How the old chunk is continued, and how much of it counts."""
-        rtc, horizon = self.config.rtc_config, self.model.config.action_horizon
+        rtc, horizon = self.config.rtc_config, self._horizon
         if rtc is None:
             return RealTime(), horizon
         schedule: Any = rtc.prefix_attention_schedule.value.lower()
@@ -164,7 +178,7 @@ class PizeroPolicy(PreTrainedPolicy):
 
     def _describe(self, config: PizeroConfig) -> None:
         """Fills in what the checkpoint says, for LeRobot's commands."""
-        horizon = self.model.config.action_horizon
+        horizon = self._horizon
         config.n_action_steps = config.n_action_steps or max(horizon // 2, 1)
         if not 1 <= config.n_action_steps <= horizon:
             raise UserError(f"n_action_steps is {config.n_action_steps}, and the policy's chunks have {horizon}")
@@ -182,6 +196,19 @@ class PizeroPolicy(PreTrainedPolicy):
 
 def _feature(values: dict[str, Any]) -> PolicyFeature:
     return PolicyFeature(FeatureType(values["type"]), tuple(values["shape"]))
+
+
+def _export(config: PizeroConfig, path: str | Path | None) -> ExportedPolicy | None:
+    """The policy of an export, if that is what is named. UserError for an option that it has settled."""
+    where = path or config.checkpoint
+    if where is None or not is_export(local_folder(where)):
+        return None
+    names = ("dtype", "kernels", "num_steps", "embodiment", "norm_stats", "tokenizer")
+    policy = open_policy(where, **{name: getattr(config, name) for name in names})
+    assert isinstance(policy, ExportedPolicy)
+    if policy.manifest.kind != "pi0":
+        raise UserError(f"{where} is the export of a diffusion policy; the plugin plays π0 and π0.5")
+    return policy
 
 
 def _parts(config: PizeroConfig, path: str | Path | None, dataset_meta: Any) -> tuple[Pi0, Pipeline]:
