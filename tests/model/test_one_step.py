@@ -9,7 +9,7 @@ import torch
 from model_helpers import gradients, make_actions, make_observation, random_model
 from torch import Tensor
 
-from pizero.model.config import Pi0Config, small_config
+from pizero.model.config import LanguageConfig, Pi0Config, small_config
 from pizero.model.flow_matching import ActionPrefix, Solver
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
@@ -43,6 +43,17 @@ def test_the_new_input_changes_no_bit(pi05: bool) -> None:
     for steps in (1, 3):
         expected = base.sample_actions(observation, noise=noise, num_steps=steps)
         assert torch.equal(model.sample_actions(observation, noise=noise, num_steps=steps), expected)
+
+
+@pytest.mark.parametrize("language", [None, LanguageConfig(text_length=8, tied_head=False)], ids=["", "text"])
+def test_a_model_that_gets_the_input_is_one_that_has_it(language: LanguageConfig | None) -> None:
+    """Parameters in the same order: an optimizer's state goes by it when a training is resumed."""
+    made = Pi0(small_config("nano", one_step=True, language=language))
+    model = Pi0(small_config("nano", language=language))
+    model.expect_one_step()
+    assert model.config == made.config
+    shapes = [[(name, value.shape) for name, value in one.named_parameters()] for one in (model, made)]
+    assert shapes[0] == shapes[1]
 
 
 def test_it_takes_one_step_unless_asked_for_more(model: Pi0) -> None:

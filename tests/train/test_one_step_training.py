@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from train_helpers import losses, nano_baseline, nano_fast_preset, nano_model, n
 
 from pizero import load_model, load_policy
 from pizero.checkpoints.convert import convert
+from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.configs.finetune import with_lora
 from pizero.configs.one_step import with_one_step
@@ -31,6 +33,12 @@ FROZEN = ("vision_tower.", "token_embedding.", "transformer.prefix_norm.")
 def short(pi05: bool = False, **changes: object) -> Preset:
     preset = nano_preset(steps=4, validate_every=4, save_every=2, precision="float32", **changes)
     return dataclasses.replace(preset, model=nano_model(pi05=pi05))
+
+
+def of_its_kind(folder: Path) -> Preset:
+    config = read_checkpoint(folder).config
+    assert isinstance(config, Pi0Config)
+    return short(config.adaptive)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pi0", "pi05"])
@@ -96,6 +104,18 @@ def test_it_goes_on_as_what_it_is(trained: list[Path], dataset: Path, tmp_path: 
         assert after.config == model.config
         assert torch.equal(after.token_embedding.weight, model.token_embedding.weight)
     assert set(losses(tmp_path / "more")) == set(range(1, 7))
+
+
+def test_an_interrupted_training_resumes_exactly(trained: list[Path], dataset: Path, tmp_path: Path) -> None:
+    """Its first model got the input from a plain base, the resumed one is made with it."""
+    copy = tmp_path / "one"
+    shutil.copytree(trained[1].parents[1], copy)
+    shutil.rmtree(copy / "checkpoints" / trained[1].name)
+    again = train_policy(dataset, copy, with_one_step(of_its_kind(trained[0])), resume=True).checkpoint
+    assert again.name == trained[1].name
+    expected, found = (load_file(folder / "model.safetensors") for folder in (trained[1], again))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_what_cannot_learn_it(dataset: Path, tmp_path: Path) -> None:

@@ -57,10 +57,10 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         self.action_in_proj = Float32Linear(config.action_dim, width)
         self.time_mlp_in = Float32Linear(width if config.adaptive else 2 * width, width)
         self.time_mlp_out = Float32Linear(width, width)
-        self.target_time = TargetTime(width) if config.one_step else None
         self.action_out_proj = Float32Linear(width, config.action_dim)
         own_head = config.language is not None and not config.language.tied_head
         self.text_head = nn.Linear(config.prefix.width, config.vocab_size, bias=False) if own_head else None
+        self.target_time = TargetTime(width) if config.one_step else None  # last, where `expect_one_step` adds it
         self.apply(initialize)
 
     # ---------------------------------------------------------------- embeddings
