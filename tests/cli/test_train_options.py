@@ -67,4 +67,7 @@ def test_a_setting_that_contradicts_another_is_one_line(
     wrong = ["data", "--output", "run", "--preset", "tabletop", "--lora"]  # whose optimizer is muon
     assert run("train", wrong) == 2
     assert "not for LoRA's factors; use adamw" in " ".join(capsys.readouterr().err.split())
+    for option in (["--lora"], ["--text", "openpi"], ["--fast"], ["--no-insulation"]):
+        assert run("train", [*wrong[:5], "--one-step", "--checkpoint", "base", *option]) == 2
+        assert "leave --lora, --text, --fast and --no-insulation out" in " ".join(capsys.readouterr().err.split())
     assert settings("--preset tabletop --lora --optimizer adamw", monkeypatch)[0].train.parts.lora == LoraConfig()

@@ -16,11 +16,13 @@ from pizero.checkpoints.convert import convert
 from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.configs.finetune import with_lora
+from pizero.configs.language import with_language
 from pizero.configs.one_step import with_one_step
 from pizero.configs.preset import Preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy
+from pizero.train.config import PartsConfig
 from pizero.train.plan import Layout, plan_step
 from pizero.types import UserError
 from pizero.workflows.plan import Resources, plan_training
@@ -91,9 +93,8 @@ def test_other_formats_have_no_place_for_it(trained: list[Path], tmp_path: Path,
 
 def test_it_goes_on_as_what_it_is(trained: list[Path], dataset: Path, tmp_path: Path) -> None:
     """Neither a resume nor a further training has to be told."""
-    model = load_model(trained[1])
+    model, preset = load_model(trained[1]), of_its_kind(trained[1])
     assert isinstance(model, Pi0)
-    preset = short(model.config.adaptive)
     more = train_policy(dataset, tmp_path / "more", preset, initial=Initialization(trained[1]))
     preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, steps=6))
     again = train_policy(dataset, tmp_path / "more", preset, resume=True)
@@ -122,15 +123,29 @@ def test_what_cannot_learn_it(dataset: Path, tmp_path: Path) -> None:
     preset = short()
     with pytest.raises(UserError, match="give its checkpoint with --checkpoint"):
         train_policy(dataset, tmp_path / "run", with_one_step(preset))
-    with pytest.raises(UserError, match="leave --lora out"):
-        with_one_step(with_lora(preset))
+    for beside in (with_lora(preset), with_language(preset, "openpi", False, True)):
+        with pytest.raises(UserError, match="leave --lora, --text, --fast and --no-insulation out"):
+            with_one_step(beside)
+    with pytest.raises(UserError, match="leave --freeze heads out"):
+        with_one_step(short(parts=PartsConfig(freeze=("heads",))))
     for other in (dataclasses.replace(preset, model=nano_baseline()), nano_fast_preset()):
         with pytest.raises(UserError, match=r"one step is learnt from the many that π0 and π0\.5 integrate"):
             with_one_step(other)
 
 
+def test_what_a_one_step_policy_cannot_learn(trained: list[Path], dataset: Path, tmp_path: Path) -> None:
+    """It stays one, and so trains its action expert alone."""
+    preset = of_its_kind(trained[1])
+    for beside in (with_lora(preset), with_language(preset, "openpi", True, True)):
+        with pytest.raises(UserError, match="leave --lora, --text, --fast and --no-insulation out"):
+            train_policy(dataset, tmp_path / "run", beside, initial=Initialization(trained[1]))
+        with pytest.raises(UserError, match="leave --lora, --text, --fast and --no-insulation out"):
+            plan_training(beside, Resources(), str(trained[1]))
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 def test_a_plan_counts_what_is_trained(trained: list[Path]) -> None:
-    preset = short()
+    preset = of_its_kind(trained[0])
     whole = plan_step(preset.model, preset.train, Layout())
     distilled = with_one_step(preset)
     step = plan_step(distilled.model, distilled.train, Layout())
@@ -139,3 +154,16 @@ def test_a_plan_counts_what_is_trained(trained: list[Path]) -> None:
     for named, path in ((distilled, trained[0]), (preset, trained[1])):
         plan = plan_training(named, Resources(), str(path))
         assert plan.step.gradients < 0.5 * plan.step.weights
+
+
+def test_a_plan_is_of_what_can_be_trained(trained: list[Path]) -> None:
+    base = of_its_kind(trained[0])
+    assert isinstance(base.model, Pi0Config)
+    preset, other = with_one_step(base), with_one_step(short(not base.model.adaptive))
+    with pytest.raises(UserError, match="give its checkpoint with --checkpoint"):
+        plan_training(preset, Resources())
+    with pytest.raises(UserError, match=r"holds a model 'pi05?', but 'pi05?' is to be trained"):
+        plan_training(other, Resources(), str(trained[0]))
+    options = [advice.options for advice in plan_training(preset, Resources(memory=1000), str(trained[0])).advice]
+    assert "--recompute" in options
+    assert "--lora" not in options

@@ -119,7 +119,7 @@ def test_the_first_weights_leave_an_average_with_a_power() -> None:
 
 def test_muon_needs_transformers() -> None:
     model = DiffusionPolicy(small_baseline("nano"))
-    with pytest.raises(UserError, match="DiffusionPolicy has none; use adamw") as error:
+    with pytest.raises(UserError, match="DiffusionPolicy has none to train; use adamw") as error:
         make_optimizers(model, TrainConfig(optimizer="muon"))
     assert "\n" not in str(error.value)
     assert len(make_optimizers(model, TrainConfig())) == 1

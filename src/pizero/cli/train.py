@@ -153,7 +153,7 @@ PARTS = {
 def run(arguments: Arguments) -> int:
     from pizero.configs.finetune import with_lora
     from pizero.configs.language import with_language
-    from pizero.configs.one_step import with_one_step
+    from pizero.configs.one_step import ALONE, with_one_step
     from pizero.types import UserError
     from pizero.workflows.choose_preset import choose_preset
     from pizero.workflows.measures import MeasureConfig
@@ -162,6 +162,8 @@ def run(arguments: Arguments) -> int:
     from pizero.workflows.train import Runtime, train_policy
     from pizero.workflows.training_data import DataOptions
 
+    if arguments.one_step and (_learns_text(arguments) or arguments.lora):
+        raise UserError(ALONE)
     run_folder = arguments.output if arguments.resume else None
     preset, told = choose_preset(arguments.preset, arguments.model, arguments.checkpoint, run_folder, arguments.dataset)
     if told:
@@ -177,11 +179,9 @@ def run(arguments: Arguments) -> int:
         preset = with_lora(preset, **changes)
     else:
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, **changes))
-    if arguments.text is not None or arguments.fast or arguments.no_insulation:
+    if _learns_text(arguments):
         preset = with_language(preset, arguments.text, arguments.fast, not arguments.no_insulation)
     if arguments.one_step:
-        if arguments.text is not None or arguments.fast or arguments.no_insulation:
-            raise UserError("--one-step trains the action expert alone; leave --text, --fast and --no-insulation out")
         preset = with_one_step(preset)
     if arguments.embodiment is not None:
         preset = dataclasses.replace(preset, embodiment=arguments.embodiment)
@@ -210,6 +210,10 @@ def run(arguments: Arguments) -> int:
     )
     console.print(f"{result.parameters:,} parameters, loss {result.loss:.4f}\ncheckpoint: {result.checkpoint}")
     return 0
+
+
+def _learns_text(arguments: Arguments) -> bool:
+    return arguments.text is not None or arguments.fast or arguments.no_insulation
 
 
 def _plan(arguments: Arguments, preset: Preset) -> int:

@@ -43,7 +43,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     if config.optimizer == "muon":
         matrices = take(name for name in left if _is_hidden_matrix(model, name))
         if not matrices:
-            raise UserError(f"muon is for the matrices inside transformers, {type(model).__name__} has none; use adamw")
+            name = type(model).__name__
+            raise UserError(f"muon is for the matrices inside transformers, {name} has none to train; use adamw")
         optimizers.append(Muon(matrices, rate))
     elif config.optimizer == "adamw8bit":
         optimizers.append(eight_bit_adamw(take(left), rate, decay, config.seed))

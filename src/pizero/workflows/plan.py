@@ -17,7 +17,7 @@ from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import known_device
 from pizero.checkpoints.transformers import paligemma
 from pizero.configs.finetune import with_lora
-from pizero.configs.one_step import takes_one_step, with_one_step_of
+from pizero.configs.one_step import WITHOUT_BASE, takes_one_step, with_one_step_of
 from pizero.configs.presets import Preset
 from pizero.data.embodiments import get_embodiment
 from pizero.model.config import Pi0Config
@@ -29,6 +29,7 @@ from pizero.types import UserError
 from pizero.workflows.memory import free_memory
 from pizero.workflows.progress import console
 from pizero.workflows.sizes import sized
+from pizero.workflows.start import check_kind
 from pizero.workflows.training_data import Source
 
 EFFICIENCY = 0.4
@@ -153,8 +154,11 @@ def _sizes(preset: Preset, start: str | None, present: Sequence[str]) -> Pi0Conf
         raise UserError("a plan is for π0, π0.5 and π0-FAST, not for the diffusion baseline")
     if start is not None and Path(start).is_dir() and not paligemma.detect(folder := local_folder(start)):
         known = read_checkpoint(folder).config
+        check_kind(start, known, preset)
         if isinstance(known, Pi0Config | Pi0FastConfig):
             model = replace(known, action_horizon=model.action_horizon)
+    elif takes_one_step(model) and (start is None or Path(start).is_dir()):
+        raise UserError(WITHOUT_BASE)
     return replace(model, cameras=tuple(dict.fromkeys(present)))
 
 
@@ -225,7 +229,7 @@ def _no_average(preset: Preset, resources: Resources, step: StepPlan, memory: in
 def _adapters(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     if preset.train.parts.lora is not None or not isinstance(preset.model, Pi0Config):
         return None
-    return "--lora", with_lora(preset), resources
+    return None if takes_one_step(preset.model) else ("--lora", with_lora(preset), resources)
 
 
 def _freeze_vision(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:

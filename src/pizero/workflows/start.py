@@ -15,7 +15,7 @@ from pizero.checkpoints.load import read_checkpoint
 from pizero.checkpoints.models import Network, NetworkConfig, make_model, model_name
 from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.checkpoints.transformers import paligemma
-from pizero.configs.one_step import takes_one_step
+from pizero.configs.one_step import WITHOUT_BASE, takes_one_step
 from pizero.configs.presets import Preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
@@ -58,10 +58,15 @@ def open_start(path: str | Path, preset: Preset) -> Start:
     source, adapters = _read_start(folder, preset.train.parts.lora)
     for note in source.notes:
         console.print(note)
-    name, wanted = _option(source.config), _option(preset.model)
+    check_kind(path, source.config, preset)
+    return Start(folder, source, adapters)
+
+
+def check_kind(path: str | Path, config: NetworkConfig, preset: Preset) -> None:
+    """UserError where a checkpoint of this config is of another model than the one that is to be trained."""
+    name, wanted = _option(config), _option(preset.model)
     if name != wanted:
         raise UserError(f"{path} holds a model {name!r}, but {wanted!r} is to be trained; give --model {name}")
-    return Start(folder, source, adapters)
 
 
 def _option(config: NetworkConfig) -> str:
@@ -83,7 +88,7 @@ def initial_model(
             model.expect_one_step()
         return model, source.facts, start.adapters
     if takes_one_step(preset.model) and not resume:
-        raise UserError("one step is learnt from a trained policy's many; give its checkpoint with --checkpoint")
+        raise UserError(WITHOUT_BASE)
     if start is None and preset.train.parts.lora is not None and not resume:
         raise UserError("LoRA adapts trained weights; give them with --checkpoint")
     torch.manual_seed(preset.train.seed)

@@ -178,7 +178,7 @@ def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Pr
     if source is None:
         return preset
     config = source.config
-    return with_one_step_of(with_language_of(preset, config), config)
+    return with_language_of(with_one_step_of(preset, config), config)
 
 
 def fit_to_data(
