@@ -30,6 +30,7 @@ PI0_KINDS: dict[str, Any] = {
     "pi0": small_config("nano", **SIZES),
     "pi0-causal": small_config("nano", **SIZES, action_attention="causal"),
     "pi05": small_config("nano", pi05=True, **SIZES),
+    "pi0-one-step-delays": small_config("nano", **SIZES, one_step=True, max_delay=3),
     "pi05-one-step": small_config("nano", pi05=True, **SIZES, one_step=True),
     "pi0-delays": small_config("nano", **SIZES, max_delay=3),
     "pi05-delays": small_config("nano", pi05=True, **SIZES, max_delay=3, state_input="token"),
