@@ -14,11 +14,11 @@ import tyro
 
 @dataclass(frozen=True)
 class Arguments:
-    """Prints a script that completes commands, options and their values in a shell. Once:
+    """Prints a script that completes commands, options and their values in a shell.
 
-    bash: pizero completion bash > ~/.local/share/bash-completion/completions/pizero
-    zsh:  pizero completion zsh > FOLDER/_pizero, where FOLDER is in $fpath
-    fish: pizero completion fish > ~/.config/fish/completions/pizero.fish
+    Once: pizero completion bash > ~/.local/share/bash-completion/completions/pizero
+          pizero completion zsh > FOLDER/_pizero    (FOLDER: one of $fpath)
+          pizero completion fish > ~/.config/fish/completions/pizero.fish
 
     The script holds all that it needs: pizero itself does not start at a Tab. Make it again after an update.
     """

@@ -7,8 +7,8 @@ import io
 import signal
 import sys
 import warnings
+from contextlib import redirect_stdout
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 COMMANDS = {
@@ -45,6 +45,8 @@ def main() -> None:
         print(_help())
         raise SystemExit(0)
     if arguments[0] == "--version":
+        from importlib.metadata import version
+
         print(f"pizero {version('pizero')}")
         raise SystemExit(0)
     from pizero.processes import ended_by_signals, interrupted, leave_at_once
@@ -66,12 +68,15 @@ def run(command: str, arguments: list[str]) -> int:
         return 2
     import tyro
 
+    from pizero.cli.help_text import Folded, join_paragraphs
     from pizero.processes import received
     from pizero.types import UserError
 
     module = import_module(f"pizero.cli.{command.replace('-', '_')}")
     try:
-        given = tyro.cli(module.Arguments, args=arguments, prog=f"pizero {command}")
+        join_paragraphs(module.Arguments)
+        with redirect_stdout(Folded(sys.stdout)):
+            given = tyro.cli(module.Arguments, args=arguments, prog=f"pizero {command}")
         with warnings.catch_warnings():
             warnings.showwarning = _tell_warning
             return module.run(given) or 0
@@ -103,8 +108,10 @@ def _tell_warning(message: Warning | str, category: type[Warning], *place: Any) 
 
 
 def _help() -> str:
+    from pizero.cli.help_text import fold
+
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [fold(f"  {name:<{width}}  {text}", width + 2) for name, text in COMMANDS.items()]
     return "\n".join(
         ["usage: pizero <command> [options]", "", *lines, "", "`pizero <command> --help` explains a command's options."]
     )
