@@ -1,4 +1,9 @@
-"""The wheel and the sdist, and the wheel alone in an empty environment: `make test-wheel` (downloads PyTorch)."""
+"""The wheel and the sdist, and the wheel alone in an empty environment: `make test-wheel`.
+
+It downloads PyTorch, at the version of constraints.txt, from the index that pip is set to use. On Linux PyPI's is the
+CUDA build, several GB, as for everybody who installs the package there; PIP_EXTRA_INDEX_URL with PyTorch's own index of
+CPU builds avoids that.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +59,18 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     install = [str(programs / "python"), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*install, str(built[1])], check=True)
+    subprocess.run([*install, "--no-compile", str(built[1])], check=True)
     return programs
+
+
+@pytest.fixture(scope="module")
+def trained(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that the installed package trained, some steps on some demonstrations."""
+    folder = tmp_path_factory.mktemp("trained")
+    pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=folder)
+    small = ["--preset", "tabletop", "--steps", "5", "--batch-size", "4", "--warmup-steps", "2", "--output", "run"]
+    pizero(installed, "train", "data", *small, folder=folder)
+    return folder
 
 
 def pizero(installed: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -96,23 +111,17 @@ def test_the_quick_start_leaves_its_report(installed: Path, tmp_path: Path) -> N
     assert "success" in (tmp_path / "quickstart" / "report.html").read_text(encoding="utf-8")
 
 
-def test_from_demonstrations_to_a_success_rate(installed: Path, tmp_path: Path) -> None:
-    pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=tmp_path)
-    small = ["--preset", "tabletop", "--steps", "5", "--batch-size", "4", "--warmup-steps", "2", "--output", "run"]
-    pizero(installed, "train", "data", *small, folder=tmp_path)
-    shown = pizero(installed, "evaluate", "run", "--env", "tabletop", "--episodes", "1", folder=tmp_path)
+def test_from_demonstrations_to_a_success_rate(installed: Path, trained: Path) -> None:
+    shown = pizero(installed, "evaluate", "run", "--env", "tabletop", "--episodes", "1", folder=trained)
     assert "%" in shown.stdout + shown.stderr
-    assert "pizero 0." in pizero(installed, "--version", folder=tmp_path).stdout
-    assert "complete" in pizero(installed, "completion", "bash", folder=tmp_path).stdout
+    assert "pizero 0." in pizero(installed, "--version", folder=trained).stdout
+    assert "complete" in pizero(installed, "completion", "bash", folder=trained).stdout
 
 
-def test_the_playground_opens(installed: Path, tmp_path: Path) -> None:
-    pizero(installed, "collect", "tabletop", "--output", "data", "--episodes", "5", folder=tmp_path)
-    small = ["--preset", "tabletop", "--steps", "2", "--batch-size", "2", "--warmup-steps", "0", "--output", "run"]
-    pizero(installed, "train", "data", *small, folder=tmp_path)
+def test_the_playground_opens(installed: Path, trained: Path) -> None:
     command = [str(installed / "pizero"), "playground", "run", "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=trained, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "http://" in line)
         with urllib.request.urlopen(line.split()[1]) as page:

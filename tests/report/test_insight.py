@@ -17,12 +17,13 @@ import torch
 from insight_helpers import CAMERAS, STEPS, diffusion_policy, fast_policy, pi0_policy, robot
 from torch import Tensor
 
+from pizero.model.config import Pi0Config
 from pizero.model.flow_matching import integrate
 from pizero.model.pi0 import Pi0
 from pizero.policy.course import sample_course
 from pizero.policy.policy import ModelPolicy
 from pizero.policy.sampling import episode_noise
-from pizero.report.insight.attention import key_groups, watched_attention
+from pizero.report.insight.attention import ActionAttention, key_groups, watched_attention
 from pizero.report.insight.flow import adaptive_gates, step_errors, straightness
 from pizero.report.insight.measure import Insight, look_inside
 from pizero.report.insight.occlusion import count, occlude
@@ -184,7 +185,10 @@ def test_the_course_ends_at_the_policys_chunk(pi0: Insight) -> None:
     assert pi0.flow.x.shape == (STEPS + 1, 6, 5)
     assert np.array_equal(pi0.flow.x[0], noise)
     assert np.abs(pi0.flow.actions[-1] - answer).max() < 1e-5
-    path = page_data(pi0)["flow"]["path"]
+    shown = page_data(pi0)["flow"]
+    assert np.allclose(shown["actions"][-1], answer, rtol=1e-3, atol=1e-5)
+    assert shown["names"][3] == "yaw (half turns)"
+    path = shown["path"]
     assert path["camera"] == "base_0_rgb"
     assert path["points"][-1][0] == pytest.approx([(answer[0, 0] + 1.1) / 2.2, (1.1 - answer[0, 1]) / 2.2], abs=1e-3)
 
@@ -289,3 +293,31 @@ def test_the_playgrounds_course_ends_at_the_policys_chunk(make: Callable[[], Mod
     course = sample_course(policy, robot(), noise)
     assert np.abs(course.chunk - policy.infer({**robot(), "noise": noise})["actions"]).max() < 1e-5
     assert len(course.actions) == (1 if make is fast_policy else policy.num_steps + 1)
+
+
+def test_the_page_of_a_full_size_model_stays_small(pi0: Insight) -> None:
+    """18 layers, 8 heads, 10 steps, 3 cameras of 256 patches, 200 prompt tokens, 50 actions: all weights, in 2 MB."""
+    config, rng = Pi0Config.pi05(), np.random.default_rng(0)
+    image = torch.zeros(1, 224, 224, 3)
+    observation = Observation(
+        dict.fromkeys(config.cameras, image), {name: torch.ones(1, dtype=torch.bool) for name in config.cameras},
+        torch.zeros(1, config.state_dim), torch.zeros(1, config.prompt_length, dtype=torch.long),
+        torch.ones(1, config.prompt_length, dtype=torch.bool),
+    )  # fmt: skip
+    groups = key_groups(type("Model", (), {"config": config}), observation)  # type: ignore[arg-type]
+    assert groups.ranges["actions"] == (968, 1018)
+    weights = [[rng.random((8, 1018), np.float32) for _ in range(18)] for _ in range(10)]
+    data = page_data(replace(pi0, attention=ActionAttention(weights), groups=groups, num_steps=10))["attention"]
+    assert data["shape"] == (10, 18, 8, 1018)
+    assert data["every"] == 1
+    assert len(json.dumps(data)) < 2.1e6
+    weights += weights
+    assert page_data(replace(pi0, attention=ActionAttention(weights), groups=groups))["attention"]["every"] == 2
+
+
+def test_a_robot_without_a_picture_of_its_actions(pi0: Insight, tmp_path: Path) -> None:
+    """The page says why there is none."""
+    assert pi0.scene is not None
+    for insight, expected in ((pi0, False), (replace(pi0, scene=None), True)):
+        insight_page(tmp_path / "page.html", insight, "title")
+        assert ("this robot&#x27;s are not" in (tmp_path / "page.html").read_text(encoding="utf-8")) == expected

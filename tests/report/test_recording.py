@@ -37,7 +37,7 @@ def test_the_recording_holds_what_was_measured(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.rrd"]
     assert insight.flow is not None
     assert insight.attention is not None
-    assert np.allclose(np.stack(tensors(tmp_path / "a.rrd", "chunk/yaw")), insight.flow.x[:, :, 3])
+    assert np.allclose(np.stack(tensors(tmp_path / "a.rrd", "chunk/yaw")), insight.flow.actions[:, :, 3])
     maps = tensors(tmp_path / "a.rrd", "camera/base_0_rgb/attention/layer_1")
     assert len(maps) == STEPS
     assert np.allclose(maps[2].flatten(), insight.attention.weights[2][1][:, :4].mean(axis=0))

@@ -188,7 +188,9 @@ def test_without_a_checkpoint(
     monkeypatch.setattr(workflow, "quickstart", trained.append)
     assert workflow.find_checkpoint(None, tmp_path) == str(tmp_path / "train")
     assert trained == [tmp_path]
-    assert "is trained first, 3 to 5 minutes" in " ".join(capsys.readouterr().err.split())
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "It runs first" in shown
+    assert "3 to 5 minutes on 2 cores: demonstrations, training, evaluation. Then the page's address" in shown
     (tmp_path / "results.json").write_text("{}")
     workflow.find_checkpoint(None, tmp_path)
     assert workflow.find_checkpoint("mine", tmp_path) == "mine"

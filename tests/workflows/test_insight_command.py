@@ -6,9 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from pizero.baseline.config import small_baseline
+from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.embodiments import tabletop
@@ -18,24 +21,28 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.model.config import small_config
 from pizero.model.pi0 import Pi0
 from pizero.workflows.collect import CollectConfig, collect
+from pizero.workflows.insight import InsightConfig, inspect_inside
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
 
 
+SIZES = {"vocab_size": 259, "prompt_length": 40, "cameras": CAMERAS, "state_dim": 7, "action_dim": 5}
+STATS = NormStats("zscore", FieldStats(np.zeros(7), np.ones(7)), FieldStats(np.zeros(5), np.ones(5)))
+
+
+def save(folder: Path, model: Pi0 | DiffusionPolicy, num_history: int = 1) -> Path:
+    pipeline = Pipeline(
+        tabletop(), STATS, PaligemmaTokenizer.bytes(), cameras=CAMERAS, prompt_format="pi0", prompt_length=40,
+        image_size=(28, 28), state_dim=7, action_dim=5, num_history=num_history,
+    )  # fmt: skip
+    save_checkpoint(folder, model.eval(), pipeline)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import numpy as np
-
     torch.manual_seed(0)
-    config = small_config("nano", vocab_size=259, prompt_length=40, cameras=CAMERAS, state_dim=7, action_dim=5)
-    stats = NormStats("zscore", FieldStats(np.zeros(7), np.ones(7)), FieldStats(np.zeros(5), np.ones(5)))
-    pipeline = Pipeline(
-        tabletop(), stats, PaligemmaTokenizer.bytes(), cameras=CAMERAS, prompt_format="pi0", prompt_length=40,
-        image_size=(28, 28), state_dim=7, action_dim=5,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("inspected") / "checkpoint"
-    save_checkpoint(folder, Pi0(config).eval(), pipeline)
-    return folder
+    return save(tmp_path_factory.mktemp("inspected") / "checkpoint", Pi0(small_config("nano", **SIZES)))
 
 
 def test_a_page_of_a_simulators_observation(
@@ -47,10 +54,23 @@ def test_a_page_of_a_simulators_observation(
     text = page.read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     assert data["steps"] == 2
-    assert len(data["flow"]["x"]) == 3
-    assert data["flow"]["names"] == ["x", "y", "z", "yaw", "gripper"]
+    assert len(data["flow"]["actions"]) == 3
+    assert data["flow"]["names"][2:] == ["z (half tables)", "yaw (half turns)", "gripper (closes above 0)"]
     assert re.search(r"Prompt: &#x27;lift the \w+ \w+&#x27;", text)
     assert f"page: {page}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_policy_with_a_history_sees_the_first_observation_repeated(tmp_path: Path) -> None:
+    """As at the first step of an episode."""
+    torch.manual_seed(0)
+    model = DiffusionPolicy(small_baseline("nano", **SIZES, image_size=28, num_history=2, diffusion_steps=4))
+    config = InsightConfig(env="tabletop", task="lift", num_steps=2)
+    insight = inspect_inside(str(save(tmp_path / "checkpoint", model, 2)), config, tmp_path / "a.html")
+    assert insight.observation["state"].shape == (2, 7)
+    assert np.array_equal(*insight.observation["state"])
+    assert np.array_equal(*insight.observation["images"]["top"])
+    assert insight.flow is not None
+    assert len(insight.flow.actions) == 3
 
 
 def test_a_page_of_a_recorded_observation(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

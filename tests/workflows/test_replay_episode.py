@@ -27,6 +27,7 @@ class Repeats:
         frames = np.arange(dataset.num_frames)
         self.windows = dataset.window("action", frames, HORIZON)[0] + np.array([0.5, 0, 0], np.float32)
         self.states = dataset.column("observation.state")
+        self.texts: list[str] = []
         self.noise_shape = (HORIZON, 3)
         self.horizon = HORIZON
         self.model = type("M", (), {"config": type("C", (), {"past_actions": 0})})
@@ -55,11 +56,36 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [round(dim["error"], 4) for dim in results["dimensions"]] == [0.5, 0.0, 0.0]
     page = (tmp_path / "episode_1.html").read_text()
     assert page.count("<img") == 3  # a strip of each camera, and the actions
+    assert "What the policy wrote" not in page
     assert results["prompt"] in page.replace("&#x27;", "'")
     assert re.search(r"dx</td><td class=\"n\">0\.5</td>", page)
     shown = capsys.readouterr().err
     assert "dx: mean absolute error 0.5, greatest 0.5" in shown
     assert str(tmp_path / "episode_1.html") in shown
+
+
+def test_what_the_policy_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row where the text changes; the JSON has it for every replan."""
+    robot = generic({"base_0_rgb": "top", "left_wrist_0_rgb": "wrist"})
+
+    class Writes(Repeats):
+        def infer_batch(self, observations: list[Any]) -> list[dict[str, Any]]:
+            answers = super().infer_batch(observations)
+            return [answer | {"subtask": self.texts.pop(0)} for answer in answers]
+
+    policy = Writes(robot)
+    length = int(LeRobotDataset(PNG, episodes=[1]).num_frames)
+    count = -(-length // 2)
+    policy.texts = ["go <there>", "go <there>", "", *["lift"] * (count - 3)]
+    monkeypatch.setattr(module, "load_policy", lambda *_, **__: policy)
+    arguments = ["none", str(PNG), "--episode", "1", "--execution-horizon", "2", "--output", str(tmp_path)]
+    assert run("replay", arguments) == 0
+    results = json.loads((tmp_path / "episode_1.json").read_text())
+    assert results["subtasks"] == ["go <there>", "go <there>", "", *["lift"] * (count - 3)]
+    page = (tmp_path / "episode_1.html").read_text()
+    fps = LeRobotDataset(PNG).fps
+    rows = [(0, "go &lt;there&gt;"), (4, "nothing"), *([(6, "lift")] if count > 3 else [])]
+    assert re.findall(r"<td>([\d.]+) s</td><td>([^<]+)</td>", page) == [(f"{at / fps:.1f}", text) for at, text in rows]
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
-"""Where a robot's positions lie in the picture of a fixed camera, for the scenes that have one straight above."""
+"""What a robot's numbers mean to people: their units, and where positions lie in the picture of a camera from above."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -29,3 +30,20 @@ class Scene:
 TABLETOP = Scene("top", -1.1, 1.1, 1.1, -1.1)
 SCENES = {"tabletop": TABLETOP, "pusht": Scene("top", 0.0, 512.0, 0.0, 512.0)}
 """By the name of the embodiment."""
+ACTION_UNITS: dict[str, tuple[str, ...]] = {
+    "tabletop": (*["half tables"] * 3, "half turns", "closes above 0"),
+    "pusht": ("px", "px"),
+    "metaworld": (*["cm a step"] * 3, "1 closes"),
+    "so101": (*["°"] * 5, "% open"),
+    "aloha": (*["rad"] * 6, "share open", *["rad"] * 6, "share open"),
+    "libero": (*["5 cm a step"] * 3, *["0.5 rad a step"] * 3, "1 closes"),
+}
+"""Of the dimensions of an action, by the name of the embodiment."""
+
+
+def with_units(robot: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of an action's dimensions with the units that an embodiment has, as they are where none are known."""
+    units = ACTION_UNITS.get(robot, ())
+    if len(units) != len(names):
+        return tuple(names)
+    return tuple(f"{name} ({unit})" for name, unit in zip(names, units, strict=True))

@@ -171,7 +171,7 @@ class _Run:
 
     def question(self, noise_shape: tuple[int, int] | None) -> RobotDict:
         """What the policy is asked: the last observations, with the noise of the episode's next chunk."""
-        observation = _joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
+        observation = joined([self._seen[0]] * (self._history - len(self._seen)) + list(self._seen))
         observation = with_subtask(observation, self._due, self._source, self._policy)
         observation = self._asked = self._held.question(observation)
         self._chunks += 1
@@ -191,7 +191,7 @@ class _Run:
         return own or {"oracle": self._due.text, "wrong": self._due.wrong}.get(self._source, "")
 
 
-def _joined(observations: Sequence[RobotDict]) -> RobotDict:
+def joined(observations: Sequence[RobotDict]) -> RobotDict:
     """Consecutive observations as one, images [T, h, w, 3] and state [T, d]; a single one stays as it is."""
     newest = observations[-1]
     if len(observations) == 1:

@@ -36,7 +36,9 @@ WIDTH = 8.0  # inches; all pictures but the square mask
 def flow_picture(
     trajectory: NDArray[np.floating[Any]], labels: Sequence[str] | None = None, path: Path | None = None
 ) -> bytes:
-    """Noise becoming an action chunk: x_t [n + 1, H, D] from t = 1 (noise) to t = 0 (actions), one panel per dimension.
+    """Noise becoming an action chunk: x_t [n + 1, H, D] from t = 1 (noise) to t = 0 (actions), in robot units.
+
+    One panel per dimension.
 
     labels: names of the first dimensions; only these are drawn (None: the first eight).
     """
@@ -64,7 +66,7 @@ def flow_picture(
         if i + columns >= len(names):
             axes.set_xlabel("control step", fontsize=8, color=MUTED)
             axes.tick_params(labelbottom=True)
-    set_title(figure, "Noise becomes an action chunk", f"{steps} integration steps; normalised actions")
+    set_title(figure, "Noise becomes an action chunk", f"{steps} integration steps; robot units")
     _time_key(figure, colours, height)
     return finish(figure, path)
 

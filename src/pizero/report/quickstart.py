@@ -29,7 +29,7 @@ class FilmedEpisode:
 
 @dataclass(frozen=True)
 class SampledChunk:
-    """trajectory: x_t [num_steps + 1, H, D] of one action chunk, drawn for the dimensions that `action_names` names."""
+    """trajectory: x_t [num_steps + 1, H, D] of one chunk, robot units. action_names: with units, of its dimensions."""
 
     trajectory: NDArray[np.floating[Any]]
     action_names: Sequence[str]

@@ -20,6 +20,7 @@ SHOWN_FRAMES, SHOWN_DIMS = 8, 24
 class Course:
     """An episode of T frames: recorded, played [T, d] in robot units, and the chunks [N, H, d] that were asked for at
     `starts` [N]. names: of the d dimensions. frames: by camera, uint8 [n, h, w, 3] at the times `seconds` [n].
+    subtasks: [N] of a policy that writes them, else empty.
     """
 
     fps: float
@@ -30,6 +31,7 @@ class Course:
     names: Sequence[str]
     frames: Mapping[str, NDArray[np.uint8]]
     seconds: Sequence[float]
+    subtasks: Sequence[str] = ()
 
 
 def replay_report(path: Path, results: Mapping[str, Any], course: Course) -> None:
@@ -45,7 +47,7 @@ def replay_report(path: Path, results: Mapping[str, Any], course: Course) -> Non
         f"not add up. Furthest off: {worst['name']}."
     )
     sections = [
-        Section("What the policy was asked", text), *_cameras(course),
+        Section("What the policy was asked", text), *_cameras(course), *_subtasks(course),
         Section("Actions over time", "Robot units.", [Picture(_actions(course), "Recorded and predicted actions")]),
         _errors(results),
     ]  # fmt: skip
@@ -60,6 +62,18 @@ def _cameras(course: Course) -> Iterator[Section]:
     ]
     if pictures:
         yield Section("What the cameras saw", "", pictures)
+
+
+def _subtasks(course: Course) -> Iterator[Section]:
+    """What the policy wrote, one row for replans in a row with the same text."""
+    if not course.subtasks:
+        return
+    rows, seconds = list[list[str]](), course.starts / course.fps
+    for second, text in zip(seconds, course.subtasks, strict=True):
+        if not rows or rows[-1][1] != (text or "nothing"):
+            rows.append([f"{second:.1f} s", text or "nothing"])
+    what = "The policy writes what it does now and acts on it; shown from the replan on at which it changed."
+    yield Section("What the policy wrote", what, [Table(["from", "subtask"], rows)])
 
 
 def _errors(results: Mapping[str, Any]) -> Section:

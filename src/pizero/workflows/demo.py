@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.table import Table
 
 from pizero.checkpoints.load import load_policy
 from pizero.configs.presets import Pi0Name, Preset, metaworld, tabletop
 from pizero.data.datasets.lerobot import LeRobotDataset
-from pizero.engine.fast_sampler import FastSampler
 from pizero.envs.env import make_env
 from pizero.envs.metaworld.tasks import DEFAULT_TASKS
+from pizero.envs.scene import with_units
 from pizero.evaluation.rollout import EpisodeSpec, rollout
 from pizero.evaluation.video import write_mp4
 from pizero.model.config import Pi0Config
-from pizero.policy.course import watcher
+from pizero.policy.course import sample_course
 from pizero.policy.policy import ModelPolicy
+from pizero.policy.sampling import episode_noise
 from pizero.processes import usual_threads
 from pizero.report.evaluation import BASELINES, check_completed
 from pizero.report.quickstart import FilmedEpisode, SampledChunk, quickstart_report
@@ -140,8 +139,8 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
     env = make_env(config.evaluate.env, image_size=config.evaluate.image_size, tasks=config.evaluate.tasks or None)
     try:
         env.reset(seed=config.evaluate.seed, options={"task": env.task_names[0]})
-        trajectory = _trajectory(policy, env.observe())
-        names = env.action_names
+        course = sample_course(policy, env.observe(), episode_noise(0, 0, policy.noise_shape))
+        names = with_units(policy.pipeline.embodiment.name, env.action_names)
         specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
         played = rollout(policy, [env], specs, preset.execution_horizon, record_first=1)
         frames = np.stack(played[0].frames)
@@ -151,19 +150,8 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
     quickstart_report(
         folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
         config=preset.model, episode=FilmedEpisode(folder / "episode.mp4", frames, env.fps), films=films(folder),
-        chunk=SampledChunk(trajectory, names),
+        chunk=SampledChunk(course.actions, names),
     )  # fmt: skip
-
-
-def _trajectory(policy: ModelPolicy, observation: dict[str, Any]) -> NDArray[np.float32]:
-    """x_t [num_steps + 1, H, robot_action_dim] of one chunk, from noise to action, in the model's units."""
-    inputs = policy.pipeline.observation(policy.pipeline.robot_inputs([observation]), "cpu")
-    seen: list[torch.Tensor] = []
-
-    noise = torch.randn((1, *policy.noise_shape), generator=torch.Generator().manual_seed(0))
-    assert isinstance(policy.model, FastSampler)
-    seen.append(policy.model.sample_actions(inputs, num_steps=policy.num_steps, noise=noise, guide=watcher(seen)))
-    return torch.cat(seen)[..., : policy.pipeline.robot_action_dim].numpy()
 
 
 def print_results(results: dict[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pizero.checkpoints.load import load_plain_policy
 from pizero.data.robot_columns import action_names
 from pizero.envs.env import make_env
+from pizero.evaluation.rollout import joined
 from pizero.policy.policy import ModelPolicy
 from pizero.report.insight.measure import Insight, look_inside
 from pizero.report.insight.page import insight_page
@@ -43,8 +44,6 @@ def inspect_inside(checkpoint: str, config: InsightConfig, output: Path) -> Insi
     if config.rerun is not None:
         check_rerun()
     policy = load_plain_policy(checkpoint, num_steps=config.num_steps, arch=config.arch)
-    if config.env is not None and policy.num_history > 1:
-        raise UserError(f"this policy sees {policy.num_history} observations at once: give --dataset, a recording")
     robot, names, source = _recorded(policy, config) if config.dataset is not None else _simulated(policy, config)
     with progress_bar() as bars:
         bar = bars.add_task("looking inside", total=None, note="")
@@ -73,6 +72,7 @@ def _simulated(policy: ModelPolicy, config: InsightConfig) -> tuple[RobotDict, t
     env = make_env(config.env, image_size=max(policy.pipeline.image_size), render_in_step=False)
     try:
         env.reset(seed=config.seed, options=None if config.task is None else {"task": config.task})
-        return env.observe(), tuple(env.action_names), f"{config.env}, seed {config.seed}"
+        seen = joined([env.observe()] * policy.num_history)
+        return seen, tuple(env.action_names), f"{config.env}, seed {config.seed}"
     finally:
         env.close()

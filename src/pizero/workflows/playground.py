@@ -20,8 +20,9 @@ def find_checkpoint(checkpoint: str | None, folder: Path = QUICKSTART) -> str:
         return checkpoint
     if not (folder / "results.json").is_file():
         tell(
-            "note", f"no checkpoint is named and {folder} has no finished quick start: its policy is trained first, "
-            "3 to 5 minutes on 2 cores (pizero quickstart does the same; pizero playground CHECKPOINT needs none of it)"
+            "note", f"no checkpoint is named and {folder} has no finished quick start. It runs first, as pizero "
+            "quickstart does, 3 to 5 minutes on 2 cores: demonstrations, training, evaluation. Then the page's address "
+            "is printed here. Ctrl-C ends it, the same command continues it; with a CHECKPOINT none of it is needed"
         )  # fmt: skip
         quickstart(folder)
     return str(folder / "train")

@@ -157,12 +157,15 @@ class Lines:
 
 
 def _line(task: _Task) -> str:
-    """As in: training 1,200/5,000 (24 %), 0:04:10, 0:13:12 left, loss 0.0471 · 210 samples/s"""
+    """As in: training 1,200/5,000 (24 %), 0:04:10, 0:13:12 left, loss 0.0471 · 210 samples/s
+
+    What is left is estimated from 1 % on: the first pieces wait for processes that begin.
+    """
     elapsed, done = time.monotonic() - task.began, task.completed - task.first
     parts = [f"{task.description} {task.completed:,.0f}"]
     if task.total:
         parts[0] += f"/{task.total:,.0f} ({task.completed / task.total:.0%})".replace("%", " %")
     parts.append(str(timedelta(seconds=round(elapsed))))
-    if task.total and done > 0 and task.completed < task.total:
+    if task.total and done > 0 and task.total > task.completed >= task.total / 100:
         parts.append(f"{timedelta(seconds=round(elapsed * (task.total - task.completed) / done))} left")
     return ", ".join([*parts, *([task.note] if task.note else [])])

@@ -64,10 +64,13 @@ def replay(
 ) -> Replay:
     """What the policy would have done at these frames, beside what was done."""
     chunks: list[NDArray[np.float32]] = []
+    subtasks: list[str] = []
     for batch in np.array_split(frames, -(-len(frames) // BATCH)):
         observations = [recorded_observation(dataset, policy.pipeline, int(frame)) for frame in batch]
-        chunks += [answer["actions"] for answer in policy.infer_batch(observations)]
+        answers = policy.infer_batch(observations)
+        chunks += [answer["actions"] for answer in answers]
+        subtasks += [answer["subtask"] for answer in answers if "subtask" in answer]
         on_progress(len(chunks))
     predicted = np.stack(chunks)
     recorded, padded = robot_action_window(dataset, policy.pipeline.embodiment, frames, predicted.shape[1])
-    return Replay(frames, recorded, predicted, padded)
+    return Replay(frames, recorded, predicted, padded, tuple(subtasks))

@@ -34,7 +34,8 @@ class ReplayConfig:
 
 def replay_episode(checkpoint: str, root: Path, config: ReplayConfig, output: Path) -> dict[str, Any]:
     """Writes episode_N.json and episode_N.html into `output`; returns what the JSON holds: dimensions [{name, error,
-    worst, worst_second, relative, constant}], in robot units and in standard deviations of the recorded actions.
+    worst, worst_second, relative, constant}], in robot units and in standard deviations of the recorded actions;
+    subtasks: what the policy wrote at each replan, where it writes.
 
     UserError for an episode that the dataset does not have, or whose robot is another than the checkpoint's.
     """
@@ -49,6 +50,8 @@ def replay_episode(checkpoint: str, root: Path, config: ReplayConfig, output: Pa
         "execution_horizon": int(course.starts[1]) if len(course.starts) > 1 else len(course.recorded),
         "replans": course.starts.tolist(), "dimensions": _errors(course),
     }  # fmt: skip
+    if course.subtasks:
+        results["subtasks"] = list(course.subtasks)
     write_json(output / f"episode_{config.episode}.json", results)
     page = output / f"episode_{config.episode}.html"
     replay_report(page, results, course)
@@ -75,6 +78,7 @@ def _course(policy: ModelPolicy, dataset: LeRobotDataset, execution_horizon: int
     return Course(
         dataset.fps, robot_actions(dataset, robot), played, found.predicted, starts, names,
         {camera: dataset.images(camera, shown) for camera in robot.cameras.values()}, (shown / dataset.fps).tolist(),
+        found.subtasks,
     )  # fmt: skip
 
 

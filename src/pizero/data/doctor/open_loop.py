@@ -19,12 +19,15 @@ EVENT_WINDOW = 3
 
 @dataclass(frozen=True)
 class Replay:
-    """recorded, predicted: [N, H, d]; padded [N, H] is true past an episode's end. frames [N]: where chunks start."""
+    """recorded, predicted: [N, H, d]; padded [N, H] is true past an episode's end. frames [N]: where chunks start.
+    subtasks: the text that each chunk is for, of a policy that writes one, else empty.
+    """
 
     frames: NDArray[np.int64]
     recorded: NDArray[np.float32]
     predicted: NDArray[np.float32]
     padded: NDArray[np.bool_]
+    subtasks: tuple[str, ...] = ()
 
 
 def summarize(found: Replay, names: Sequence[str] | None = None) -> dict[str, Any]:

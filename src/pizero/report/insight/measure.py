@@ -16,7 +16,7 @@ from torch import Tensor
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.data.pipeline import Pipeline
 from pizero.engine.fast_sampler import FastSampler
-from pizero.envs.scene import SCENES, Scene
+from pizero.envs.scene import SCENES, Scene, with_units
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.policy.policy import ModelPolicy
@@ -62,6 +62,7 @@ class Insight:
     costs: milliseconds by box; fast_ms: a call of the fast path, timed in turn with the plain one. gates: None without
     adaptive norms. None too: attention and groups of a model without action tokens that read images, the flow of one
     that writes tokens, architecture of a diffusion policy, scene where the picture does not show positions.
+    action_labels: the names with the units that are known.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class Insight:
     observation: Mapping[str, Any]
     num_steps: int
     action_names: tuple[str, ...]
+    action_labels: tuple[str, ...]
     images: dict[str, NDArray[np.uint8]]
     words: list[str]
     architecture: Architecture | None
@@ -121,9 +123,11 @@ def look_inside(
         flow = _flow(model, observation, policy, robot, noise)
     scene = SCENES.get(pipeline.embodiment.name) if flow is not None else None
     cameras = {robot_name: name for name, robot_name in pipeline.embodiment.cameras.items()}
+    action_names = action_names or tuple(f"action {i}" for i in range(dims))
     return Insight(
         kind=_kind(model), parameters=sum(parameter.numel() for parameter in model.parameters()), observation=robot,
-        num_steps=steps, action_names=action_names or tuple(f"action {i}" for i in range(dims)),
+        num_steps=steps, action_names=action_names,
+        action_labels=with_units(pipeline.embodiment.name, action_names),
         images={name: _grey_levels(image) for name, image in observation.images.items()},
         words=_words(pipeline, observation), architecture=_architecture(model, observation, steps),
         costs=costs, fast_ms=fast_ms, attention=attention, groups=groups, occlusion=occlusion, flow=flow,

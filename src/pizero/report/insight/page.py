@@ -92,7 +92,8 @@ def _course(insight: Insight) -> dict[str, Any] | None:
     if scene is not None:
         points = [[scene.to_picture(*map(float, action[:2])) for action in chunk] for chunk in flow.actions]
         path = {"camera": insight.scene_camera, "points": np.round(points, 4).tolist()}
-    return {"x": np.round(flow.x, 3).tolist(), "names": insight.action_names, "path": path}
+    actions = [[[float(f"{value:.4g}") for value in row] for row in chunk] for chunk in flow.actions]
+    return {"actions": actions, "names": insight.action_labels, "path": path}
 
 
 def _facts(insight: Insight) -> dict[str, str]:
@@ -139,10 +140,11 @@ def _flow(insight: Insight) -> Iterator[Section]:
     if flow is None:
         yield Section("From noise to a chunk", f"A {insight.kind} writes tokens; there is no flow to show.")
         return
-    yield Section(
-        "From noise to a chunk", f"One noise, {insight.num_steps} steps; grey: earlier steps. Normalised actions.",
-        [Place("flow")],
-    )  # fmt: skip
+    text = f"One noise, {insight.num_steps} steps; grey: earlier steps. In the robot's units."
+    if insight.scene is None:
+        text += " Actions are drawn into a picture for tabletop and PushT, where they are positions under a camera "
+        text += "that looks straight down; this robot's are not."
+    yield Section("From noise to a chunk", text, [Place("flow")])
     errors = flow.errors
     what = (
         f"{errors.needed} steps are enough" if errors.needed is not None else "none of these numbers of steps is enough"

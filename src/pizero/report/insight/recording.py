@@ -23,7 +23,7 @@ def write_recording(path: Path, insight: Insight) -> None:
     """An .rrd file. Timelines: flow_step for what changes along the flow; everything else is static.
 
     Entities: camera/NAME/image, camera/NAME/attention/layer_L (mean over heads, rows x columns of patches),
-    camera/NAME/occlusion, chunk/DIMENSION (normalised, by action), flow/deviation, cost/BOX in ms, prompt.
+    camera/NAME/occlusion, chunk/DIMENSION (robot units, by action), flow/deviation, cost/BOX in ms, prompt.
     """
     check_rerun()
     import rerun as rr  # pyright: ignore[reportMissingImports]
@@ -57,8 +57,8 @@ def _text(insight: Insight) -> str:
 def _at_step(insight: Insight, step: int) -> dict[str, NDArray[np.float32]]:
     """By entity, what there is at a step of the flow."""
     found: dict[str, NDArray[np.float32]] = {}
-    if insight.flow is not None and step < len(insight.flow.x):
-        found |= {f"chunk/{name}": insight.flow.x[step, :, dim] for dim, name in enumerate(insight.action_names)}
+    if insight.flow is not None and step < len(insight.flow.actions):
+        found |= {f"chunk/{name}": insight.flow.actions[step, :, dim] for dim, name in enumerate(insight.action_names)}
     if insight.attention is not None and insight.groups is not None and step < len(insight.attention.weights):
         for name, image in insight.images.items():
             start, end = insight.groups.ranges[f"camera {name}"]

@@ -204,27 +204,31 @@ function drawFlow() {
   const controls = make("div", { className: "controls" }, ...stepControl()), dims = make("div", { className: "dims" });
   root.replaceChildren(controls);
   if (flow.path) drawPath(root, flow.path);
-  const count = flow.x[0][0].length, limit = 1.05 * Math.max(1, ...flow.x.flat(2).map(Math.abs));
+  const count = flow.actions[0][0].length;
   for (let dim = 0; dim < count; dim++) {
     const canvas = make("canvas", { width: 340, height: 170 });
     dims.append(make("div", {}, make("p", { className: "under", textContent: flow.names[dim] || `action ${dim}` }), canvas));
-    redraws.push(() => drawDimension(canvas, flow.x, dim, limit));
+    redraws.push(() => drawDimension(canvas, flow.actions, dim));
   }
   root.append(dims);
 }
 
 function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
-function drawDimension(canvas, x, dim, limit) {
-  const pen = canvas.getContext("2d"), { width, height } = canvas, last = x[0].length - 1;
-  const at = (step, i) => [8 + ((width - 16) * i) / Math.max(last, 1), height / 2 - (height / 2 - 6) * (x[step][i][dim] / limit)];
+function drawDimension(canvas, actions, dim) { // robot units; the axis ends at the least and the largest value of all steps
+  const pen = canvas.getContext("2d"), { width, height } = canvas, last = actions[0].length - 1;
+  const all = actions.flatMap((chunk) => chunk.map((action) => action[dim])), low = Math.min(...all), high = Math.max(...all);
+  const level = (value) => height - 10 - (height - 20) * ((value - low) / Math.max(high - low, 1e-9));
+  const at = (step, i) => [8 + ((width - 16) * i) / Math.max(last, 1), level(actions[step][i][dim])];
   pen.clearRect(0, 0, width, height);
   pen.strokeStyle = colour("--rule");
   pen.strokeRect(0.5, 0.5, width - 1, height - 1);
-  pen.beginPath();
-  pen.moveTo(0, height / 2);
-  pen.lineTo(width, height / 2);
-  pen.stroke();
+  if (low < 0 && high > 0) {
+    pen.beginPath();
+    pen.moveTo(0, level(0));
+    pen.lineTo(width, level(0));
+    pen.stroke();
+  }
   for (let step = 0; step <= chosen.step; step++) {
     pen.strokeStyle = step === chosen.step ? COLOURS.actions : colour("--muted");
     pen.globalAlpha = step === chosen.step ? 1 : 0.25;
@@ -234,6 +238,10 @@ function drawDimension(canvas, x, dim, limit) {
     pen.stroke();
   }
   pen.globalAlpha = 1;
+  pen.fillStyle = colour("--muted");
+  pen.font = "18px system-ui, sans-serif";
+  pen.fillText(high.toPrecision(3), 8, 22);
+  pen.fillText(low.toPrecision(3), 8, height - 8);
 }
 
 function drawPath(root, path) {

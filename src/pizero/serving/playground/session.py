@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.data.embodiments import tabletop
-from pizero.envs.scene import TABLETOP
+from pizero.envs.scene import TABLETOP, with_units
 from pizero.envs.tabletop.env import PROMPTS, TabletopEnv
 from pizero.envs.tabletop.long import TabletopLongEnv
 from pizero.envs.tabletop.render import draw_ego, draw_top
@@ -227,5 +227,5 @@ def about(session: Session) -> dict[str, Any]:
         "horizon": session.horizon, "most_steps": MOST_STEPS,
         "scenes": {name: list(kind.all_tasks) for name, kind in SCENES.items()},
         "view": [TABLETOP.left, TABLETOP.right, TABLETOP.top, TABLETOP.bottom],
-        "action_names": list(TabletopEnv.action_names), "fps": TabletopEnv.fps,
+        "action_names": with_units("tabletop", TabletopEnv.action_names), "fps": TabletopEnv.fps,
     }  # fmt: skip
