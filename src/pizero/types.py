@@ -200,8 +200,8 @@ class Env(Protocol):
     """A simulator or robot with the gymnasium calls; observations are raw robot dictionaries (`RobotDict`).
 
     `step` returns no images when the environment was made with `render_in_step=False`; `observe` always does.
-    `info["success"]` says whether the task is done. `task_names` lists what `reset(options={"task": name})` takes;
-    without the option the task is drawn from the seed.
+    `info["success"]` says whether the task is done, `info["score"]`, where there is one, how much of it, 0 to 1.
+    `task_names` lists what `reset(options={"task": name})` takes; without the option the task is drawn from the seed.
     """
 
     fps: float

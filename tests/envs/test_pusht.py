@@ -96,6 +96,7 @@ def test_success_truncation_and_clipping(env: PushTEnv, monkeypatch: pytest.Monk
     _, reward, terminated, truncated, info = env.step(env.agent())
     assert (reward, terminated, truncated, info["success"]) == (1.0, True, False, True)
     assert info["coverage"] == pytest.approx(1.0, abs=1e-3)
+    assert info["score"] == 1.0
     monkeypatch.setattr(PushTEnv, "max_steps", 3)
     env.reset(seed=3)
     assert [env.step(np.array([900, 900], np.float32))[3] for _ in range(3)] == [False, False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_summary_per_tier() -> None:
     assert summary["success_rate"] == 0.75
     assert summarize([result("a", False, 3, "OSError: gone")], tiers)["mean_of_tiers"] is None
     assert "per_tier" not in summarize(played)
+
+
+def test_summary_of_scores() -> None:
+    """Over completed episodes; an episode that an error ended has none that counts."""
+    played = [replace(result("a", True, 1), score=1.0), replace(result("b", False, 1), score=0.5)]
+    played.append(replace(result("b", False, 1, "OSError: gone"), score=0.2))
+    summary = summarize(played)
+    assert (summary["score"], summary["per_task"]["b"]["score"]) == (0.75, 0.5)
+    assert "score" not in summarize([result("a", True, 1)])
 
 
 class StillPolicy:

@@ -264,3 +264,16 @@ def test_demonstrator_and_random_actions() -> None:
     chance = run_random(WalkEnv(), specs(10))
     assert chance == run_random(WalkEnv(), specs(10))
     assert sum(r.success for r in chance) < 10
+
+
+class ScoringEnv(WalkEnv):
+    """Its score falls again at the end."""
+
+    def step(self, action: np.ndarray) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
+        observation, reward, success, truncated, info = super().step(action)
+        return observation, reward, success, truncated, info | {"score": 0.7 if self.steps == 2 else 0.3}
+
+
+def test_score_of_an_episode_is_its_highest() -> None:
+    assert [result.score for result in run_demonstrator(ScoringEnv(), specs(2))] == [0.7, 0.7]
+    assert run_demonstrator(WalkEnv(), specs(1))[0].score is None

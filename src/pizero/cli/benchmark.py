@@ -12,24 +12,27 @@ import tyro
 
 @dataclass(frozen=True)
 class Arguments:
-    """Records demonstrations of a suite's tasks, trains one language-conditioned policy from scratch, evaluates it
+    """Records demonstrations of a simulator's tasks, trains one language-conditioned policy from scratch, evaluates it
     beside the demonstrator and random actions, and writes report.html and a row of docs/results/benchmarks.md.
 
     An interrupted run continues where it stopped. Example: pizero benchmark metaworld-mt10 --output runs/mt10
     """
 
     suite: Annotated[str, tyro.conf.Positional]
-    """metaworld-mt10 or metaworld-mt50."""
+    """tabletop, tabletop-long, metaworld, metaworld-mt10, metaworld-mt50, pusht, aloha, so101, libero-spatial,
+    libero-object, libero-goal or libero-10; with --preset any simulator that has a demonstrator."""
     output: Path
     """Folder for dataset, checkpoints, videos, results.json, report.html and benchmark.json."""
     tasks: tuple[str, ...] = ()
-    """Some of the suite's tasks; without it all."""
+    """Some of the suite's tasks; without it all that its demonstrator does."""
+    preset: str | None = None
+    """How to train, as for `pizero train`; without it the suite's own preset."""
     demonstrations: int = 50
     """Of each task."""
     episodes: int = 50
     """Of each task, in the evaluation."""
     steps: int | None = None
-    """Optimizer steps, instead of those of the suite's preset."""
+    """Optimizer steps, instead of those of the preset."""
     workers: int = 1
     """Processes that record demonstrations."""
     at_least: float = 0.0
@@ -48,6 +51,8 @@ def run(arguments: Arguments) -> int:
     results = benchmark(BenchmarkConfig(**values, command=_command(arguments)), folder)
     print_results(results, folder)
     print(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n{table_row(results['row'])}")
+    if results["row"]["undemonstrated"]:
+        print(f"without {', '.join(results['row']['undemonstrated'])}: the demonstrator does not do them")
     if results["success_rate"] < at_least:
         print(f"success {results['success_rate']:.1%} is below {at_least:.1%}")
     return 1 if results["errors"] or results["success_rate"] < at_least else 0
@@ -56,7 +61,7 @@ def run(arguments: Arguments) -> int:
 def _command(arguments: Arguments) -> str:
     """The command without what does not change the result."""
     words = ["pizero", "benchmark", arguments.suite]
-    for name in ("tasks", "demonstrations", "episodes", "steps"):
+    for name in ("tasks", "preset", "demonstrations", "episodes", "steps"):
         value = getattr(arguments, name)
         if value != getattr(Arguments, name):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]

@@ -40,7 +40,8 @@ def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None 
     Keys: success_rate (over the completed episodes, None without any), interval [low, high], successes, episodes
     (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}. Of
     simulators with subtasks also "subtasks": done, all, rate, interval, and per_subtask, of the first, second, ... one
-    [done, episodes that have it]; of policies that write them "subtask_agreement", the share that was what was due.
+    [done, episodes that have it]; of policies that write them "subtask_agreement", the share that was what was due. Of
+    simulators with a score also "score": the mean over the completed episodes of each one's highest.
     """
     tasks = dict.fromkeys(result.task for result in results)
     per_task = {task: _summarize([result for result in results if result.task == task]) for task in tasks}
@@ -147,8 +148,10 @@ def tiers_of(env: Env) -> Mapping[str, str]:
 def _summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     completed = [result for result in results if result.error is None]
     successes = sum(result.success for result in completed)
+    scores = [result.score for result in completed if result.score is not None]
     return {
         **_summarize_subtasks(completed),
+        **({"score": sum(scores) / len(scores)} if scores else {}),
         "success_rate": successes / len(completed) if completed else None,
         "interval": list(wilson_interval(successes, len(completed))),
         "successes": successes,

@@ -32,7 +32,8 @@ class EpisodeResult:
 
     steps: control steps played. frames: [h, w, 3] uint8 each, of recorded episodes only. captions: the lines under
     each, where there are some. subtasks: (done, all), of simulators that have some. agreed: (how often what the policy
-    wrote was what was due, how often it wrote), of policies that write their subtasks.
+    wrote was what was due, how often it wrote), of policies that write their subtasks. score: the highest of the
+    episode, of simulators that have one.
     """
 
     task: str
@@ -45,6 +46,7 @@ class EpisodeResult:
     captions: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]], repr=False)
     subtasks: tuple[int, int] | None = None
     agreed: tuple[int, int] | None = None
+    score: float | None = None
 
 
 class Episode:
@@ -61,6 +63,7 @@ class Episode:
         self._frames: list[NDArray[np.uint8]] = []
         self._captions: list[tuple[str, ...]] = []
         self._instruction, self._success, self._error, self._steps = "", False, None, 0
+        self._score: float | None = None
         self.guard(self._start)
 
     def guard(self, call: Callable[[], Any]) -> Any:
@@ -85,11 +88,13 @@ class Episode:
         return EpisodeResult(
             self._spec.task, self._spec.seed, self._instruction, self._success and self._error is None, self._steps,
             self._error, self._frames, self._captions, None if self.due is None else (self.due.done, self.due.total),
+            score=self._score,
         )  # fmt: skip
 
     def _start(self) -> None:
         observation, info = self._env.reset(seed=self._spec.seed, options={"task": self._spec.task})
         self._instruction = observation["prompt"]
+        self._see_score(info)
         self.due = due_now(self._env, info, self._spec.seed)
         self._render()
 
@@ -97,9 +102,14 @@ class Episode:
         _, _, terminated, truncated, info = self._env.step(action)
         self._steps += 1
         self._success = bool(info["success"])
+        self._see_score(info)
         self.due = due_now(self._env, info, self._spec.seed)
         self.done = self._success or terminated or truncated or self._steps >= self._env.max_steps
         self._render()
+
+    def _see_score(self, info: dict[str, Any]) -> None:
+        if "score" in info:
+            self._score = max(float(info["score"]), self._score or 0.0)
 
     def _render(self) -> None:
         if self._record:

@@ -25,8 +25,8 @@ def evaluation_report(path: Path, results: Mapping[str, Any], films: Sequence[Pa
     """Writes the HTML report of an evaluation.
 
     results: "success_rate", "interval", "episodes", and where known "successes", "seconds", "command", "settings"
-    {name: value}, "mean_of_tiers", and "per_task", "per_tier" and "baselines" {name: {"success_rate", "interval",
-    "successes", "episodes"}}. films: MP4s of episodes. UserError where no episode was completed.
+    {name: value}, "mean_of_tiers", "score", and "per_task", "per_tier" and "baselines" {name: {"success_rate",
+    "interval", "successes", "episodes"}}. films: MP4s of episodes. UserError where no episode was completed.
     """
     check_completed({"the evaluation": results})
     sections = [
@@ -55,6 +55,8 @@ def result_facts(results: Mapping[str, Any]) -> dict[str, str]:
     }
     if results.get("mean_of_tiers") is not None:
         facts["mean of the tiers"] = _percent(results["mean_of_tiers"])
+    if "score" in results:
+        facts["score"] = f"{results['score']:.2f}"
     if "seconds" in results:
         facts["time"] = _duration(results["seconds"])
     return facts

@@ -169,6 +169,8 @@ def print_results(results: dict[str, Any], folder: Path) -> None:
     console.print(table)
     if results.get("mean_of_tiers") is not None:
         console.print(f"mean of the tiers: {results['mean_of_tiers']:.1%}")
+    if "score" in results:
+        console.print(f"score, the mean of each episode's highest: {results['score']:.2f}")
     if "subtasks" in results:
         found = results["subtasks"]
         low, high = found["interval"]

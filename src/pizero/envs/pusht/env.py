@@ -33,7 +33,8 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     "top" (the board, as gym-pusht draws it at that size), "ego" (its part around the disc, twice as large); "prompt".
     Action [2]: where the disc shall go, in pixels, 0 to 512; a PD controller takes it there.
     An episode ends when the block covers more than 95 % of the goal, or is truncated after `max_steps`; the reward is
-    gym-pusht's, coverage / 0.95, at most 1.
+    gym-pusht's, coverage / 0.95, at most 1; `info["score"]` is the same, of which published tables give the mean of
+    each episode's highest.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -76,7 +77,7 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         self.simulator.reset(seed=seed)
         self._started, self._steps = True, 0
         self.coverage = float(self.simulator._get_coverage())
-        return self._observation(self.render_in_step), {"success": False, "task": TASK, "coverage": self.coverage}
+        return self._observation(self.render_in_step), self._info(success=False)
 
     def step(self, action: NDArray[np.float32]) -> tuple[RobotDict, float, bool, bool, dict[str, Any]]:
         """Goes towards a position [2] in pixels (clipped to the board) for 0.1 s.
@@ -91,8 +92,7 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         self._steps += 1
         self.coverage, success = float(details["coverage"]), bool(success)
         truncated = self._steps >= self.max_steps and not success
-        info = {"success": success, "task": TASK, "coverage": self.coverage}
-        return self._observation(self.render_in_step), float(reward), success, truncated, info
+        return self._observation(self.render_in_step), float(reward), success, truncated, self._info(success)
 
     def observe(self) -> RobotDict:
         """The present observation, with images."""
@@ -123,6 +123,10 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     def close(self) -> None:
         """Nothing is held outside this object."""
         self._started = False
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        score = min(self.coverage / self.simulator.success_threshold, 1.0)
+        return {"success": success, "task": TASK, "coverage": self.coverage, "score": score}
 
     def _check_running(self) -> None:
         if not self._started:
