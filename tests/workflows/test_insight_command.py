@@ -55,7 +55,7 @@ def test_a_page_of_a_simulators_observation(
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     assert data["steps"] == 2
     assert len(data["flow"]["actions"]) == 3
-    assert data["flow"]["names"][2:] == ["z (half tables)", "yaw (half turns)", "gripper (closes above 0)"]
+    assert data["flow"]["names"][2:] == ["z (half tables)", "yaw (half turns)", "gripper (1 closes)"]
     assert re.search(r"Prompt: &#x27;lift the \w+ \w+&#x27;", text)
     assert f"page: {page}" in capsys.readouterr().err.replace("\n", "")
 

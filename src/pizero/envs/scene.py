@@ -31,7 +31,7 @@ TABLETOP = Scene("top", -1.1, 1.1, 1.1, -1.1)
 SCENES = {"tabletop": TABLETOP, "pusht": Scene("top", 0.0, 512.0, 0.0, 512.0)}
 """By the name of the embodiment."""
 ACTION_UNITS: dict[str, tuple[str, ...]] = {
-    "tabletop": (*["half tables"] * 3, "half turns", "closes above 0"),
+    "tabletop": (*["half tables"] * 3, "half turns", "1 closes"),
     "pusht": ("px", "px"),
     "metaworld": (*["cm a step"] * 3, "1 closes"),
     "so101": (*["°"] * 5, "% open"),
