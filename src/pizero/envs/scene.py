@@ -35,8 +35,8 @@ ACTION_UNITS: dict[str, tuple[str, ...]] = {
     "pusht": ("px", "px"),
     "metaworld": (*["cm a step"] * 3, "1 closes"),
     "so101": (*["°"] * 5, "% open"),
-    "aloha": (*["rad"] * 6, "share open", *["rad"] * 6, "share open"),
-    "libero": (*["5 cm a step"] * 3, *["0.5 rad a step"] * 3, "1 closes"),
+    "aloha_sim": (*["rad"] * 6, "share open", *["rad"] * 6, "share open"),
+    "libero_sim": (*["5 cm a step"] * 3, *["0.5 rad a step"] * 3, "1 closes"),
 }
 """Of the dimensions of an action, by the name of the embodiment."""
 
