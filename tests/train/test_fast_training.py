@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from every_command import use_with_every_command
+from openpi_adapters import with_openpi_adapters
 from train_helpers import losses, nano_fast_preset, nano_preset
 
-from pizero.checkpoints.load import load_policy
+from pizero.checkpoints.convert import convert
+from pizero.checkpoints.load import load_network, load_policy
+from pizero.checkpoints.native.adapters import PlainState
 from pizero.checkpoints.native.checkpoint import load_checkpoint
+from pizero.checkpoints.openpi import jax as openpi_jax
 from pizero.configs.presets import PRESETS, get_preset
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.fast.codec import FastCodec
@@ -22,6 +26,7 @@ from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.train.config import LoraConfig, PartsConfig
 from pizero.train.distributed import Placement
 from pizero.train.inputs import trimmed
+from pizero.train.lora import add_lora, load_adapters
 from pizero.types import UserError
 from pizero.workflows.bench_tokens import TokensConfig, bench_tokens
 from pizero.workflows.fit_codec import CodecConfig, fit_codec
@@ -140,9 +145,9 @@ def test_what_does_not_fit_is_one_line(run: Path, dataset: Path, tmp_path: Path)
             "freeze expert: a π0-FAST has vision",
         ),
         (
-            nano_fast_preset(parts=PartsConfig(lora=LoraConfig()), ema_decay=0.0),
+            nano_fast_preset(parts=PartsConfig(lora=LoraConfig(prefix_rank=0)), ema_decay=0.0),
             Initialization(checkpoint),
-            "LoRA is for",
+            "prefix_rank must be above 0",
         ),
         (
             nano_fast_preset(parts=PartsConfig(embedding_steps="stateless")),
@@ -175,6 +180,47 @@ def test_parts_and_precisions_of_it(dataset: Path, tmp_path: Path) -> None:
         assert torch.equal(weight, before[name]) != name.startswith("vision_tower."), name
     train_policy(dataset, tmp_path / "half", nano_fast_preset(steps=3, precision="bfloat16"))
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)
+
+
+def test_adapters_of_it(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """They and the vision tower move; merged they are the checkpoint; a resume is exact; a π0 does not take them."""
+    base = run / "checkpoints" / "0000008"
+    preset = nano_fast_preset(
+        steps=4, save_every=2, precision="float32", learning_rate=0.01, ema_decay=0.0,
+        parts=PartsConfig(lora=LoraConfig(prefix_rank=4, prefix_alpha=8.0)),
+    )  # fmt: skip
+    trained = train_policy(dataset, tmp_path / "run", preset, initial=Initialization(base)).checkpoint
+    before, after = (load_network(folder).state_dict() for folder in (base, trained))
+    adapted = {name for name in after if name.startswith("layers.") and "norm" not in name}
+    assert len(adapted) == 7 * len({name.split(".")[1] for name in adapted})
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]) != (name in adapted or name.startswith("vision_tower.")), name
+    convert(base, tmp_path / "merged", "native", merge_lora=trained / "adapters")
+    torch.testing.assert_close(load_network(tmp_path / "merged").state_dict(), after, atol=1e-6, rtol=1e-6)
+
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "run", half)
+    shutil.rmtree(half / "checkpoints" / "0000004")
+    train_policy(dataset, half, preset, initial=Initialization(base), resume=True)
+    assert losses(half) == losses(tmp_path / "run")
+
+    other = train_policy(dataset, tmp_path / "pi0", nano_preset(steps=1, save_every=1)).checkpoint
+    with pytest.raises(UserError, match=r"are of a model 'pi0-fast', the checkpoint is 'pi0'$"):
+        load_policy(other, adapters=trained / "adapters")
+
+
+def test_openpi_adapters_of_it(run: Path, tmp_path: Path) -> None:
+    """Merged when they are read, and apart for a training that continues them."""
+    base = run / "checkpoints" / "0000008"
+    start = with_openpi_adapters(tmp_path / "openpi", base)
+    model = load_network(base)
+    factors = openpi_jax.read_unmerged(start)[1]
+    load_adapters(add_lora(model, LoraConfig()), factors)
+    merged = load_network(start).state_dict()
+    for name, tensor in PlainState(model).items():
+        torch.testing.assert_close(merged[name], tensor, atol=2e-5, rtol=1e-5)
+    before = load_network(base).state_dict()["layers.0.query.weight"]
+    assert (merged["layers.0.query.weight"] - before).abs().max() > 0.01
 
 
 def test_every_command_takes_it(run: Path, dataset: Path, tmp_path: Path) -> None:

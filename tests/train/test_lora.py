@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from openpi_adapters import with_openpi_adapters
 from test_precision import observation_of
 from torch import Tensor
 from train_helpers import losses, nano_model, nano_preset
 
 from pizero.checkpoints.convert import convert
-from pizero.checkpoints.files.orbax import ArrayToWrite, OrbaxArrays, write_arrays
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights
 from pizero.checkpoints.load import load_model, read_checkpoint
 from pizero.checkpoints.native import adapters
@@ -139,23 +139,6 @@ def test_a_lora_training(dataset: Path, base: Path, tmp_path: Path, precision: s
     tolerance = 1e-6 if precision == "float32" else 4e-3  # the run kept what was frozen in bfloat16
     for name, tensor in merged.model.state_dict().items():
         torch.testing.assert_close(tensor.float(), trained[name], atol=tolerance, rtol=tolerance)
-
-
-def with_openpi_adapters(folder: Path, base: Path) -> Path:
-    """The base in openpi's JAX format, with adapters of the ranks of `LoraConfig()`."""
-    convert(base, folder, "openpi-jax")
-    config = load_model(base).config
-    generator, arrays = torch.Generator().manual_seed(0), OrbaxArrays(folder / "params")
-    values = {name: arrays.read(name) for name in arrays}
-    for row in openpi_jax.table(config):
-        shape, rank = row.stored_shape, 32 if ".expert." in row.ours[0] else 16
-        for name in row.adapters:
-            size = (*shape[:-1], rank) if name.endswith("a") else (*shape[:-2], rank, shape[-1])
-            values[name] = torch.randn(size, generator=generator) * 0.1
-    shutil.rmtree(folder / "params")
-    written = [ArrayToWrite(n, tuple(a.shape), a.dtype, lambda a=a: [a], split=False) for n, a in values.items()]
-    write_arrays(folder / "params", written)
-    return folder
 
 
 def test_the_adapters_of_openpi_are_trained_further(dataset: Path, base: Path, tmp_path: Path) -> None:

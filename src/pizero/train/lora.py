@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters on attention and MLP of the two experts, added to a finished model.
+"""LoRA: low-rank adapters on attention and MLP of the experts, added to a finished model. A π0-FAST has one expert.
 
 As in openpi (src/openpi/models/lora.py), scale alpha / rank, every head of a projection has factors of its own; in the
 output projection all heads share one first factor, and their second factors are summed. Unlike there the second factor
@@ -8,7 +8,7 @@ starts at zero, so that training starts from the checkpoint itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,8 +16,11 @@ from torch.nn import functional as F
 
 from pizero.model.gemma import GemmaBlock
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import LoraConfig
 from pizero.types import UserError
+
+_Model = TypeVar("_Model", Pi0, Pi0Fast)
 
 FACTORS = ("lora_a", "lora_b")
 START = 0.01
@@ -49,9 +52,13 @@ class LoraLinear(nn.Linear):
         return super().forward(input) + self.scale * added
 
 
-def add_lora(model: Pi0, config: LoraConfig, seed: int = 0) -> Pi0:
+def add_lora(model: _Model, config: LoraConfig, seed: int = 0) -> _Model:
     """Replaces the linear layers of the experts' attention and MLP, in place; what it computes stays the same."""
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(model, Pi0Fast):
+        for block in model.blocks:
+            _add_to_block(block, config.prefix_rank, config.prefix_alpha / config.prefix_rank, generator)
+        return model
     for module in model.transformer.layers:
         for expert, rank, alpha in (
             ("prefix", config.prefix_rank, config.prefix_alpha),

@@ -43,7 +43,7 @@ def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
     elif not isinstance(model, Pi0):
         raise UserError(f"parts are frozen, adapted and chosen in a π0, not in a {type(model).__name__}")
     frozen = set[str](config.freeze)
-    if config.lora is not None and isinstance(model, Pi0):
+    if config.lora is not None:
         add_lora(model, config.lora, seed)
         frozen |= {"prefix"} if config.lora.prefix_rank else set()
         frozen |= {"expert"} if config.lora.expert_rank else set()
@@ -62,8 +62,8 @@ def _check_parts_of_fast(config: PartsConfig) -> None:
     """UserError for what a π0-FAST does not have, or cannot be trained with."""
     if absent := sorted({"expert", "heads"} & set(config.freeze)):
         raise UserError(f"freeze {absent[0]}: a π0-FAST has vision, prefix and embedding alone")
-    if config.lora is not None:
-        raise UserError("LoRA is for π0 and π0.5: adapters of a π0-FAST have no place in a checkpoint, nor a merge")
+    if config.lora is not None and not config.lora.prefix_rank:
+        raise UserError("LoRA of a π0-FAST adapts the prefix, its only expert: prefix_rank must be above 0")
     if config.embedding_steps == "stateless":
         raise UserError("embedding_steps stateless moves the rows that a batch reads; as a head all of them are used")
 

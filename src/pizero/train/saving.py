@@ -26,7 +26,6 @@ from pizero.checkpoints.native import adapters
 from pizero.checkpoints.native.checkpoint import Example, save_checkpoint
 from pizero.data.mark import Mark, differences
 from pizero.data.pipeline import Pipeline
-from pizero.model.pi0 import Pi0
 from pizero.model.precision import matrix_dtypes
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import Placement
@@ -181,7 +180,7 @@ class Checkpoints:
             state.mkdir()
             write_state(state)
             (state / "train.json").write_text(json.dumps(self.config.to_json(), indent=1))
-            if self.config.parts.lora is not None and isinstance(model, Pi0):
+            if self.config.parts.lora is not None:
                 adapters.save_adapters(folder / adapters.FOLDER, model, output.pipeline)
 
         with sampling(model):

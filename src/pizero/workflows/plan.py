@@ -227,7 +227,7 @@ def _no_average(preset: Preset, resources: Resources, step: StepPlan, memory: in
 
 
 def _adapters(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
-    if preset.train.parts.lora is not None or not isinstance(preset.model, Pi0Config):
+    if preset.train.parts.lora is not None or not isinstance(preset.model, Pi0Config | Pi0FastConfig):
         return None
     return None if takes_one_step(preset.model) else ("--lora", with_lora(preset), resources)
 

@@ -21,10 +21,9 @@ from pizero.checkpoints.facts import pipeline_facts
 from pizero.checkpoints.files.keymap import listed
 from pizero.checkpoints.files.safetensors_file import SafetensorsWeights, write_safetensors
 from pizero.checkpoints.format import StoredCheckpoint
+from pizero.checkpoints.models import MODELS, Network, model_name
 from pizero.data.pipeline import Pipeline
 from pizero.files import read_json, values_of
-from pizero.model.config import Pi0Config
-from pizero.model.pi0 import Pi0
 from pizero.model.precision import matrix_dtypes
 from pizero.types import UserError
 
@@ -72,7 +71,7 @@ def layer_scale(model: nn.Module, layer: str) -> float:
     return float(vars(model.get_submodule(layer))["scale"])
 
 
-def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
+def save_adapters(folder: Path, model: Network, pipeline: Pipeline) -> None:
     """What of the model is trained, into a new folder."""
     folder.mkdir()
     pipeline.save(folder)
@@ -81,7 +80,8 @@ def save_adapters(folder: Path, model: Pi0, pipeline: Pipeline) -> None:
     scales = {layer: layer_scale(model, layer) for layer in scales}
     write_safetensors(folder / WEIGHTS, trained)
     values = {
-        "format": FORMAT, "version": VERSION, "config": model.config.to_json(), "scales": scales,
+        "format": FORMAT, "version": VERSION, "model": model_name(model.config), "config": model.config.to_json(),
+        "scales": scales,
         "base": {f"{layer}.weight": _mark(model.get_parameter(f"{layer}.weight")) for layer in _marked(scales)},
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
@@ -102,7 +102,13 @@ def merge_adapters(base: StoredCheckpoint, folder: Path) -> StoredCheckpoint:
     with values_of(folder / CONFIG):
         scales = {str(layer): float(scale) for layer, scale in values["scales"].items()}
         marks = {str(name): int(mark) for name, mark in values["base"].items()}
-        config = Pi0Config.from_json(values["config"])
+        kind = str(values.get("model", "pi0"))  # older folders are of a π0 or π0.5
+    if kind != model_name(base.config):
+        raise UserError(
+            f"the adapters in {folder} are of a model {kind!r}, the checkpoint is {model_name(base.config)!r}"
+        )
+    with values_of(folder / CONFIG):
+        config = MODELS[kind][0].from_json(values["config"])
     trained = SafetensorsWeights(folder, WEIGHTS)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
