@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import nano_model, nano_preset
+from train_helpers import nano_fast_preset, nano_model, nano_preset
 
+from pizero.configs.language import with_language
 from pizero.train.config import GradientConfig, LoraConfig, PartsConfig
 from pizero.train.trainer import Trainer
 from pizero.types import UserError
@@ -37,9 +38,11 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
     options = dict(run.get("options", {}))
     for name, kind in OPTIONS.items():
         options[name] = kind(**options.get(name, {}))
-    preset = nano_preset(**changes)
+    preset = nano_fast_preset(**changes) if run.get("fast") else nano_preset(**changes)
     if run.get("pi05"):
         preset = dataclasses.replace(preset, model=nano_model(True, prompt_length=64))
+    if run.get("language"):
+        preset = with_language(dataclasses.replace(preset, codec_size=300), "openpi", fast=True, insulation=True)
     original, stop = Trainer.train_step, run.get("stop")
 
     def step(self: Trainer, batch: Any) -> Any:

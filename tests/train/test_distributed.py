@@ -41,6 +41,7 @@ PARTED = {**PLAIN, "save_every": 2}
 MUON = {**PLAIN, "optimizer": "muon"}
 LORA = {**PLAIN, "lora": {"prefix_rank": 2, "expert_rank": 3}}
 TWICE = {"gradient": {"accumulate": 2}}
+FAST = {**PLAIN, "draws": 1}
 MIXED = {**PLAIN, "precision": "mixed"}
 
 
@@ -79,20 +80,25 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
 
     def run(name: str, changes: dict[str, Any], sharding: str = "ddp", **more: Any) -> dict[str, Any]:
-        options = {"runtime": {"sharding": sharding}, **more.pop("options", {})}
-        return {"output": str(root / name), "changes": changes, "options": options, **more}
+        options = {"runtime": {"sharding": sharding}, **more.get("options", {})}
+        return {**more, "output": str(root / name), "changes": changes, "options": options}
 
+    subtasks = root / "subtasks.csv"  # half of the samples have a text
+    subtasks.write_text("episode,from_frame,to_frame,text\n" + "".join(f"{i},2,,reach for it\n" for i in range(8)))
+    language = {"pi05": True, "language": True, "options": {"data": {"subtasks": str(subtasks)}}}
     resume, start = {"resume": True}, {"initial": {"checkpoint": str(root / "one" / "checkpoints" / "0000008")}}
     for alone in (
         run("one", PLAIN), run("one_muon", MUON), run("one_pi05", PLAIN, pi05=True),
         run("one_mixed", MIXED), run("one_mixed_step", {**MIXED, "steps": 1}),
         run("one_then_two", PARTED, stop=4), run("one_lora", LORA, options=start),
+        run("one_fast", FAST, fast=True), run("one_language", PLAIN, **language),
     ):  # fmt: skip
         train(dataset, alone)
     two = [
         run("ddp_muon", MUON | TWICE), run("fsdp", PLAIN, "fsdp"), run("fsdp_mixed", MIXED, "fsdp"),
         run("fsdp_pi05", PLAIN | TWICE, pi05=True, options={"runtime": {"sharding": "fsdp", "recompute": True}}),
-        run("fsdp_lora", LORA, "fsdp", options=start),
+        run("fsdp_lora", LORA, "fsdp", options=start), run("fsdp_fast", FAST, "fsdp", fast=True),
+        run("fsdp_language", PLAIN, "fsdp", **language), run("ddp_language", PLAIN, **language),
         run("one_then_two", PARTED, "fsdp", options=resume), run("two_four_one", PARTED, "fsdp", stop=4),
     ]  # fmt: skip
     launch(1, two, dataset, root)
@@ -116,7 +122,8 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 EQUAL = [
     ("ddp", "one"), ("ddp_muon", "one_muon"), ("fsdp", "one"), ("fsdp_pi05", "one_pi05"), ("hsdp", "one"),
-    ("fsdp_lora", "one_lora"), ("one_then_two", "one"), ("two_four_one", "one"),
+    ("fsdp_lora", "one_lora"), ("fsdp_fast", "one_fast"), ("fsdp_language", "one_language"),
+    ("ddp_language", "one_language"), ("one_then_two", "one"), ("two_four_one", "one"),
 ]  # fmt: skip
 
 

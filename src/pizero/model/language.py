@@ -36,12 +36,9 @@ class Losses:
     text: Tensor
     fast: Tensor
 
-    def of_part(self, part: Tensor, whole: Tensor, parts: int) -> Losses:
-        """Scaled so that their means, averaged over all equal `parts` of a batch, are the whole batch's. part, whole:
-        `target_counts` of this part and of the batch.
-        """
-        flow, text, fast = (part * parts / whole.clamp(min=1)).unbind()
-        return Losses(self.flow * flow, self.text * text, self.fast * fast)
+    def scaled(self, scale: Tensor) -> Losses:
+        """Each times its number in scale [3]."""
+        return Losses(self.flow * scale[0], self.text * scale[1], self.fast * scale[2])
 
     def total(self, config: LanguageConfig) -> Tensor:
         """[B, H], whose mean is the weighted sum of the three."""
@@ -50,7 +47,11 @@ class Losses:
 
 
 def target_counts(observation: Observation, action_mask: Tensor | None) -> Tensor:
-    """[3]: samples with actions, text tokens and samples with FAST tokens, over which the losses are means."""
+    """[3]: samples with actions, text tokens and samples with FAST tokens, over which the losses are means.
+
+    With n equal parts of a batch, the mean of the parts' losses, each scaled by n times its counts over those of the
+    batch, is the whole batch's.
+    """
     text, fast = observation.prompt_target, observation.fast_target
     none = torch.zeros((), device=observation.prompt_tokens.device)
     return torch.stack([

@@ -34,8 +34,6 @@ Sharding = Literal["ddp", "fsdp", "hsdp"]
 divided among the ranks of a machine, the same on every machine.
 """
 
-WRAP_UNITS = (*BLOCKS, nn.Embedding)
-"""What FSDP gathers, uses and frees as a whole; what is left, the heads and small projections, is one more unit."""
 
 LONGEST_WAIT = timedelta(hours=12)
 """For the first rank's preparations, such as decoding a large dataset, and for the end of a save."""
@@ -191,10 +189,11 @@ def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[.
     if not placement.in_shards:
         model.to(device)
         return model.loss if ranks.count == 1 else _data_parallel(model, device)
-    if isinstance(model, Pi0Fast) or (isinstance(model, Pi0) and model.config.language is not None):
+    language = model.config.language if isinstance(model, Pi0) else None
+    if language is not None and language.insulation and not language.writes_fast:
         raise UserError(
-            f"--sharding {placement.sharding} is not for a model that writes tokens, whose head is its token table; "
-            "take ddp"
+            f"--sharding {placement.sharding}: with insulation and no FAST tokens, a rank whose samples hold no text "
+            "has no gradient for the prefix, and the others wait for it; add --fast or --no-insulation, or take ddp"
         )
     shards = ranks.count if placement.sharding == "fsdp" else ranks.local_count
     fully_shard_model(model, make_mesh(ranks.count, shards, device.type), bfloat16)
@@ -210,17 +209,28 @@ def make_mesh(count: int, shards: int, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (count // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
+def shard_units(model: nn.Module) -> list[nn.Module]:
+    """What FSDP gathers, uses and frees as a whole: the blocks and the token table. What is left, the heads and small
+    projections, is one more unit, and so is the table where it is also the head, which is read after its own forward.
+    """
+    writes = isinstance(model, Pi0Fast) or (isinstance(model, Pi0) and model.config.language is not None)
+    kinds = BLOCKS if writes else (*BLOCKS, nn.Embedding)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
 def fully_shard_model(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
-    """FSDP2, a unit each for the modules of `WRAP_UNITS` and one for the rest. After it `model.loss` gathers what it
-    needs. The weights that stay in float32 outside the blocks are gathered in float32.
+    """FSDP2, a unit each for `shard_units` and one for the rest. After it `model.loss`, and `model.losses` of a π0,
+    gather what they need. The weights that stay in float32 outside the blocks are gathered in float32.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
-    for module in [module for module in model.modules() if isinstance(module, WRAP_UNITS)]:
+    for module in shard_units(model):
         kept = MixedPrecisionPolicy() if isinstance(module, nn.Embedding) else policy
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=kept)
     # the root is freed after a forward too: a validation without backward must not leave the average in its place
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("losses", "loss"):
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def without_exchange(loss: Callable[..., Tensor]) -> AbstractContextManager[None]:

@@ -21,7 +21,7 @@ from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.activations import BLOCKS, checkpoint_activations
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import WRAP_UNITS
+from pizero.train.distributed import shard_units
 from pizero.train.low_memory import RowSteps
 from pizero.train.optim import make_optimizers, multiplies_in_bfloat16
 from pizero.train.parts import choose_parts, keep_in_precision
@@ -205,10 +205,12 @@ def _optimizer_bytes(model: nn.Module, config: TrainConfig) -> int:
 
 
 def _gathered_bytes(model: nn.Module, mixed: bool) -> int:
-    """The largest unit twice, in use and fetched ahead, and its gradient in float32."""
-    sizes = [sum(p.numel() for p in unit.parameters()) for unit in model.modules() if isinstance(unit, WRAP_UNITS)]
-    largest = max([*sizes, 0]) or sum(parameter.numel() for parameter in model.parameters())
-    return largest * (2 * (2 if mixed else 4) + 4)
+    """The largest unit twice, in use and fetched ahead, and its gradient in float32; what is in no unit once, and its
+    gradient, all the time.
+    """
+    sizes = [sum(parameter.numel() for parameter in unit.parameters()) for unit in shard_units(model)]
+    rest = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
+    return max([*sizes, 0]) * (2 * (2 if mixed else 4) + 4) + rest * (4 + 4)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -257,33 +257,35 @@ class Trainer:
         """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
         self.model.zero_grad(set_to_none=True)
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
-        size, whole = len(actions) // parts, target_counts(observation, mask)
+        size, whole = len(actions) // parts, self._counts(observation, mask)
+        whole = None if whole is None else self.ranks.sum(whole)
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
             options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
-            options |= {} if mask is None else {"action_mask": mask[rows]}
+            options |= self._part_options(
+                observation[rows], None if mask is None else mask[rows], whole, parts * self.ranks.count
+            )
             last = rows.stop == len(actions)
             with nullcontext() if last else without_exchange(self._loss):
                 with product_context(self.config.precision, self.device):
-                    if parts == 1:
-                        loss = self._loss(observation, actions, draws=self.config.draws, **options)
-                    else:
-                        loss = self._part_loss(observation[rows], actions[rows], whole, options)
+                    loss = self._loss(observation[rows], actions[rows], draws=self.config.draws, **options)
                 (loss.mean() / parts).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
-    def _part_loss(
-        self, observation: Observation, actions: Tensor, whole: Tensor, options: Mapping[str, Any]
-    ) -> Tensor:
-        """[B, H] of a part of a batch; the parts' mean is the whole batch's, whichever samples have text or actions.
-        whole: the batch's `target_counts`.
+    def _counts(self, observation: Observation, mask: Tensor | None) -> Tensor | None:
+        """The `target_counts` of a model that learns to write."""
+        writes = isinstance(self.model, Pi0) and self.model.config.language is not None
+        return target_counts(observation, mask) if writes else None
+
+    def _part_options(
+        self, observation: Observation, mask: Tensor | None, whole: Tensor | None, parts: float
+    ) -> dict[str, Tensor]:
+        """What the loss of one of so many equal parts of a batch is given, so that the mean of all is the batch's own,
+        whichever samples have text or actions. whole: the batch's `_counts`.
         """
-        model = self.model
-        if not isinstance(model, Pi0) or model.config.language is None or self.ranks.count > 1:
-            return self._loss(observation, actions, draws=self.config.draws, **options)
-        losses = model.losses(observation, actions, draws=self.config.draws, **options)
-        part = target_counts(observation, options.get("action_mask"))
-        return losses.of_part(part, whole, self.config.gradient.accumulate).total(model.config.language)
+        options = {} if mask is None else {"action_mask": mask}
+        part = self._counts(observation, mask)
+        return options if part is None or whole is None else options | {"scale": part * parts / whole.clamp(min=1)}
 
     # ---------------------------------------------------------------- measuring
 
@@ -322,8 +324,9 @@ class Trainer:
                 drawn = draw(self.config, actions, generator)
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
                 options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
-                options |= {} if mask is None else {"action_mask": mask[rows]}
-                found = self._held_out_losses(observation[rows], actions[rows], names, options)
+                part, own = observation[rows], None if mask is None else mask[rows]
+                options |= self._part_options(part, own, self._counts(observation, mask), 1 / max(share, 1e-9))
+                found = self._held_out_losses(part, actions[rows], names, options)
                 total += torch.tensor([float(loss.mean()) for loss in found], dtype=torch.float64) * share
         self.model.train()
         means = (self.ranks.sum(total) / count).tolist()

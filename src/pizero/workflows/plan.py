@@ -195,8 +195,7 @@ def _recompute(preset: Preset, resources: Resources, step: StepPlan, memory: int
 def _shard(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
     train = preset.train
     plain = (train.optimizer, train.parts.embedding_steps) == ("adamw", "optimizer") and train.precision != "bfloat16"
-    writes = isinstance(preset.model, Pi0FastConfig) or getattr(preset.model, "language", None) is not None
-    if resources.layout.ranks == 1 or resources.sharding == "fsdp" or not plain or writes:
+    if resources.layout.ranks == 1 or resources.sharding == "fsdp" or not plain:
         return None
     return "--sharding fsdp", preset, replace(resources, sharding="fsdp")
 
