@@ -34,11 +34,11 @@ def needs(simulator: str, task: str, other: str, package: str, extra: str) -> An
 def test_a_seeds_scene_is_that_of_the_suite_when_one_task_is_chosen(simulator: str, task: str, other: str) -> None:
     """The demonstrator reads the objects' true places. Without a seed the generator's state decides, so twice."""
 
-    def episodes(tasks: list[str]) -> list[np.ndarray]:
+    def episodes(tasks: list[str], asked: str | None = task) -> list[np.ndarray]:
         env = make_env(simulator, tasks=tasks, render_in_step=False)
         seen: list[np.ndarray] = []
         for seed in (5, None):
-            observation, _ = env.reset(seed=seed, options={"task": task})
+            observation, _ = env.reset(seed=seed, options={"task": asked})
             demonstrator = env.demonstrator()
             for _ in range(STEPS):
                 action = demonstrator.act()
@@ -47,8 +47,10 @@ def test_a_seeds_scene_is_that_of_the_suite_when_one_task_is_chosen(simulator: s
         env.close()
         return seen
 
-    for alone, among in zip(episodes([task]), episodes([task, other]), strict=True):
-        np.testing.assert_array_equal(alone, among)
+    first = episodes([task])
+    for others in (episodes([task, other]), episodes([task], asked=None)):  # None: drawn, of one
+        for alone, among in zip(first, others, strict=True):
+            np.testing.assert_array_equal(alone, among)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 10, 50])

@@ -33,7 +33,12 @@ def draw_task(rng: np.random.Generator, names: Sequence[str]) -> str:
     return names[int(rng.integers(max(len(names), 2))) % len(names)]
 
 
+def asked_task(options: dict[str, Any] | None, drawn: str) -> str:
+    """`options["task"]` of a reset, or `drawn` where it is None or not there."""
+    asked: str | None = (options or {}).get("task")
+    return drawn if asked is None else asked
+
+
 def episode_task(rng: np.random.Generator, names: Sequence[str], options: dict[str, Any] | None) -> str:
     """`options["task"]`, else a task drawn from `rng`, which is drawn in any case. UserError for one not in `names`."""
-    drawn = draw_task(rng, names)
-    return check_task((options or {}).get("task", drawn), names)
+    return check_task(asked_task(options, draw_task(rng, names)), names)

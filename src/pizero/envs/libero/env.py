@@ -15,7 +15,7 @@ from PIL import Image
 
 from pizero.envs import offscreen
 from pizero.envs.libero.simulator import Simulator, Task, suite_tasks
-from pizero.envs.tasks import draw_task
+from pizero.envs.tasks import asked_task, draw_task
 from pizero.types import RobotDict, UserError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class LiberoEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         """Starts an episode of `options["task"]` (None: drawn from the seed). Same seed and task, same episode."""
         super().reset(seed=seed)
         drawn = draw_task(self.np_random, self.task_names)
-        name = _task_name((options or {}).get("task", drawn), self._known)
+        name = _task_name(asked_task(options, drawn), self._known)
         if name not in self.task_names:
             raise UserError(f"task {name!r} is not one of this environment's: {', '.join(self.task_names)}")
         simulator = self._simulate(self._tasks[name])

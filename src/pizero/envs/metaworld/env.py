@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pizero.envs import offscreen
 from pizero.envs.metaworld.tasks import DEFAULT_TASKS, PROMPTS
-from pizero.envs.tasks import draw_task
+from pizero.envs.tasks import asked_task, draw_task
 from pizero.types import RobotDict, UserError
 
 _RENDER_SIZE = 256
@@ -93,7 +93,7 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         super().reset(seed=seed)
         drawn = draw_task(self.np_random, self.task_names)
         placement_seed = int(self.np_random.integers(2**31))
-        self._task = _task_name((options or {}).get("task", drawn), self.task_names)
+        self._task = _task_name(asked_task(options, drawn), self.task_names)
         self._simulator = _simulate(self._task, placement_seed)
         self._true_state: NDArray[np.float64] = self._simulator._get_obs()
         self._steps = 0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pizero.envs.pusht.demonstrator import PushTDemonstrator
+from pizero.envs.tasks import asked_task
 from pizero.types import RobotDict, UserError
 
 TASK = "push_t"
@@ -71,7 +72,7 @@ class PushTEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     ) -> tuple[RobotDict, dict[str, Any]]:
         """Starts the episode of the seed, the same that gym-pusht starts."""
         super().reset(seed=seed)
-        task = (options or {}).get("task", TASK)
+        task = asked_task(options, TASK)
         if task != TASK:
             raise UserError(f"unknown task {task!r}: PushT has one, {TASK}")
         self.simulator.reset(seed=seed)
