@@ -20,7 +20,7 @@ from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import LoraConfig
 from pizero.types import UserError
 
-_Model = TypeVar("_Model", Pi0, Pi0Fast)
+_Model = TypeVar("_Model", bound=Pi0 | Pi0Fast)
 
 FACTORS = ("lora_a", "lora_b")
 START = 0.01
