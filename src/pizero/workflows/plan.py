@@ -37,6 +37,8 @@ EFFICIENCY = 0.4
 
 H100 = 989e12
 """bfloat16 operations a second by its data sheet; for a GPU that is not here."""
+SLOW_PRODUCT = 0.01
+"""Seconds of a product above which no larger one is timed."""
 
 
 @dataclass(frozen=True)
@@ -250,19 +252,25 @@ def _memory(resources: Resources) -> int | None:
 
 
 def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
-    """Operations a second of a large product on the device, and whether they were measured; else an H100's."""
+    """Operations a second of a product on the device, and whether they were measured; else an H100's. The product grows
+    as far as it takes milliseconds: without bfloat16 in the processor a large one takes seconds.
+    """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return H100, False
-    size = 4096 if torch.device(device).type == "cuda" else 1024
-    matrix = torch.ones(size, size, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)
-    wait: Callable[[], None] = torch.cuda.synchronize if matrix.is_cuda else lambda: None
-    times: list[float] = []
-    for _ in range(8):
-        started = time.perf_counter()
-        _ = matrix @ matrix
-        wait()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times), True
+    speed = 0.0
+    for size in (256, 1024, 4096) if torch.device(device).type == "cuda" else (256, 512, 1024):
+        matrix = torch.ones(size, size, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)
+        wait: Callable[[], None] = torch.cuda.synchronize if matrix.is_cuda else lambda: None
+        times: list[float] = []
+        for _ in range(8):
+            started = time.perf_counter()
+            _ = matrix @ matrix
+            wait()
+            times.append(time.perf_counter() - started)
+        speed = 2 * size**3 / min(times)
+        if min(times) > SLOW_PRODUCT:
+            break
+    return speed, True
 
 
 def _gib(size: int) -> str:
