@@ -12,6 +12,7 @@ from pizero.configs.finetune import aloha
 from pizero.configs.language import with_language
 from pizero.configs.presets import Preset, get_preset, tabletop
 from pizero.model.config import small_config
+from pizero.train.config import OptimizerName
 from pizero.types import UserError
 from pizero.workflows.plan import Resources, plan_training
 
@@ -30,13 +31,16 @@ def test_what_fits_needs_no_advice() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [False, True])
-def test_models_that_write_are_advised_like_others(text: bool) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_models_that_write_are_advised_like_others(text: bool, optimizer: OptimizerName) -> None:
+    """Neither shards nor adapters where the optimizer is Muon, which has none."""
     preset = get_preset("tabletop", "pi05" if text else "pi0-fast")
+    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, optimizer=optimizer))
     preset = with_language(preset, "openpi", True, True) if text else preset
     plan = plan_training(preset, Resources(local_ranks=4, memory=1000))
     options = [advice.options for advice in plan.advice]
-    assert options[1] == "--sharding fsdp"
-    assert options[-2:] == ["--lora", "--freeze vision"]
+    assert [name in options for name in ("--sharding fsdp", "--lora")] == [optimizer == "adamw"] * 2
+    assert options[-1] == "--freeze vision"
 
 
 def test_advice_goes_on_until_it_fits() -> None:

@@ -228,9 +228,12 @@ def _no_average(preset: Preset, resources: Resources, step: StepPlan, memory: in
 
 
 def _adapters(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
-    if preset.train.parts.lora is not None or not isinstance(preset.model, Pi0Config | Pi0FastConfig):
+    train = preset.train
+    if train.parts.lora is not None or train.optimizer == "muon" or takes_one_step(preset.model):
         return None
-    return None if takes_one_step(preset.model) else ("--lora", with_lora(preset), resources)
+    if not isinstance(preset.model, Pi0Config | Pi0FastConfig):
+        return None
+    return "--lora", with_lora(preset), resources
 
 
 def _freeze_vision(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
