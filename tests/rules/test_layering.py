@@ -40,8 +40,6 @@ LONGER = {"train_policy": 80}
 PARAMETERS = 8
 MORE_PARAMETERS = {
     "load_policy": 15,  # public, keyword-only, and what a user may give in any combination
-    "loss": 9,  # keyword-only: what a training draws, masks and weighs
-    "losses": 9,
 }
 PI0_LINES, CLOSURE_FILES, CLOSURE_LINES = 300, 12, 2_000
 

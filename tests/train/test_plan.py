@@ -116,7 +116,9 @@ def test_shards_divide_the_state() -> None:
         assert getattr(shared, kind) == getattr(alone, kind) // 4
 
 
-@pytest.mark.parametrize("case", ["", ", text and FAST", ", π0-FAST"])
+@pytest.mark.parametrize(
+    "case", ["", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (", text and FAST", ", π0-FAST"))]
+)
 def test_a_measured_peak_is_planned_within_15_percent(case: str) -> None:
     size = "tiny" if case else "small"
     command = [sys.executable, str(ROOT / "benchmarks/training/memory.py"), f"{size}, batch 64, float32{case}"]

@@ -367,7 +367,7 @@ def test_an_episode_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: 
 
 def test_muon_and_a_diffusion_policy_are_one_clear_line(dataset: Path, tmp_path: Path) -> None:
     preset = dataclasses.replace(nano_preset(optimizer="muon"), model=nano_baseline())
-    with pytest.raises(UserError, match="DiffusionPolicy has none; use adamw"):
+    with pytest.raises(UserError, match="DiffusionPolicy has none to train; use adamw"):
         train_policy(dataset, tmp_path / "run", preset)
 
 

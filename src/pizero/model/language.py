@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ _ROWS = 256
 _again = cast(Any, checkpoint)  # computed again in the backward pass; without types
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """flow [B, H], text [B], fast [B], such that each one's mean is the batch's loss of that kind.
 
     flow: mean over the samples that have actions. text: mean over all target tokens of the batch. fast: mean of the

@@ -159,19 +159,19 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
     def loss(
         self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
         draws: int = 1, delay: Tensor | None = None, generator: Generator | None = None,
-        action_mask: Tensor | None = None, scale: Tensor | None = None,
+        action_mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """`losses` in one: the flow's [B, H], with a `LanguageConfig` the weighted sum."""
         losses = self.losses(
             observation, actions, noise=noise, time=time, draws=draws, delay=delay, generator=generator,
-            action_mask=action_mask, scale=scale,
+            action_mask=action_mask,
         )  # fmt: skip
         return losses.flow if self.config.language is None else losses.total(self.config.language)
 
     def losses(
         self, observation: Observation, actions: Tensor, *, noise: Tensor | None = None, time: Tensor | None = None,
         draws: int = 1, delay: Tensor | None = None, generator: Generator | None = None,
-        action_mask: Tensor | None = None, scale: Tensor | None = None,
+        action_mask: Tensor | None = None,
     ) -> Losses:  # fmt: skip
         """Flow: squared error of the velocity, averaged over the action dimensions, actions [B, H, D] -> [B, H]. Text
         and FAST [B]: cross entropy of the observation's targets, 0 without any.
@@ -182,7 +182,6 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         sample of which none counts has no actions: allowed with a `LanguageConfig`.
         delay [N, B] (or [B]), below H: so many first actions are given clean (arXiv 2512.05964); their error is 0, and
         the others' is weighed up, so that a chunk's mean is that of the others.
-        scale [3]: of the three losses, where this is a part of a batch (`target_counts`).
         """
         self._check_actions(actions, observation.batch_size)
         noise, time = fill_draws(actions, noise, time, draws, generator)
@@ -200,8 +199,7 @@ class Pi0(nn.Module, ChunkFromNoise[Pi0Config]):
         flow = (error if weights is None else error * weights).mean(dim=0)
         if self.config.language is not None and action_mask is not None:
             flow = over_samples_with(flow, action_mask.any(dim=1))
-        losses = Losses(flow, *text_and_fast(self.config.language, observation, hidden, self.head))
-        return losses if scale is None else losses.scaled(scale)
+        return Losses(flow, *text_and_fast(self.config.language, observation, hidden, self.head))
 
     def _one_step_error(
         self, observation: Observation, actions: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, delay: Tensor | None

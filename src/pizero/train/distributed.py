@@ -180,15 +180,16 @@ def torchrun_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
 # -------------------------------------------------------------------- spreading a model
 
 
-def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[..., Tensor]:
-    """Puts `model` onto the ranks' devices, in place, and returns its `loss`, whose gradients are the ranks' mean.
+def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[..., Any]:
+    """Puts `model` onto the ranks' devices, in place, and returns its `loss`, of a π0 that writes its `losses`, whose
+    gradients are the ranks' mean.
 
     bfloat16: with shards, the blocks' weights are gathered in bfloat16; gradients are added up in float32.
     """
     ranks, device = placement.ranks, placement.device
     if not placement.in_shards:
         model.to(device)
-        return model.loss if ranks.count == 1 else _data_parallel(model, device)
+        return getattr(model, training_method(model)) if ranks.count == 1 else _data_parallel(model, device)
     language = model.config.language if isinstance(model, Pi0) else None
     if language is not None and language.insulation and not language.writes_fast:
         raise UserError(
@@ -197,7 +198,12 @@ def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[.
         )
     shards = ranks.count if placement.sharding == "fsdp" else ranks.local_count
     fully_shard_model(model, make_mesh(ranks.count, shards, device.type), bfloat16)
-    return model.loss
+    return getattr(model, training_method(model))
+
+
+def training_method(model: nn.Module) -> str:
+    """The name of what is trained: `losses` of a π0 that writes, `loss` of the others."""
+    return "losses" if isinstance(model, Pi0) and model.config.language is not None else "loss"
 
 
 def make_mesh(count: int, shards: int, device_type: str) -> DeviceMesh:
@@ -219,8 +225,8 @@ def shard_units(model: nn.Module) -> list[nn.Module]:
 
 
 def fully_shard_model(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
-    """FSDP2, a unit each for `shard_units` and one for the rest. After it `model.loss`, and `model.losses` of a π0,
-    gather what they need. The weights that stay in float32 outside the blocks are gathered in float32.
+    """FSDP2, a unit each for `shard_units` and one for the rest. After it the method that is trained gathers what it
+    needs. The weights that stay in float32 outside the blocks are gathered in float32.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for module in shard_units(model):
@@ -228,12 +234,10 @@ def fully_shard_model(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> Non
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=kept)
     # the root is freed after a forward too: a validation without backward must not leave the average in its place
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in ("losses", "loss"):
-        if hasattr(model, method):
-            register_fsdp_forward_method(model, method)
+    register_fsdp_forward_method(model, training_method(model))
 
 
-def without_exchange(loss: Callable[..., Tensor]) -> AbstractContextManager[None]:
+def without_exchange(loss: Callable[..., Any]) -> AbstractContextManager[None]:
     """Within it the backward of a part of a batch, not the last, keeps its gradients to itself. With shards they are
     exchanged all the same: whole gradients would not fit.
     """
@@ -241,14 +245,14 @@ def without_exchange(loss: Callable[..., Tensor]) -> AbstractContextManager[None
 
 
 class _Loss(nn.Module):
-    """`model.loss` as the forward that DistributedDataParallel hooks into."""
+    """`model.loss`, or `model.losses`, as the forward that DistributedDataParallel hooks into."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return cast(Any, self.model).loss(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, training_method(self.model))(*args, **kwargs)
 
 
 def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, BatchPart
-from pizero.model.language import target_counts
+from pizero.model.config import LanguageConfig
+from pizero.model.language import Losses, target_counts
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import TrainConfig
-from pizero.train.distributed import ON_CPU, Placement, spread_model, whole, without_exchange
+from pizero.train.distributed import ON_CPU, Placement, spread_model, training_method, whole, without_exchange
 from pizero.train.failure import NotFiniteError, not_finite
 from pizero.train.inputs import draw, trimmed
 from pizero.train.lora import load_adapters
@@ -257,35 +258,39 @@ class Trainer:
         """The gradient of the mean loss, in as many parts as the config says; returns the losses [B, H]."""
         self.model.zero_grad(set_to_none=True)
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
-        size, whole = len(actions) // parts, self._counts(observation, mask)
-        whole = None if whole is None else self.ranks.sum(whole)
+        size, whole = len(actions) // parts, None
+        if self._language is not None:
+            whole = self.ranks.sum(target_counts(observation, mask))
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
-            options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
-            options |= self._part_options(
-                observation[rows], None if mask is None else mask[rows], whole, parts * self.ranks.count
-            )
+            part, own = (observation[rows], actions[rows]), None if mask is None else mask[rows]
+            options = {name: value[:, rows] for name, value in drawn.items()}
             last = rows.stop == len(actions)
             with nullcontext() if last else without_exchange(self._loss):
                 with product_context(self.config.precision, self.device):
-                    loss = self._loss(observation[rows], actions[rows], draws=self.config.draws, **options)
+                    loss, _ = self._part_losses(self._loss, part, own, options, whole, parts * self.ranks.count)
                 (loss.mean() / parts).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
-    def _counts(self, observation: Observation, mask: Tensor | None) -> Tensor | None:
-        """The `target_counts` of a model that learns to write."""
-        writes = isinstance(self.model, Pi0) and self.model.config.language is not None
-        return target_counts(observation, mask) if writes else None
+    @property
+    def _language(self) -> LanguageConfig | None:
+        """Of a π0 that learns to write."""
+        return self.model.config.language if isinstance(self.model, Pi0) else None
 
-    def _part_options(
-        self, observation: Observation, mask: Tensor | None, whole: Tensor | None, parts: float
-    ) -> dict[str, Tensor]:
-        """What the loss of one of so many equal parts of a batch is given, so that the mean of all is the batch's own,
-        whichever samples have text or actions. whole: the batch's `_counts`.
+    def _part_losses(
+        self, loss: Callable[..., Any], part: tuple[Observation, Tensor], mask: Tensor | None,
+        drawn: Mapping[str, Tensor], whole: Tensor | None, parts: float,
+    ) -> tuple[Tensor, Losses | None]:  # fmt: skip
+        """The loss [B, H] of one of so many equal parts of a batch, and of a model that writes its three kinds, scaled
+        so that the mean of all parts is the batch's own, whichever samples have text or actions.
+
+        loss: the model's. whole: the batch's `target_counts`.
         """
-        options = {} if mask is None else {"action_mask": mask}
-        part = self._counts(observation, mask)
-        return options if part is None or whole is None else options | {"scale": part * parts / whole.clamp(min=1)}
+        found = loss(*part, draws=self.config.draws, **drawn, **({} if mask is None else {"action_mask": mask}))
+        if self._language is None or whole is None:
+            return found, None
+        scaled = found.scaled(target_counts(part[0], mask) * parts / whole.clamp(min=1))
+        return scaled.total(self._language), scaled
 
     # ---------------------------------------------------------------- measuring
 
@@ -317,36 +322,29 @@ class Trainer:
         # the average of bfloat16 weights is in float32
         precision = "mixed" if self.config.precision == "bfloat16" else self.config.precision
         self.model.eval()
+        loss = getattr(self.model, training_method(self.model))
         with self.average.applied(), product_context(precision, self.device):
             for step in range(count):
                 batch = self.validation.batch(step)
                 observation, actions = self.tensors_of(batch, None)
                 drawn = draw(self.config, actions, generator)
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
-                options: dict[str, Any] = {name: value[:, rows] for name, value in drawn.items()}
-                part, own = observation[rows], None if mask is None else mask[rows]
-                options |= self._part_options(part, own, self._counts(observation, mask), 1 / max(share, 1e-9))
-                found = self._held_out_losses(part, actions[rows], names, options)
-                total += torch.tensor([float(loss.mean()) for loss in found], dtype=torch.float64) * share
+                part, own = (observation[rows], actions[rows]), None if mask is None else mask[rows]
+                options = {name: value[:, rows] for name, value in drawn.items()}
+                counts = None if self._language is None else target_counts(observation, mask)
+                mean, kinds = self._part_losses(loss, part, own, options, counts, 1 / max(share, 1e-9))
+                found = [mean, *(getattr(kinds, name) for name in names)]
+                total += torch.tensor([float(each.mean()) for each in found], dtype=torch.float64) * share
         self.model.train()
         means = (self.ranks.sum(total) / count).tolist()
         return dict(zip(("validation_loss", *(f"validation_{name}" for name in names)), means, strict=True))
 
     def _validated_parts(self) -> tuple[str, ...]:
-        language = self.model.config.language if isinstance(self.model, Pi0) else None
-        if language is None or not isinstance(self.model, Pi0) or self.model.config.one_step:
+        language = self._language
+        if language is None or getattr(self.model.config, "one_step", False):
             return ()
         written = (("text", language.writes_text), ("fast", language.writes_fast))
         return ("flow", *(name for name, there in written if there))
-
-    def _held_out_losses(
-        self, observation: Observation, actions: Tensor, names: Sequence[str], options: Mapping[str, Any]
-    ) -> list[Tensor]:
-        """The loss, then its parts of these names."""
-        if not isinstance(self.model, Pi0) or self.model.config.language is None:
-            return [self.model.loss(observation, actions, draws=self.config.draws, **options)]
-        losses = self.model.losses(observation, actions, draws=self.config.draws, **options)
-        return [losses.total(self.model.config.language), *(getattr(losses, name) for name in names)]
 
     # ---------------------------------------------------------------- checkpoints
 
