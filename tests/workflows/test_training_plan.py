@@ -65,6 +65,7 @@ def test_too_little_for_any_change_says_so() -> None:
     assert plan.advice[-1].step.total > 1000
 
 
+@pytest.mark.slow
 def test_ranks_are_advised_to_share() -> None:
     plan = plan_training(small_aloha(), Resources(local_ranks=4, memory=1000))
     assert plan.advice[1].options == "--sharding fsdp"
