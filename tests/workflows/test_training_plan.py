@@ -16,6 +16,9 @@ from pizero.train.config import OptimizerName
 from pizero.types import UserError
 from pizero.workflows.plan import Resources, plan_training
 
+BASE = "gs://openpi-assets/checkpoints/pi0_base"
+"""A start, of which nothing is read."""
+
 
 def small_aloha() -> Preset:
     """openpi's settings for a network that takes no time to plan."""
@@ -36,7 +39,7 @@ def test_models_that_write_are_advised_like_others(text: bool, optimizer: Optimi
     preset = get_preset("tabletop", "pi05" if text else "pi0-fast")
     preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, optimizer=optimizer))
     preset = with_language(preset, "openpi", True, True) if text else preset
-    plan = plan_training(preset, Resources(local_ranks=4, memory=1000))
+    plan = plan_training(preset, Resources(local_ranks=4, memory=1000), BASE)
     options = [advice.options for advice in plan.advice]
     assert [name in options for name in ("--sharding fsdp", "--lora")] == [optimizer == "adamw"] * 2
     assert options[-1] == "--freeze vision"
@@ -45,20 +48,21 @@ def test_models_that_write_are_advised_like_others(text: bool, optimizer: Optimi
 def test_advice_goes_on_until_it_fits() -> None:
     preset = small_aloha()
     needed = plan_training(preset, Resources(memory=2**40)).step.total
-    plan = plan_training(preset, Resources(memory=needed // 8))
+    plan = plan_training(preset, Resources(memory=needed // 8), BASE)
     assert plan.fits is False
     totals = [advice.step.total for advice in plan.advice]
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] <= needed // 8 < totals[-2]
     last = plan.advice[-1]
-    again = plan_training(last.preset, dataclasses.replace(last.resources, memory=needed // 8))
+    again = plan_training(last.preset, dataclasses.replace(last.resources, memory=needed // 8), BASE)
     assert again.fits
     assert again.step.total == last.step.total
 
 
 @pytest.mark.slow
 def test_too_little_for_any_change_says_so() -> None:
-    plan = plan_training(small_aloha(), Resources(memory=1000))
+    plan, fresh = (plan_training(small_aloha(), Resources(memory=1000), start) for start in (BASE, None))
+    assert [advice.options for advice in fresh.advice] == [advice.options for advice in plan.advice[:-2]]
     assert [advice.options for advice in plan.advice] == [
         "--recompute", "--accumulate 32", "--optimizer adamw8bit", "--ema-decay 0", "--lora", "--freeze vision",
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,8 @@ def plan_training(
     robot_actions = max((robot.action_dim or 0 for robot in robots), default=0) or None
     plan = partial(_plan, robot_actions=robot_actions)
     step, memory = plan(preset, resources), _memory(resources)
-    advice = tuple(_advice(plan, preset, resources, step, memory)) if memory is not None and step.total > memory else ()
+    changes = (*_CHANGES, *(_FEWER_WEIGHTS if start is not None else ()))
+    advice = tuple(_advice(plan, changes, preset, resources, step, memory) if memory is not None else ())
     speed, measured = _speed(
         resources.device, multiplies_in_bfloat16(preset.train.precision, torch.device(resources.device))
     )
@@ -173,11 +174,14 @@ def _plan(preset: Preset, resources: Resources, robot_actions: int | None) -> St
     return plan_step(preset.model, preset.train, resources.layout, resources.device, robot_actions)
 
 
+_Change = tuple[str, Preset, Resources] | None
+
+
 def _advice(
-    plan: Callable[[Preset, Resources], StepPlan], preset: Preset, resources: Resources, step: StepPlan, memory: int
-) -> Iterator[Advice]:
-    """First what changes no number, then what changes the optimizer, last what trains fewer weights."""
-    for change in (_recompute, _shard, _accumulate, _eight_bit, _no_average, _adapters, _freeze_vision):
+    plan: Callable[[Preset, Resources], StepPlan], changes: Iterable[Callable[..., _Change]], preset: Preset,
+    resources: Resources, step: StepPlan, memory: int,
+) -> Iterator[Advice]:  # fmt: skip
+    for change in changes:
         if step.total <= memory:
             return
         changed = change(preset, resources, step, memory)
@@ -185,9 +189,6 @@ def _advice(
             options, preset, resources = changed
             step = plan(preset, resources)
             yield Advice(options, preset, resources, step)
-
-
-_Change = tuple[str, Preset, Resources] | None
 
 
 def _recompute(preset: Preset, resources: Resources, step: StepPlan, memory: int) -> _Change:
@@ -252,6 +253,12 @@ def _memory(resources: Resources) -> int | None:
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     free = free_memory()
     return None if free is None else free // resources.local_ranks
+
+
+_CHANGES = (_recompute, _shard, _accumulate, _eight_bit, _no_average)
+"""First what changes no number, then what changes the optimizer."""
+_FEWER_WEIGHTS = (_adapters, _freeze_vision)
+"""Advised last, and to a training that starts from a checkpoint: fresh weights must all be trained."""
 
 
 def _speed(device: str, bfloat16: bool) -> tuple[float, bool]:
