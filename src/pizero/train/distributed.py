@@ -23,10 +23,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.processes import end_with_launcher
 from pizero.train.activations import BLOCKS
+from pizero.train.parts import language_of
 from pizero.types import UserError
 
 Sharding = Literal["ddp", "fsdp", "hsdp"]
@@ -190,7 +190,7 @@ def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[.
     if not placement.in_shards:
         model.to(device)
         return getattr(model, training_method(model)) if ranks.count == 1 else _data_parallel(model, device)
-    language = model.config.language if isinstance(model, Pi0) else None
+    language = language_of(model)
     if language is not None and language.insulation and not language.writes_fast:
         raise UserError(
             f"--sharding {placement.sharding}: with insulation and no FAST tokens, a rank whose samples hold no text "
@@ -203,7 +203,7 @@ def spread_model(model: Any, placement: Placement, bfloat16: bool) -> Callable[.
 
 def training_method(model: nn.Module) -> str:
     """The name of what is trained: `losses` of a π0 that writes, `loss` of the others."""
-    return "losses" if isinstance(model, Pi0) and model.config.language is not None else "loss"
+    return "loss" if language_of(model) is None else "losses"
 
 
 def make_mesh(count: int, shards: int, device_type: str) -> DeviceMesh:
@@ -219,7 +219,7 @@ def shard_units(model: nn.Module) -> list[nn.Module]:
     """What FSDP gathers, uses and frees as a whole: the blocks and the token table. What is left, the heads and small
     projections, is one more unit, and so is the table where it is also the head, which is read after its own forward.
     """
-    writes = isinstance(model, Pi0Fast) or (isinstance(model, Pi0) and model.config.language is not None)
+    writes = isinstance(model, Pi0Fast) or language_of(model) is not None
     kinds = BLOCKS if writes else (*BLOCKS, nn.Embedding)
     return [module for module in model.modules() if isinstance(module, kinds)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pizero.model.config import LanguageConfig
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.model.precision import cast_weights, float32_names
@@ -30,6 +31,11 @@ def part_of(name: str) -> Part:
     return "heads"
 
 
+def language_of(model: nn.Module) -> LanguageConfig | None:
+    """Of a π0 that learns to write; None of every other model."""
+    return model.config.language if isinstance(model, Pi0) else None
+
+
 def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
     """Adds the adapters, and freezes what is not trained; UserError when nothing is left, or for another model.
 
@@ -52,7 +58,7 @@ def choose_parts(model: nn.Module, config: PartsConfig, seed: int = 0) -> None:
         parameter.requires_grad_(is_adapter(name) or part_of(name) not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("every part is frozen: nothing is left to train")
-    if config.embedding_steps == "stateless" and isinstance(model, Pi0) and model.config.language is not None:
+    if config.embedding_steps == "stateless" and language_of(model) is not None:
         raise UserError("embedding_steps stateless moves the rows that a batch reads; as a head all of them are used")
     if config.embedding_steps == "stateless" and "embedding" in frozen:
         raise UserError("the embedding table is frozen; embedding_steps stateless has nothing to do")

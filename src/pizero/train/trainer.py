@@ -14,9 +14,7 @@ from torch import Tensor
 
 from pizero.checkpoints.models import Network
 from pizero.data.augment import Augmentation, BatchPart
-from pizero.model.config import LanguageConfig
 from pizero.model.language import Losses, target_counts
-from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast
 from pizero.train.config import TrainConfig
 from pizero.train.distributed import ON_CPU, Placement, spread_model, training_method, whole, without_exchange
@@ -32,7 +30,7 @@ from pizero.train.optim import (
     product_context,
     set_learning_rate,
 )
-from pizero.train.parts import choose_parts, keep_in_precision
+from pizero.train.parts import choose_parts, keep_in_precision, language_of
 from pizero.train.run_folder import checkpoint_folder
 from pizero.train.saving import Checkpoints, RunOutput, sampling
 from pizero.train.seeds import Purpose, stream
@@ -259,7 +257,7 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         parts, losses = self.config.gradient.accumulate, list[Tensor]()
         size, whole = len(actions) // parts, None
-        if self._language is not None:
+        if language_of(self.model) is not None:
             whole = self.ranks.sum(target_counts(observation, mask))
         for rows in (slice(start, start + size) for start in range(0, len(actions), size)):
             part, own = (observation[rows], actions[rows]), None if mask is None else mask[rows]
@@ -272,11 +270,6 @@ class Trainer:
             losses.append(loss.detach())
         return torch.cat(losses)
 
-    @property
-    def _language(self) -> LanguageConfig | None:
-        """Of a π0 that learns to write."""
-        return self.model.config.language if isinstance(self.model, Pi0) else None
-
     def _part_losses(
         self, loss: Callable[..., Any], part: tuple[Observation, Tensor], mask: Tensor | None,
         drawn: Mapping[str, Tensor], whole: Tensor | None, parts: float,
@@ -287,10 +280,11 @@ class Trainer:
         loss: the model's. whole: the batch's `target_counts`.
         """
         found = loss(*part, draws=self.config.draws, **drawn, **({} if mask is None else {"action_mask": mask}))
-        if self._language is None or whole is None:
+        language = language_of(self.model)
+        if language is None or whole is None:
             return found, None
         scaled = found.scaled(target_counts(part[0], mask) * parts / whole.clamp(min=1))
-        return scaled.total(self._language), scaled
+        return scaled.total(language), scaled
 
     # ---------------------------------------------------------------- measuring
 
@@ -331,7 +325,7 @@ class Trainer:
                 mask, (rows, share) = self._action_mask(batch), self.ranks.rows(len(actions))
                 part, own = (observation[rows], actions[rows]), None if mask is None else mask[rows]
                 options = {name: value[:, rows] for name, value in drawn.items()}
-                counts = None if self._language is None else target_counts(observation, mask)
+                counts = None if language_of(self.model) is None else target_counts(observation, mask)
                 mean, kinds = self._part_losses(loss, part, own, options, counts, 1 / max(share, 1e-9))
                 found = [mean, *(getattr(kinds, name) for name in names)]
                 total += torch.tensor([float(each.mean()) for each in found], dtype=torch.float64) * share
@@ -340,7 +334,7 @@ class Trainer:
         return dict(zip(("validation_loss", *(f"validation_{name}" for name in names)), means, strict=True))
 
     def _validated_parts(self) -> tuple[str, ...]:
-        language = self._language
+        language = language_of(self.model)
         if language is None or getattr(self.model.config, "one_step", False):
             return ()
         written = (("text", language.writes_text), ("fast", language.writes_fast))
