@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,8 @@ def part_of(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> set[str]:
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """Modules of the package that a file imports anywhere, annotations-only imports included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -60,7 +63,7 @@ def imported(path: Path) -> set[str]:
             given = {f"{node.module}.{alias.name}" for alias in node.names}
             modules = {name for name in given if module_path(name) is not None}
             names |= modules if modules == given else {node.module, *modules}
-    return {name for name in names if name.startswith("pizero.") and module_path(name) is not None}
+    return frozenset(name for name in names if name.startswith("pizero.") and module_path(name) is not None)
 
 
 def module_path(name: str) -> Path | None:
@@ -71,7 +74,7 @@ def module_path(name: str) -> Path | None:
     return None
 
 
-def violations(part: str, names: set[str]) -> list[str]:
+def violations(part: str, names: Set[str]) -> list[str]:
     found = []
     for name in sorted(names):
         other = name.split(".")[1]

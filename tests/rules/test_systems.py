@@ -18,17 +18,18 @@ NAMES = re.compile(
 
 
 def unguarded(text: str) -> list[str]:
-    tree = ast.parse(text)
-    tried = {id(node) for each in ast.walk(tree) if isinstance(each, ast.Try) for node in each.body}
+    nodes = list(ast.walk(ast.parse(text)))
+    tried = {id(node) for each in nodes if isinstance(each, ast.Try) for node in each.body}
     found = [
         alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Import) and id(node) not in tried
         for alias in node.names
         if alias.name in MODULES
     ]
-    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    asked = set(re.findall(r"hasattr\((\w+), ['\"](\w+)['\"]\)", ast.unparse(tree)))
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    calls = " ".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Call) and "hasattr" in text)
+    asked = set(re.findall(r"hasattr\((\w+), ['\"](\w+)['\"]\)", calls))
     guarded = {module + "." + name.split("_")[0] for module, name in asked}
     return found + sorted(name for name in used if NAMES.fullmatch(name) and name.split("_")[0] not in guarded)
 
