@@ -38,11 +38,8 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # make test-processors   the engine as on an x86 processor with AVX2 alone: no bfloat16, int8 without VNNI
-# On such a processor `make test` has run the same.
-AVX2_ALONE = $(shell grep -m 1 '^flags' /proc/cpuinfo 2>/dev/null | grep -w avx2 | grep -vE 'avx512f|avx_vnni')
 test-processors: setup
-	$(if $(AVX2_ALONE),@echo "AVX2 is all that this processor has: make test runs the engine's tests so",\
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(PARALLEL) tests/engine)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(PARALLEL) tests/engine
 
 test-parity: setup
 	$(BIN)/python -m pytest tests/parity
