@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch._dynamo  # what the first optimizer imports  # noqa: F401
 from train_helpers import nano_fast_preset, nano_model, nano_preset
 
 from pizero.configs.language import with_language
@@ -62,10 +63,15 @@ def train(dataset: Path, run: dict[str, Any]) -> None:
             assert stop is not None
 
 
-if __name__ == "__main__":
-    for run in json.loads(Path(sys.argv[1]).read_text()):
+def train_all(runs: list[dict[str, Any]], dataset: Path) -> None:
+    """One after the other; a UserError is a line, and ends the process with 2."""
+    for run in runs:
         try:
-            train(Path(sys.argv[2]), run)
+            train(dataset, run)
         except UserError as error:
             print(f"UserError: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    train_all(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

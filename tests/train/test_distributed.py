@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import begin
 from rank_runs import train
 from safetensors.torch import load_file
 
@@ -51,27 +52,34 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(machines: int, runs: list[dict[str, Any]], dataset: Path, folder: Path) -> None:
-    """Trains on two ranks for each of so many machines, all of them this one."""
-    path = folder / f"runs{machines}.json"
+def torchrun(runs: list[dict[str, Any]], dataset: Path, folder: Path) -> None:
+    """Trains on two ranks of one machine."""
+    path = folder / "runs.json"
     path.write_text(json.dumps(runs))
-    options = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--nnodes={machines}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)]), "OMP_NUM_THREADS": "1"}
-    agents = [
-        subprocess.Popen(
-            [*command, str(HERE / "rank_runs.py"), str(path), str(dataset)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for _ in range(machines)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(HERE / "rank_runs.py"), str(path), str(dataset)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def on_two_machines(runs: list[dict[str, Any]], dataset: Path, folder: Path) -> None:
+    """Trains on two ranks for each of two machines, both of them this one, with what torchrun sets there."""
+    base = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shown = [folder / f"rank{rank}.txt" for rank in range(4)]
+    ranks = [
+        begin(runs, dataset, path, RANK=str(rank), LOCAL_RANK=str(rank % 2), **base)
+        for rank, path in enumerate(shown)
     ]  # fmt: skip
     try:
-        for agent in agents:
-            output, _ = agent.communicate(timeout=240)
-            assert agent.returncode == 0, output
+        for rank in ranks:
+            rank.join(600)
+        assert [rank.exitcode for rank in ranks] == [0] * 4, [path.read_text() for path in shown]
     finally:
-        for agent in agents:
-            agent.kill()
+        for rank in ranks:
+            rank.kill()
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +109,12 @@ def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("fsdp_language", PLAIN, "fsdp", **language), run("ddp_language", PLAIN, **language),
         run("one_then_two", PARTED, "fsdp", options=resume), run("two_four_one", PARTED, "fsdp", stop=4),
     ]  # fmt: skip
-    launch(1, two, dataset, root)
+    torchrun(two, dataset, root)
     four = [
         run("ddp", PLAIN), run("hsdp", PLAIN, "hsdp"),
         run("two_four_one", PARTED, "fsdp", stop=6, options=resume),
     ]  # fmt: skip
-    launch(2, four, dataset, root)
+    on_two_machines(four, dataset, root)
     assert list_checkpoints(root / "two_four_one")[-1].name == "0000006"
     train(dataset, run("two_four_one", PARTED, options=resume))
     return root

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from forked import begin
 from rank_runs import train
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_distributed import torchrun
 from train_helpers import nano_preset
 
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
@@ -26,12 +23,7 @@ from pizero.train.run_folder import list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.train import train_policy
 
-HERE = Path(__file__).parent
 LONG = {"threads": 1, "steps": 60, "save_every": 4, "validate_every": 30, "keep": 2}
-START = (
-    "import json, sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); from rank_runs import train\n"
-    "train(Path(sys.argv[1]), json.loads(sys.argv[2]))"
-)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -52,24 +44,21 @@ def kill_and_resume(dataset: Path, folder: Path, kinds: list[str]) -> dict[str, 
     """Runs a training that is killed at a moment of each of these kinds, then to its end; how many kills came."""
     run, cache, chance, killed = folder / "run", folder / "cache", random.Random(0), dict.fromkeys(kinds, 0)
     settings = {"output": str(run), "changes": LONG, "options": {"resume": True, "data": {"frames": "disk"}}}
-    environment = os.environ | {"PIZERO_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = folder / "shown.txt"
     for kind in [*kinds, "never"]:
         if kind == "cache":
             for path in cache.rglob("*.npy"):
                 path.unlink()
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, str(dataset), json.dumps(settings), str(HERE)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = begin([settings], dataset, shown, PIZERO_CACHE=str(cache))
         now = moments(run, cache).get(kind, lambda: False)
-        while process.poll() is None and not now():
+        while process.is_alive() and not now():
             time.sleep(0.004)  # what is asked for has a hundred chances, and reading it costs a core
-        if process.poll() is None:
+        if process.is_alive():
             time.sleep(chance.random() * 0.05)
             process.kill()
             killed[kind] += 1
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode in (0, -9), errors
+        process.join(120)
+        assert process.exitcode in (0, -9), shown.read_text()
         for path in list_checkpoints(run)[-1:]:
             verify_example(load_checkpoint(path))
         assert len(list_checkpoints(run)) <= LONG["keep"] + 1
@@ -126,11 +115,11 @@ def test_a_full_disk_ends_all_ranks(dataset: Path, tmp_path: Path) -> None:
         "options": {"runtime": {"sharding": "fsdp"}},
     }
     with pytest.raises(AssertionError) as error:
-        launch(1, [run], dataset, tmp_path)
+        torchrun([run], dataset, tmp_path)
     lines = [line for line in str(error.value).splitlines() if "UserError: " in line]
     assert 1 <= len(lines) <= 2
     assert all("could not be written" in line for line in lines)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["0000004"]
     without = {name: value for name, value in run.items() if name != "full_disk"}
-    launch(1, [{**without, "options": {"runtime": {"sharding": "fsdp"}, "resume": True}}], dataset, tmp_path)
+    torchrun([{**without, "options": {"runtime": {"sharding": "fsdp"}, "resume": True}}], dataset, tmp_path)
     assert list_checkpoints(tmp_path / "run")[-1].name == "0000008"
