@@ -71,6 +71,20 @@ def pulled(velocity: Velocity) -> Velocity:
     return lambda x_t, time: guidance(velocity)(x_t, time) + guidance(velocity)(x_t, 0.8 * time)
 
 
+def crossed(guides: list[Guide | None]) -> list[Any]:
+    """Every variant with every guide. A third of the pairs is tested each time: in it each guide meets every value of
+    every setting, and each variant some of the guides. The rest are slow.
+    """
+    return [
+        pytest.param(
+            variant, guide, id=f"{variant_name(variant)}-{getattr(guide, '__name__', guide)}",
+            marks=() if (row + column) % 3 == 0 else pytest.mark.slow,
+        )
+        for column, guide in enumerate(guides)
+        for row, variant in enumerate(VARIANTS)
+    ]  # fmt: skip
+
+
 def assert_same(model: Pi0, sampler: FastSampler | None = None, **settings: Any) -> None:
     observation = make_observation(model.config)
     noise = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
@@ -80,8 +94,7 @@ def assert_same(model: Pi0, sampler: FastSampler | None = None, **settings: Any)
     torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
-@pytest.mark.parametrize("guide", [reused, late, twice, between, never, of_each_sample, pulled])
-@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+@pytest.mark.parametrize(("variant", "guide"), crossed([reused, late, twice, between, never, of_each_sample, pulled]))
 def test_any_guide(variant: dict[str, str], guide: Guide) -> None:
     model = random_model(**variant)
     sampler = FastSampler(model)
@@ -99,8 +112,7 @@ def test_any_guide_of_a_single_step(variant: dict[str, str], guide: Guide) -> No
     assert_same(model, guide=guide, num_steps=2)
 
 
-@pytest.mark.parametrize("guide", [None, reused, late, twice, between])
-@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+@pytest.mark.parametrize(("variant", "guide"), crossed([None, reused, late, twice, between]))
 def test_settled_actions_with_and_without_a_guide(variant: dict[str, str], guide: Guide | None) -> None:
     model = random_model(**variant, max_delay=3)
     settled = ActionPrefix(torch.randn(2, 6, 4), torch.tensor([2, 0]))
