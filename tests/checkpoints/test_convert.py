@@ -14,17 +14,18 @@ import pytest
 import torch
 
 import pizero.checkpoints.convert as convert_module
-from pizero import load_model, load_policy
+from pizero import load_model, load_policy, save_model
 from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.checkpoints.convert import convert
 from pizero.checkpoints.facts import FACTS, GivenFacts
+from pizero.checkpoints.format import SIZES
 from pizero.checkpoints.native.checkpoint import save_checkpoint
 from pizero.cli.main import run
 from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import CAMERAS, Pi0Config, small_config
+from pizero.model.config import CAMERAS, LanguageConfig, Pi0Config, SiglipConfig, small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import UserError
 
@@ -56,7 +57,7 @@ def test_there_and_back_is_the_same_to_the_bit(to: str, pi05: bool, tmp_path: Pa
     model = Pi0(small_config("nano", pi05=pi05))
     save_checkpoint(tmp_path / "a", model)
     there = convert(tmp_path / "a", tmp_path / "b", to)
-    back = convert(tmp_path / "b", tmp_path / "c", "native", arch=model.config if to == "lerobot" else None)
+    back = convert(tmp_path / "b", tmp_path / "c", "native")
     assert max(there.difference, back.difference) < 1e-5  # the kernels may take another order at another address
     assert (there.source, back.source) == ("native", to)
     again = load_model(tmp_path / "c").state_dict()
@@ -181,10 +182,41 @@ def test_cameras_that_openpi_does_not_see(to: str, cameras: tuple[str, ...], tmp
 
 @pytest.mark.parametrize("to", ["lerobot", "transformers"])
 def test_a_fourth_camera_where_the_format_has_a_place(to: str, tmp_path: Path) -> None:
-    """The same actions; what the files do not say, the conversion does."""
+    """The same actions; what the format has no place for lies beside it."""
     config = small_config("nano", cameras=(*CAMERAS, "side_0_rgb"))
     save_checkpoint(tmp_path / "source", Pi0(config))
     result = convert(tmp_path / "source", tmp_path / "result", to)
     assert result.difference < 1e-5
-    assert any("reading it needs arch" in note for note in result.notes)
-    assert load_model(tmp_path / "result", arch=config).config.cameras == config.cameras
+    assert any(f"{SIZES} holds them" in note for note in result.notes)
+    assert load_model(tmp_path / "result").config.cameras == config.cameras
+
+
+@pytest.mark.parametrize("to", ["openpi-jax", "openpi-torch", "lerobot", "transformers"])
+def test_a_small_copy_is_read_without_arch(to: str, tmp_path: Path) -> None:
+    """Patches of 8 pixels and a text to write, for which LeRobot and Transformers have no place."""
+    vision = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=8)
+    model = Pi0(small_config("nano", vision=vision, image_size=32, language=LanguageConfig(fast_weight=0.0)))
+    save_checkpoint(tmp_path / "source", model)
+    convert(tmp_path / "source", tmp_path / "converted", to)
+    save_model(model, tmp_path / "saved", to)
+    for folder in (tmp_path / "converted", tmp_path / "saved"):
+        assert load_model(folder).config == model.config
+
+
+def test_sizes_beside_a_copy(tmp_path: Path) -> None:
+    """Without the file, or with one that does not fit, one line says which file and what to do."""
+    model = Pi0(small_config("nano", image_size=42))
+    with pytest.warns(UserWarning, match="cannot open it"):
+        save_model(model, tmp_path / "copy", "lerobot")
+    beside = tmp_path / "copy" / SIZES
+    for text, message in (
+        ('{"config": {"widht": 3}}', rf"unknown keys in config: widht.*{SIZES}"),
+        ("{", rf"{SIZES}"),
+        (json.dumps(small_config("nano").to_json()), rf"arch contradicts config.json: image_size 28.*{SIZES}"),
+    ):
+        beside.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path / "copy")
+    beside.unlink()
+    with pytest.raises(UserError, match=f"of width 2048, but the weights have 24; give the sizes with arch, .*{SIZES}"):
+        load_model(tmp_path / "copy")

@@ -14,23 +14,22 @@ import torch
 from torch import Tensor
 
 from pizero.checkpoints.facts import GivenFacts, make_pipeline, needed_options, unknown
-from pizero.checkpoints.format import Arch, Facts, Format, StoredCheckpoint
-from pizero.checkpoints.load import FORMATS, find_format, open_checkpoint
+from pizero.checkpoints.format import SIZES, Arch, Facts, Format, StoredCheckpoint
+from pizero.checkpoints.load import FORMATS, find_format, open_checkpoint, read_checkpoint, record_sizes
 from pizero.checkpoints.models import Network, NetworkConfig
 from pizero.checkpoints.native import checkpoint as native
 from pizero.checkpoints.native.checkpoint import torch_dtype
 from pizero.checkpoints.native.example import TOLERANCE, TOLERANCE_LOW_PRECISION, make_example
 from pizero.data.pipeline import Pipeline
 from pizero.files import new_folder
-from pizero.model.config import Pi0Config
-from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
+from pizero.model.pi0_fast import Pi0Fast
 from pizero.model.precision import cast_weights
 from pizero.types import Observation, RobotDict, UserError
 
 SEED = 0
 """Of the fixed observation and its noise."""
 _WORDS = 16
-SIZES_UNTOLD = "the files of the result do not record its sizes: reading it needs arch"
+SIZES_BESIDE = f"the format has no place for all of its sizes: {SIZES} holds them, keep it beside the weights"
 
 
 @dataclass(frozen=True)
@@ -167,19 +166,12 @@ def _difference(expected: Tensor, actual: Tensor, tolerance: float) -> tuple[flo
 
 
 def _read_again(folder: Path, writer: Format, config: NetworkConfig) -> tuple[StoredCheckpoint, tuple[str, ...]]:
-    """As a user would read it: detected, and without `arch` where its files record the sizes."""
+    """As a user would read it: detected, and without `arch`."""
     detected = next((name for name, format in FORMATS.items() if format.detect(folder)), None)
     if detected is None or FORMATS[detected] is not writer:
         raise UserError(f"the result is recognised as {detected}, which is not what was written; nothing is left of it")
-    try:
-        again = writer.read(folder, None)
-        if again.config == config:
-            return again, ()
-    except UserError:
-        pass
-    if not isinstance(config, Pi0Config | Pi0FastConfig):
-        raise UserError("the result has other sizes than the source; nothing is left of it")
-    return writer.read(folder, config), (SIZES_UNTOLD,)
+    recorded = record_sizes(folder, writer, config)
+    return read_checkpoint(folder), (SIZES_BESIDE,) if recorded else ()
 
 
 def _add_example(folder: Path, model: Network, facts: Facts) -> None:

@@ -23,6 +23,10 @@ from pizero.types import Convention
 Arch = Pi0Config | Pi0FastConfig | Mapping[str, Any]
 """Sizes that a checkpoint does not record: a config, our own JSON, or the words of the checkpoint's own project."""
 
+SIZES = "pizero.json"
+"""File with an `Arch` beside weights whose own files do not record it; we write it where a format has no place."""
+GIVE_SIZES = f"give the sizes with arch, or write them beside the weights as {SIZES} (pizero inspect SOURCE --json)"
+
 
 @dataclass(frozen=True)
 class Facts:

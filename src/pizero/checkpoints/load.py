@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,11 @@ import torch
 
 from pizero.checkpoints.facts import GivenFacts, make_pipeline, pipeline_facts, unknown
 from pizero.checkpoints.files.remote import local_folder
-from pizero.checkpoints.format import Arch, Facts, Format, StoredCheckpoint
+from pizero.checkpoints.format import SIZES, Arch, Facts, Format, StoredCheckpoint
 from pizero.checkpoints.lerobot import diffusion as lerobot_diffusion
 from pizero.checkpoints.lerobot import plugin as lerobot_plugin
 from pizero.checkpoints.lerobot import policy as lerobot
-from pizero.checkpoints.models import Network, usable_device
+from pizero.checkpoints.models import Network, NetworkConfig, usable_device
 from pizero.checkpoints.native import checkpoint as native
 from pizero.checkpoints.native.adapters import merge_adapters
 from pizero.checkpoints.native.checkpoint import (
@@ -38,7 +39,7 @@ from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.fast_writer import FastWriter
 from pizero.engine.products import Kernels, check_kernels
-from pizero.files import new_folder, read_json
+from pizero.files import new_folder, read_json, write_bytes
 from pizero.model.action_model import ActionSampler
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
@@ -173,13 +174,37 @@ def open_checkpoint(
 
 
 def read_checkpoint(folder: Path, arch: Arch | str | Path | None = None) -> StoredCheckpoint:
-    """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`."""
-    sizes = None if arch is None else read_arch(arch)
+    """The reader's answer; UserError when no format knows the folder. arch: as for `load_model`; without it what the
+    folder has in `SIZES`.
+    """
     for format in FORMATS.values():
         if format.detect(folder):
             check_no_adapters(folder)
-            return format.read(folder, sizes)
+            if arch is None and (folder / SIZES).is_file():
+                return _read_with_sizes(folder, format)
+            return format.read(folder, None if arch is None else read_arch(arch))
     raise UserError(refusal(folder, lambda path: any(format.detect(path) for format in FORMATS.values())))
+
+
+def _read_with_sizes(folder: Path, format: Format) -> StoredCheckpoint:
+    sizes = read_arch(folder / SIZES)
+    try:
+        return format.read(folder, sizes)
+    except UserError as error:
+        raise UserError(f"{error} (sizes of {folder / SIZES})") from error
+
+
+def record_sizes(folder: Path, writer: Format, config: NetworkConfig) -> bool:
+    """Writes `SIZES` beside weights whose own files do not give this config back; whether they do not."""
+    try:
+        if writer.read(folder, None).config == config:
+            return False
+    except UserError:
+        pass
+    if not isinstance(config, Pi0Config | Pi0FastConfig):
+        raise UserError("the result has other sizes than the source; nothing is left of it")
+    write_bytes(folder / SIZES, (json.dumps({"config": config.to_json()}, indent=1) + "\n").encode())
+    return True
 
 
 def save_model(model: Network, folder: str | Path, format: str = "native") -> None:
@@ -190,8 +215,10 @@ def save_model(model: Network, folder: str | Path, format: str = "native") -> No
     if format == native.NAME:
         save_checkpoint(Path(folder), model)
         return
+    writer = find_format(format)
     with new_folder(Path(folder)) as partial:
-        find_format(format).write(partial, model, Facts())
+        writer.write(partial, model, Facts())
+        record_sizes(partial, writer, model.config)
 
 
 def find_format(name: str) -> Format:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pizero.checkpoints.files.keymap import Entry, equal, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, write_safetensors
-from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
+from pizero.checkpoints.format import GIVE_SIZES, Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot.processors import (
     Processors,
     image_keys,
@@ -32,13 +32,14 @@ from pizero.checkpoints.lerobot.processors import (
     robot_config,
     write_processors,
 )
+from pizero.checkpoints.lerobot.variants import VARIANTS, check_width, width_of_table
 from pizero.checkpoints.openpi.torch import key_table
 from pizero.checkpoints.transformers.paligemma import is_prefix, name_in_fast, prefix_config
 from pizero.data.fast.codec import FastCodec
 from pizero.data.fast.tokens import SKIP
 from pizero.data.pipeline import CODEC
 from pizero.files import values_of
-from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M
+from pizero.model.config import SO400M
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import UserError
 
@@ -48,7 +49,6 @@ _TABLE, _HEAD = _PALIGEMMA + "model.language_model.embed_tokens.weight", _PALIGE
 MARK = _HEAD
 """A tensor by whose name the weights are recognised."""
 _FLOAT32 = ("vision_tower", "multi_modal_projector", "input_layernorm", "post_attention_layernorm", "model.norm")
-_VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
 _PUBLISHED = "lerobot/fast-action-tokenizer"
 
 
@@ -60,7 +60,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     table = start + (_TABLE if start + _TABLE in weights else _HEAD)
     with values_of(f"{folder}: {CONFIG} or a processor"):
         processors = read_processors(folder, values)
-        config = _read_config(values, processors, arch)
+        config = _read_config(values, processors, arch, width_of_table(weights, table))
     if (skip := values.get("fast_skip_tokens", SKIP)) != SKIP:
         raise UserError(f"{folder / CONFIG}: fast_skip_tokens is {skip}; only {SKIP}, the published one, can be read")
     rows = [dataclasses.replace(row, theirs=start + row.theirs) for row in _rows(config, table.removeprefix(start))]
@@ -110,10 +110,10 @@ def write(folder: Path, model: Pi0Fast, facts: Facts) -> None:
 
 def written_config(model: Pi0Fast, facts: Facts) -> dict[str, Any]:
     config = model.config
-    variants = {sizes: name for name, sizes in _VARIANTS.items()}
+    variants = {sizes: name for name, sizes in VARIANTS.items()}
     standard = config.vision == SO400M and config.vocab_size == Pi0FastConfig().vocab_size
     if not standard or config.prefix not in variants:
-        warnings.warn("LeRobot has no name for this model's sizes and cannot open it; reading it needs arch")
+        warnings.warn("LeRobot has no name for this model's sizes and cannot open it")
     return {
         "type": TYPE,
         "n_obs_steps": 1,
@@ -172,8 +172,12 @@ def _rows(config: Pi0FastConfig, table: str) -> list[Entry]:
     return [dataclasses.replace(row, ours=name_in_fast(row.ours)) for row in rows]
 
 
-def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch | None) -> Pi0FastConfig:
-    """Switches and dims of config.json, sizes of its variant or of `arch`, which must not contradict it."""
+def _read_config(
+    values: Mapping[str, Any], processors: Processors, arch: Arch | None, table_width: int | None
+) -> Pi0FastConfig:
+    """Switches and dims of config.json, sizes of its variant or of `arch`, which must not contradict it.
+    table_width: of the token table, None where there is none.
+    """
     height, width = values.get("image_resolution") or (224, 224)
     if height != width:
         raise UserError(f"{CONFIG}: image_resolution is {height} x {width}; only square images can be read")
@@ -184,10 +188,11 @@ def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch |
         "temperature": float(values.get("temperature") or 0.0),
     }  # fmt: skip
     if arch is None:
+        check_width(values, table_width)
         variant = values.get("paligemma_variant", "gemma_2b")
-        if variant not in _VARIANTS:
-            raise UserError(f"{CONFIG} names the variant {variant!r}, whose sizes are not known; give them by arch")
-        return Pi0FastConfig(prefix=_VARIANTS[variant], **told)
+        if variant not in VARIANTS:
+            raise UserError(f"{CONFIG} names the variant {variant!r}, whose sizes are not known; {GIVE_SIZES}")
+        return Pi0FastConfig(prefix=VARIANTS[variant], **told)
     if isinstance(arch, Mapping):
         with values_of("arch"):
             arch = Pi0FastConfig.from_json(arch)

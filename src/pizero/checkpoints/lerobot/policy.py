@@ -19,7 +19,7 @@ from torch import Tensor
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
-from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
+from pizero.checkpoints.format import GIVE_SIZES, Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.lerobot import fast
 from pizero.checkpoints.lerobot.keys import LEGACY_KEYS
 from pizero.checkpoints.lerobot.processors import (
@@ -33,11 +33,12 @@ from pizero.checkpoints.lerobot.processors import (
     robot_config,
     write_processors,
 )
+from pizero.checkpoints.lerobot.variants import VARIANTS, check_width, width_of_table
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi.torch import config_from_arch, key_table
 from pizero.checkpoints.refusals import LEGACY_PI0, legacy_pi0
 from pizero.files import values_of
-from pizero.model.config import GEMMA_2B, GEMMA_300M, SO400M, GemmaConfig, Pi0Config, SiglipConfig
+from pizero.model.config import SO400M, GemmaConfig, Pi0Config, SiglipConfig
 from pizero.model.pi0 import Pi0
 from pizero.model.pi0_fast import Pi0Fast, Pi0FastConfig
 from pizero.types import UserError
@@ -45,7 +46,6 @@ from pizero.types import UserError
 NAME = "lerobot"
 CONFIG = "config.json"
 _PRESETS = {"pi0": Pi0Config.pi0(), "pi05": Pi0Config.pi05()}
-_VARIANTS = {"gemma_2b": GEMMA_2B, "gemma_300m": GEMMA_300M}
 _PREFIX = "model."
 _INSIDE = "paligemma_with_expert."
 EMBEDDED = _INSIDE + "paligemma.model.language_model.embed_tokens.weight"
@@ -76,12 +76,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     table = next((prefix + name for name in (EMBEDDED, _LM_HEAD) if prefix + name in weights), prefix + EMBEDDED)
     with values_of(f"{folder}: {CONFIG} or a processor"):
         processors = read_processors(folder, values)
-        config = _read_config(values, processors, arch)
-    if arch is None and table in weights and weights.shape(table)[-1:] != (config.prefix.width,):
-        raise UserError(
-            f"{folder / CONFIG} names {values.get('paligemma_variant')}, of width {config.prefix.width}, but the "
-            f"weights have {(weights.shape(table) or (0,))[-1]}; give the sizes with arch"
-        )
+        config = _read_config(values, processors, arch, width_of_table(weights, table))
     rows = key_table(config, table.removeprefix(prefix))
     rows = [dataclasses.replace(row, theirs=prefix + row.theirs) for row in rows]
     try:
@@ -177,8 +172,12 @@ def kept_in_float32(name: str) -> bool:
     return not inside.startswith(_INSIDE) or any(part in inside for part in _FLOAT32)
 
 
-def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch | None) -> Pi0Config:
-    """Switches and dims of config.json, sizes of its variants or of `arch`, which must not contradict it."""
+def _read_config(
+    values: Mapping[str, Any], processors: Processors, arch: Arch | None, table_width: int | None
+) -> Pi0Config:
+    """Switches and dims of config.json, sizes of its variants or of `arch`, which must not contradict it.
+    table_width: of the token table, None where there is none.
+    """
     preset = _PRESETS[values["type"]]
     height, width = values.get("image_resolution") or values.get("resize_imgs_with_padding") or (224, 224)
     if height != width:
@@ -195,11 +194,12 @@ def _read_config(values: Mapping[str, Any], processors: Processors, arch: Arch |
         "max_delay": values.get("rtc_training_max_delay") or 0,
     }  # fmt: skip
     if arch is None:
+        check_width(values, table_width)
         names = values.get("paligemma_variant", "gemma_2b"), values.get("action_expert_variant", "gemma_300m")
-        unknown = [str(name) for name in names if name not in _VARIANTS]
+        unknown = [str(name) for name in names if name not in VARIANTS]
         if unknown:
-            raise UserError(f"{CONFIG} names the variant {unknown[0]!r}, whose sizes are not known; give them by arch")
-        return dataclasses.replace(preset, prefix=_VARIANTS[names[0]], expert=_VARIANTS[names[1]], **told)
+            raise UserError(f"{CONFIG} names the variant {unknown[0]!r}, whose sizes are not known; {GIVE_SIZES}")
+        return dataclasses.replace(preset, prefix=VARIANTS[names[0]], expert=VARIANTS[names[1]], **told)
     if isinstance(arch, Mapping) and "chunk_size" in arch:
         sizes = _sizes(arch)
         given = {name: arch[key] for name, key in _ARCH_KEYS.items() if key in arch and arch[key] != values.get(key)}
@@ -255,10 +255,10 @@ def written_config(model: Pi0, facts: Facts) -> dict[str, Any]:
             f"LeRobot has no policy with state_input {config.state_input!r}, time_conditioning "
             f"{config.time_conditioning!r} and {config.action_attention} action attention; write another format"
         )
-    variants = {sizes: name for name, sizes in _VARIANTS.items()}
+    variants = {sizes: name for name, sizes in VARIANTS.items()}
     standard = config.vision == SO400M and config.vocab_size == _PRESETS[kind].vocab_size
     if not (standard and config.prefix in variants and config.expert in variants):
-        warnings.warn("LeRobot has no name for this model's sizes and cannot open it; reading it needs arch")
+        warnings.warn("LeRobot has no name for this model's sizes and cannot open it")
     return {
         "type": kind,
         "n_obs_steps": 1,

@@ -16,7 +16,7 @@ from torch import Tensor
 from pizero.checkpoints.files.json_file import peek
 from pizero.checkpoints.files.keymap import Entry, equal, expand, matched
 from pizero.checkpoints.files.safetensors_file import WEIGHTS, SafetensorsWeights, weight_names, write_safetensors
-from pizero.checkpoints.format import Arch, Facts, StoredCheckpoint
+from pizero.checkpoints.format import GIVE_SIZES, Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.checkpoints.openpi.folder import VARIANTS, config_from_arch
@@ -62,7 +62,7 @@ def read(folder: Path, arch: Arch | None = None) -> StoredCheckpoint:
     try:
         tensors = matched(weights, key_table(config, table), ignored)
     except UserError as error:
-        hint = "" if arch is not None else "; for sizes that the folder does not record, give the sizes with arch"
+        hint = "" if arch is not None else f"; for sizes that the folder does not record, {GIVE_SIZES}"
         raise UserError(f"{error}{hint}") from None
     facts, notes = openpi_folder.read_facts(folder, config)
     return StoredCheckpoint(NAME, config, tensors, facts, (*weights.notes, *told, *_untied(folder, weights), *notes))
@@ -174,10 +174,10 @@ def _standard_config(folder: Path, adaptive: bool) -> Pi0Config:
                 "are not the trained ones; convert the JAX checkpoint with pizero, which merges them"
             )
         if name not in VARIANTS:
-            raise UserError(f"{path} names the variant {name!r}, whose sizes are not known; give them with arch")
+            raise UserError(f"{path} names the variant {name!r}, whose sizes are not known; {GIVE_SIZES}")
     dims = [values.get(key) for key in ("action_dim", "action_horizon")]
     if not all(isinstance(dim, int) for dim in dims):
-        raise UserError(f"{path} does not record action_dim and action_horizon; give the sizes with arch")
+        raise UserError(f"{path} does not record action_dim and action_horizon; {GIVE_SIZES}")
     preset = Pi0Config.pi05 if adaptive else Pi0Config.pi0
     return preset(
         prefix=VARIANTS[names[0]],
@@ -206,7 +206,7 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], adaptive: bool, fold
         if vision != SO400M:
             raise UserError(
                 f"{folder} has no config.json and another vision tower than So400m, whose heads no shape shows; "
-                "give the sizes with arch (pizero inspect --json writes an example)"
+                f"{GIVE_SIZES}"
             )
         return dataclasses.replace(
             preset,
@@ -219,8 +219,8 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], adaptive: bool, fold
         )
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise UserError(
-            f"{folder} has no config.json, and {error.args[0]} is missing or of another shape; copy it again, or give "
-            "the sizes with arch"
+            f"{folder} has no config.json, and {error.args[0]} is missing or of another shape; copy it again, or "
+            f"{GIVE_SIZES}"
         ) from None
 
 

@@ -50,7 +50,7 @@ _FIXED = {
 }  # fmt: skip
 """Settings that the network has no switch for; others are refused."""
 _DEFAULT_THETA = 10_000.0
-_UNTOLD = {"cameras", "max_delay", "prompt_length"}
+_UNTOLD = {"cameras", "language", "max_delay", "prompt_length"}
 """What an arch may add: no weight depends on it, and config.json has no place for it."""
 
 
