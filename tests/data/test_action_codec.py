@@ -23,6 +23,10 @@ def codec() -> FastCodec:
     return FastCodec.fit([chunks(60)], vocab_size=400)
 
 
+OUTLIER = np.zeros((2, 8, 3))
+OUTLIER[1, 4, 1] = -300  # all other coefficients would have characters of three bytes, which nothing could write
+
+
 def test_a_codec_with_all_bytes_encodes_chunks_unlike_those_it_saw(codec: FastCodec) -> None:
     """The reference's alphabet lacks characters that the chunks do not have."""
     draw = np.random.default_rng(1)
@@ -80,7 +84,7 @@ def test_actions_without_a_character(codec: FastCodec, value: float) -> None:
         ([np.zeros((0, 8, 3))], "no action chunks"),
         ([np.full((2, 8, 3), np.nan)], "NaN"),
         ([chunks(2), np.full((2, 8, 3), np.nan), chunks(2)], "NaN"),
-        ([np.full((2, 8, 3), 1e12)], "far from"),
+        ([chunks(3), OUTLIER], "action dimension 1 reaches 300, far from"),
     ],
 )
 def test_nothing_to_fit_on(data: list[np.ndarray], text: str) -> None:

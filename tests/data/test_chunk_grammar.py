@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,11 @@ def test_what_the_codec_encodes_is_allowed(codec: FastCodec) -> None:
             state = grammar.advance(state, np.array([token]))
         assert state.finished.all()
         assert not grammar.allowed(state).any()
+
+
+def test_a_codec_that_could_write_no_usual_chunk_is_refused() -> None:
+    with pytest.raises(UserError, match="min_token is -2048, so that a coefficient of 0 has three bytes"):
+        ChunkGrammar(dataclasses.replace(WHOLE, min_token=-2048), 10, 7)
 
 
 def test_without_the_grammar_nearly_nothing_is_a_chunk() -> None:

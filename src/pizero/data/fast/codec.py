@@ -29,6 +29,8 @@ OnMalformed: TypeAlias = Literal["raise", "zeros"]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 _LARGEST_FILE = 64 << 20
+TWO_BYTES = 0x800
+"""Characters below have one or two bytes: those of the coefficients that `grammar` can write."""
 _LARGEST_CHARACTER = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
 _REPLACEMENT = 0xFFFD
@@ -186,7 +188,8 @@ class FastCodec:
 
         all_bytes: the alphabet is all 256 bytes, so that every chunk can be encoded. False takes the reference's
         alphabet, the characters of the coefficients seen, which leaves chunks without a token for one of theirs.
-        UserError for a vocabulary that has no room for the alphabet.
+        UserError for a vocabulary that has no room for the alphabet, and for values so far from [-1, 1] (about 100 at a
+        scale of 10) that their coefficients are not `TWO_BYTES`.
         """
         arrays = [array if array.ndim == 3 else array[None] for array in chunks]
         arrays = [array for array in arrays if array.size]
@@ -195,10 +198,10 @@ class FastCodec:
         coefficients = [np.around(_dct(array) * scale) for array in arrays]
         lowest = float(np.min([array.min() for array in coefficients]))  # NaN where one value is
         highest = float(np.max([array.max() for array in coefficients]))
-        if not np.isfinite(highest - lowest) or highest - lowest >= _SURROGATES[0]:
-            raise UserError(
-                "FAST codec: the actions hold NaN, infinity or values far from [-1, 1]; repair or normalise them"
-            )
+        if not np.isfinite(highest - lowest):
+            raise UserError("FAST codec: the actions hold NaN or infinity; repair the data")
+        if highest - lowest >= TWO_BYTES:
+            raise UserError(f"FAST codec: {_far_away(arrays)}; repair the data, normalise it, or take a smaller scale")
         min_token, largest = int(lowest), int(highest) - int(lowest)
         alphabet = _byte_symbols() if all_bytes else [chr(point) for point in range(largest + 1)]
         if vocab_size <= len(alphabet):
@@ -229,7 +232,9 @@ class FastCodec:
     @cached_property
     def _known(self) -> NDArray[np.int64]:
         """The code points that have tokens, of those up to where three bytes begin."""
-        return np.array([point for point in range(0x800) if self._decode(self._encode([chr(point)])[0]) == chr(point)])
+        return np.array(
+            [point for point in range(TWO_BYTES) if self._decode(self._encode([chr(point)])[0]) == chr(point)]
+        )
 
     def _nearest(self, characters: NDArray[np.int64]) -> NDArray[np.int64]:
         if not len(self._known):
@@ -237,6 +242,12 @@ class FastCodec:
         right = np.clip(np.searchsorted(self._known, characters), 1, max(len(self._known) - 1, 1))
         left, right = self._known[right - 1], self._known[np.minimum(right, len(self._known) - 1)]
         return np.where(characters - left <= right - characters, left, right)
+
+
+def _far_away(arrays: list[Floats]) -> str:
+    """The dimension with the largest value, and what that is."""
+    largest = max((np.abs(array).max(axis=(0, 1)) for array in arrays), key=lambda values: float(values.max()))
+    return f"action dimension {int(largest.argmax())} reaches {largest.max():.3g}, far from [-1, 1]"
 
 
 def _untrained(vocab_size: int, alphabet: list[str]) -> tuple[Tokenizer, Any]:

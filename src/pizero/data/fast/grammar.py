@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pizero.data.fast.codec import FastCodec
+from pizero.data.fast.codec import TWO_BYTES, FastCodec
 from pizero.types import UserError
 
 INVALID = -1
@@ -35,7 +35,12 @@ class ChunkGrammar:
     """The grammar of one codec and one shape of chunks."""
 
     def __init__(self, codec: FastCodec, horizon: int, action_dim: int) -> None:
-        """UserError for a codec whose tokens cannot make a chunk of this shape."""
+        """UserError for a codec whose tokens cannot make a chunk of this shape, or none near 0."""
+        if -codec.min_token >= TWO_BYTES:
+            raise UserError(
+                f"FAST codec: its min_token is {codec.min_token}, so that a coefficient of 0 has three bytes, which "
+                "the grammar does not write; fit it to data without outliers"
+            )
         self.codec, self.length = codec, horizon * action_dim
         steps = np.array([[_step(token, starts_open) for token in codec.token_bytes] for starts_open in (False, True)])
         self._begun, self._open = steps[..., 0], steps[..., 1] == 1  # [2, size]: by token, from a closed or open text
