@@ -18,10 +18,11 @@ from pizero.baseline.config import small_baseline
 from pizero.baseline.policy import DiffusionPolicy
 from pizero.data.embodiments import generic
 from pizero.policy.course import Course, sample_course
+from pizero.policy.policy import ModelPolicy
 from pizero.policy.sampling import episode_noise
 from pizero.serving.playground import session as module
 from pizero.serving.playground.server import PlaygroundServer, obey
-from pizero.serving.playground.session import Lane, Player, Session
+from pizero.serving.playground.session import Lane, Player, Session, lane_state
 from pizero.serving.running import Background, background
 from pizero.types import UserError
 from pizero.workflows import playground as workflow
@@ -92,9 +93,20 @@ def test_the_horizon_and_steps_of_the_sliders(player: Player) -> None:
     assert session.lanes[0].chunks == 3
     assert session.lanes[0].course is not None
     assert len(session.lanes[0].course.actions) == 6
-    for wrong in ({"execution_horizon": 7}, {"num_steps": 0}, {"delay": 6}):
+    for wrong in ({"execution_horizon": 7}, {"num_steps": -1}, {"delay": 6}):
         with pytest.raises(UserError, match="must be"):
             session.change(**wrong)
+
+
+def test_each_policy_takes_its_own_steps_until_the_slider_is_moved(player: Player) -> None:
+    model, pipeline = player.policy.model, player.policy.pipeline
+    session = Session([player, *(Player("other", ModelPolicy(model, pipeline, num_steps=n)) for n in (1, 3))])
+    own = [player.policy.num_steps, 1, 3]
+    for wanted, taken in ((None, own), (4, [4, 4, 4]), (0, own)):
+        if wanted is not None:
+            obey(session, {"do": "set", "num_steps": wanted})
+        session.step()
+        assert [lane_state(lane, True)["num_steps"] for lane in session.lanes] == taken
 
 
 @pytest.mark.parametrize(("wanted", "taken"), [(20, 20), (19, 10), (3, 2), (1, 1)])
@@ -242,6 +254,7 @@ def test_the_page_types_drags_and_reads_the_outcome(server: Background) -> None:
     try:
         browser.open(server.uri.replace("ws", "http", 1) + "/")
         browser.wait("document.getElementById('status').textContent === 'live' && lanes.length === 2")
+        assert browser.run("at('num_steps-value').textContent") == "each policy's own"
         for name, value in (("execution_horizon", 1), ("num_steps", 4)):
             browser.run(f"at('{name}').value = {value}; at('{name}').dispatchEvent(new Event('change'))")
         browser.wait("state.settings.execution_horizon === 1 && state.settings.num_steps === 4")

@@ -43,12 +43,14 @@ function show(next) {
   if (document.activeElement !== at("seed")) at("seed").value = state.seed;
   for (const name of SLIDERS) {
     if (document.activeElement !== at(name)) at(name).value = state.settings[name];
-    at(`${name}-value`).textContent = state.settings[name];
+    at(`${name}-value`).textContent = shown(name, state.settings[name]);
   }
   suggest(state.suggestions);
   while (lanes.length < state.lanes.length) addLane(lanes.length);
   state.lanes.forEach((lane, i) => showLane(lanes[i], lane));
 }
+
+function shown(name, value) { return name === "num_steps" && !value ? "each policy's own" : value; }
 
 function suggest(texts) {
   const box = at("suggestions");
@@ -88,7 +90,7 @@ function showLane(lane, told) {
   lane.image.src = told.pictures.top;
   lane.hand.src = told.pictures.ego;
   lane.name.textContent = told.name;
-  lane.speed.textContent = told.ms ? `${told.ms.toFixed(1)} ms a chunk${told.num_steps ? `, ${told.num_steps} steps` : ""}` : "";
+  lane.speed.textContent = told.ms ? `${told.ms.toFixed(1)} ms a chunk${told.num_steps ? `, ${told.num_steps} integration step${told.num_steps > 1 ? "s" : ""}` : ""}` : "";
   const solved = told.solved_after !== null;
   lane.outcome.textContent = solved ? `solved in ${told.solved_after} steps` : `step ${told.steps}`;
   lane.outcome.className = solved ? "outcome good" : "outcome";
@@ -209,7 +211,7 @@ at("next").onclick = () => scene(state.seed + 1);
 at("scene").onchange = () => scene(state.seed);
 at("seed").onchange = () => { scene(Math.max(0, Number(at("seed").value) || 0)); at("seed").blur(); };
 for (const name of SLIDERS) {
-  at(name).oninput = () => { at(`${name}-value`).textContent = at(name).value; };
+  at(name).oninput = () => { at(`${name}-value`).textContent = shown(name, Number(at(name).value)); };
   at(name).onchange = () => { send({ do: "set", [name]: Number(at(name).value) }); at(name).blur(); };
 }
 connect();

@@ -41,10 +41,12 @@ class Player:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the sliders say. delay: control steps between a question and its answer. noise: seed of the noise."""
+    """What the sliders say. num_steps: of every policy, 0 for each one's own. delay: control steps between a question
+    and its answer. noise: seed of the noise.
+    """
 
-    num_steps: int
     execution_horizon: int
+    num_steps: int = 0
     delay: int = 0
     noise: int = 0
 
@@ -90,8 +92,7 @@ class Session:
         self.horizon = min(
             player.policy.noise_shape[0] - player.policy.model.config.past_actions for player in self._players
         )
-        steps = max(player.policy.num_steps for player in self._players)
-        self.settings = Settings(min(steps, MOST_STEPS), max(self.horizon // 2, 1))
+        self.settings = Settings(max(self.horizon // 2, 1))
         self.note = ""
         """What went wrong with the last command or chunk, for the page."""
         self.begin("tabletop", None, 0)
@@ -121,7 +122,7 @@ class Session:
         """Fields of the settings; the next chunk follows them."""
         changed = replace(self.settings, **values)
         limits = {
-            "num_steps": (1, MOST_STEPS), "execution_horizon": (1, self.horizon), "delay": (0, self.horizon - 1),
+            "num_steps": (0, MOST_STEPS), "execution_horizon": (1, self.horizon), "delay": (0, self.horizon - 1),
             "noise": (0, 10_000),
         }  # fmt: skip
         for name, (low, high) in limits.items():
@@ -183,8 +184,8 @@ class Session:
             observation["subtask"] = ""
         question = lane.executor.question(observation)
         noise = episode_noise(self.settings.noise, lane.chunks, lane.player.policy.noise_shape)
-        steps = possible_steps(lane.player.policy, self.settings.num_steps)
-        return sample_course(lane.player.policy, question, noise, steps)
+        policy, wanted = lane.player.policy, self.settings.num_steps
+        return sample_course(policy, question, noise, possible_steps(policy, wanted) if wanted else None)
 
 
 def possible_steps(policy: ModelPolicy, wanted: int) -> int:
