@@ -117,7 +117,7 @@ def test_a_column_of_text_and_numbers_of_a_table(root: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "episode,from,to,text\n0,0,1.2,go\n0,1.2,,\"stop, now\"\n2,0.5,99,go\n",
+        "episode,from,to,text\n0,0,1.2,go\n0,1.2,,\"stop, now\"\n2,0.5,1e308,go\n",
         "\ufeffepisode;from_frame;to_frame;text\n0;0;12;go\n0;12;;stop, now\n\n2;5;42;go\n",
         "text\tnote\tEpisode\tfrom\tto\nstop, now\t-\t0\t1.2\t\ngo\t-\t0\t0\t\ngo\t-\t2\t0.5\t4.2\n",
     ],
@@ -156,6 +156,7 @@ def test_overlaps_and_episodes_that_are_not_there(root: Path) -> None:
         ("episode,from,to,text\n0,0,1,\n", "line 2: no text"),
         ("episode,from,to,text\n0,,1,go\n", "line 2: no from"),
         ("episode,from,to,text\n0,4,5,go\n", "line 2: it begins at 4, where the episode ends at 4 s"),
+        ("episode,from,to,text\n0,1e308,,go\n", r"line 2: it begins at 1e\+308, where the episode ends at 4 s"),
         ("episode,from,to,text\n7,0,1,go\n", "names no episode of"),
     ],
 )

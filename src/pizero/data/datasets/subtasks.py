@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -186,13 +187,13 @@ def _of_lines(data: Frames, path: Path) -> Subtasks:
 def _on_frames(line: Line, path: Path, fps: float, length: int) -> Segment:
     """The frames from its beginning to before its end, at least one; an open end is -1 until `_closed`."""
     scale = fps if line.seconds else 1.0
-    start = int(np.ceil(line.start * scale - 1e-6))
+    start = ceil(min(line.start * scale - 1e-6, length))
     if start >= length:
         last = f"{length / fps:g} s" if line.seconds else f"frame {length}"
         raise UserError(f"{path}, line {line.number}: it begins at {line.start:g}, where the episode ends at {last}")
     if line.end is None:
         return Segment(line.episode, start, -1, line.text)
-    end = min(int(np.ceil(line.end * scale - 1e-6)), length)
+    end = ceil(min(line.end * scale - 1e-6, length))
     return Segment(line.episode, start, max(end, start + 1), line.text)
 
 
