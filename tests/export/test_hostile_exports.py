@@ -151,6 +151,20 @@ def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_openvino_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own error, as it came on a disk of 2 MB."""
+    openvino = pytest.importorskip("openvino")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    write(tmp_path / "checkpoint", "pi0")
+    with pytest.raises(UserError, match=r"write the graph vision \(basic_ios::clear: .*; the disk has .* MB free"):
+        export(tmp_path / "checkpoint", tmp_path / "export", to="openvino", threads=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -26,7 +26,7 @@ from pizero.train.config import LoraConfig, TrainConfig
 from pizero.train.run_folder import list_checkpoints
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect
-from pizero.workflows.demo import DemoConfig, print_results, run_demo
+from pizero.workflows.demo import RECORDED, DemoConfig, print_results, run_demo
 from pizero.workflows.evaluate import (
     EvaluateConfig,
     blank_images,
@@ -199,6 +199,15 @@ def test_demo_leaves_everything(
     assert "report.html" in shown
     again = run_demo(config, preset, folder)  # nothing is collected or trained twice
     assert again["success_rate"] == results["success_rate"]
+    count = config.collect.episodes
+    more = dataclasses.replace(config, collect=dataclasses.replace(config.collect, episodes=count + 5, seed=9))
+    for told in (
+        f"episodes was {count}, now {count + 5}; seed was 0, now 9",
+        f"episodes was {count}, now {count + 5};",
+    ):
+        with pytest.raises(UserError, match=f"recorded with other settings: {told}"):
+            run_demo(more, preset, folder)
+        (folder / RECORDED).unlink(missing_ok=True)  # as in folders of before there was this file
 
 
 def test_evaluate_checkpoint_of_a_run(demo: tuple[Path, dict, DemoConfig, Preset], tmp_path: Path) -> None:

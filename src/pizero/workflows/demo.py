@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from pizero.envs.metaworld.tasks import DEFAULT_TASKS
 from pizero.envs.scene import with_units
 from pizero.evaluation.rollout import EpisodeSpec, rollout
 from pizero.evaluation.video import write_mp4
+from pizero.files import read_json
 from pizero.model.config import Pi0Config
 from pizero.policy.course import sample_course
 from pizero.policy.policy import ModelPolicy
@@ -26,6 +29,7 @@ from pizero.processes import usual_threads
 from pizero.report.evaluation import BASELINES, check_completed
 from pizero.report.quickstart import FilmedEpisode, SampledChunk, quickstart_report
 from pizero.train.metrics import read_metrics
+from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.evaluate import (
     ACTORS,
@@ -39,6 +43,9 @@ from pizero.workflows.evaluate import (
 )  # fmt: skip
 from pizero.workflows.progress import console
 from pizero.workflows.train import TrainResult, train_policy
+
+RECORDED = "demonstrations.json"
+"""In the folder: how its dataset was recorded."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
     """Leaves dataset, run, videos, results.json and report.html in `folder`; what is there already is used again."""
     started = time.perf_counter()
     dataset = folder / "dataset"
+    _check_demonstrations(config.collect, folder)
     seconds = {"collect": collect_once(config.collect, dataset)}
     before = time.perf_counter()
     trained = train_policy(dataset, folder / "train", preset, resume=True)
@@ -98,6 +106,27 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
     write_json(folder / "results.json", results)
     _report(config, preset, policy, folder, results)
     return results
+
+
+def _check_demonstrations(config: CollectConfig, folder: Path) -> None:
+    """UserError where the folder's dataset was recorded with other settings: the results would name demonstrations that
+    the policy never saw.
+    """
+    path, asked = folder / RECORDED, json.loads(json.dumps(dataclasses.asdict(config)))
+    del asked["workers"]
+    if (folder / "dataset").is_dir():
+        recorded = read_json(path if path.is_file() else folder / "dataset" / "meta" / "info.json")
+        own = recorded if path.is_file() else {"episodes": recorded.get("total_episodes")}
+        changed = [
+            f"{name} was {own[name]}, now {value}" for name, value in asked.items() if own.get(name, value) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{folder / 'dataset'} was recorded with other settings: {'; '.join(changed)}; give the old ones to "
+                "continue, or another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asked)
 
 
 def _baselines(policy: ModelPolicy, config: DemoConfig, prompts: list[str]) -> dict[str, Any]:
