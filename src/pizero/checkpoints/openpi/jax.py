@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pizero.checkpoints.files.keymap import listed
 from pizero.checkpoints.files.orbax import METADATA, ArrayToWrite, OrbaxArrays, stored_names, write_arrays
-from pizero.checkpoints.format import GIVE_SIZES, Arch, Facts, StoredCheckpoint
+from pizero.checkpoints.format import SIZES, Arch, Facts, StoredCheckpoint
 from pizero.checkpoints.models import Network
 from pizero.checkpoints.openpi import folder as openpi_folder
 from pizero.files import write_bytes
@@ -72,7 +72,10 @@ def _read(folder: Path, arch: Arch | None, merge: bool = True) -> tuple[StoredCh
     adapters = {row.theirs: row.adapters for row in rows if row.adapters & names}
     wrong = _misfits(arrays, rows, set[str]().union(*adapters.values()))
     if wrong and given is None:
-        raise UserError(f"{folder} has other sizes than gemma_2b, gemma_300m and So400m; {GIVE_SIZES} ({wrong})")
+        raise UserError(
+            f"{folder} has other sizes than gemma_2b, gemma_300m and So400m; give them with arch, or beside it in "
+            f"{SIZES} ({wrong})"
+        )
     if wrong:
         raise UserError(f"weights do not fit: {wrong}")
     ranks = sorted({_rank(row, arrays) for row in rows if row.theirs in adapters})
