@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from here import Here
 
 from pizero.baseline.config import BaselineConfig
 from pizero.configs.ladder import CHANGES, STUDIES, LadderConfig, rung_preset, variant_preset
@@ -68,7 +69,8 @@ def test_compare_measures_keeps_and_adds(
     assert "dual experts" in capsys.readouterr().err
     with pytest.raises(UserError, match="other settings"):
         compare(dataclasses.replace(config, episodes=2), tmp_path)
-    monkeypatch.setattr(compare_runner, "STEP_COUNTS", (1, 5))  # each is a process
+    monkeypatch.setattr(compare_runner, "STEP_COUNTS", (1, 5))
+    monkeypatch.setattr(compare_runner, "Workers", Here)
     stepped = compare(dataclasses.replace(config, study="steps", rungs=(7,)), tmp_path)
     assert [row["num_steps"] for row in stepped["steps"]] == [1, 5]
     assert stepped["rows"] == results["rows"]
@@ -76,10 +78,11 @@ def test_compare_measures_keeps_and_adds(
         compare(dataclasses.replace(config, study="steps", rungs=(4,)), tmp_path)
 
 
-def test_a_budget_by_time_gives_each_variant_its_own_steps(tmp_path: Path) -> None:
+def test_a_budget_by_time_gives_each_variant_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own speed as it was measured here; two variants may happen to be equally fast."""
+    monkeypatch.setattr(compare_runner, "Workers", Here)
     ladder = dataclasses.replace(NANO, seconds=0.2)
-    config = CompareConfig(ladder, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",))
+    config = CompareConfig(ladder, rungs=(0,), demonstrations=6, episodes=1, tasks=("reach",), workers=1)
     for row in compare(config, tmp_path)["rows"]:
         run = tmp_path / f"rung{row['rung']}_seed0"
         steps = json.loads((run / "steps.json").read_text())["steps"]

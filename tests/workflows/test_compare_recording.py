@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from here import Here
 
 from pizero.cli import compare as command
 from pizero.configs.ladder import LadderConfig
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.loader import split_episodes
 from pizero.types import UserError
+from pizero.workflows import compare as compare_runner
 from pizero.workflows.compare import CompareConfig, compare, print_comparison
 from pizero.workflows.compare_recording import VALIDATION_FRACTION
 
@@ -25,6 +27,7 @@ def test_a_recording_is_measured_without_a_simulator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIZERO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compare_runner, "Workers", Here)
     config = CompareConfig(LADDER, rungs=(7,), workers=1, dataset=str(PNG))
     results = compare(config, tmp_path / "out")
     (row,) = results["rows"]
@@ -46,6 +49,7 @@ def test_a_recording_is_measured_without_a_simulator(
         np.testing.assert_allclose(found["open_loop_error"], np.mean(errors, axis=0), rtol=1e-3, atol=1e-4)
     assert [found["change"] for found in results["trivial"]] == ["constant action", "action before"]
 
+    capsys.readouterr()
     print_comparison(results, tmp_path)
     printed = capsys.readouterr().err
     assert "constant action" in printed
