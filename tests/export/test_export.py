@@ -19,7 +19,9 @@ from pizero.checkpoints.native.checkpoint import load_example
 from pizero.engine.quantize import sensitivity
 from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.export.export import export
+from pizero.export.graph import Graph
 from pizero.exported.policy import load_exported
+from pizero.exported.sessions import OnnxSession, Ports, as_array
 from pizero.policy.chunk_executor import ChunkExecutor, RobotLoop
 from pizero.types import UserError
 
@@ -89,6 +91,7 @@ def test_the_runner_loads_no_torch(folders: dict[str, tuple[Path, Path]]) -> Non
         sys.meta_path.insert(0, NoTorch())
         started = time.perf_counter()
         from pizero.exported.policy import load_exported
+from pizero.exported.sessions import OnnxSession, Ports, as_array
         import pizero.policy.chunk_executor
         seconds = time.perf_counter() - started
         import numpy as np
@@ -212,6 +215,19 @@ def test_an_export_that_writes_no_text_is_not_evaluated_on_its_own(folders: dict
     policy = load_exported(folders["pi05-text"][1], threads=1)
     with pytest.raises(UserError, match=r"writes none .*--subtasks none, oracle or wrong"):
         evaluate(policy, RolloutConfig("tabletop-long"))
+
+
+def test_an_int8_product_names_both_zero_points(tmp_path: Path) -> None:
+    """ONNX Runtime 1.23 reads the last one where it is missing, and ends the process."""
+    graph = Graph("product", "int8")
+    product = graph.product(graph.input("x", ["tokens", 4]), "layer", lambda: torch.eye(3, 4))
+    graph.output(product, "y", ["tokens", 3])
+    graph.save(tmp_path)
+    nodes = pytest.importorskip("onnx").load(tmp_path / "product.onnx").graph.node
+    assert [len(node.input) for node in nodes if node.op_type == "MatMulInteger"] == [4]
+    session = OnnxSession(tmp_path / "product.onnx", Ports(["x"], ["y"]), "int8", 1)
+    x = np.array([[1.0, -2.0, 127.0, 50.0]], np.float32)
+    np.testing.assert_allclose(as_array(session({"x": x})["y"]), x[:, :3], rtol=1e-6)
 
 
 def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ class Graph:
         if x not in self._codes:
             self._codes[x] = self._coded(x)
         tokens, size = self._codes[x]
-        y = self.op("MatMulInteger", tokens, codes, self.constant(np.array(128, np.uint8)))
+        # with both zero points: where the last is missing, ONNX Runtime 1.23 ends the process on x86
+        middles = self.constant(np.array(128, np.uint8)), self.constant(np.array(0, np.int8))
+        y = self.op("MatMulInteger", tokens, codes, *middles)
         y = self.op("Cast", y, to=self._onnx.TensorProto.FLOAT)
         return self.op("Mul", self.op("Mul", y, size), scale)
 
