@@ -91,7 +91,6 @@ def test_the_runner_loads_no_torch(folders: dict[str, tuple[Path, Path]]) -> Non
         sys.meta_path.insert(0, NoTorch())
         started = time.perf_counter()
         from pizero.exported.policy import load_exported
-from pizero.exported.sessions import OnnxSession, Ports, as_array
         import pizero.policy.chunk_executor
         seconds = time.perf_counter() - started
         import numpy as np
