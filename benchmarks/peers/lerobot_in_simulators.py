@@ -16,9 +16,9 @@ from gymnasium import spaces
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
-from pizero.checkpoints.load import load_policy
 from pizero.envs.env import make_env
 from pizero.evaluation.rollout import EpisodeSpec, rollout
+from pizero.workflows.policies import open_policy
 
 TASKS = {"tabletop": "lift", "so101": "lift_cube"}
 SIZE = 64
@@ -125,7 +125,7 @@ def our_episodes(
     """Success and rewards of pizero's own rollout of each seed, as `pizero evaluate` plays them one by one."""
     simulator = WithRewards(make_env(env, image_size=SIZE if env in TASKS else None))
     specs = [EpisodeSpec(task, seed) for seed in seeds]
-    results = rollout(load_policy(checkpoint), [simulator], specs, execution_horizon)  # pyright: ignore
+    results = rollout(open_policy(checkpoint), [simulator], specs, execution_horizon)  # pyright: ignore
     assert not [result.error for result in results if result.error]
     return [result.success for result in results], simulator.rewards
 

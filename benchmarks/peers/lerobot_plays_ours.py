@@ -12,6 +12,7 @@ train      lerobot-train from scratch and from a checkpoint; pizero reads what i
 server     LeRobot's asynchronous policy server and the requests of its client, over gRPC
 rollout    the call of lerobot-rollout's real-time chunking
 commanded  lerobot-rollout itself, with a robot without hardware
+export     lerobot-eval and lerobot-rollout with exports in ONNX, against pizero's rollouts of them
 
 Policies for `eval` are trained first, some minutes of a core; --keep FOLDER keeps them and takes them again.
 Leaves with status 1 if anything differs.
@@ -154,9 +155,13 @@ def check_so101(root: Path) -> None:
         check_played(root, "so101", TASKS["so101"], policy, ["--env.type=pizero_so101"], together=together)
 
 
-def check_played(root: Path, env: str, task: str, policy: Path, options: list[str], together: int) -> None:
-    """together: episodes of LeRobot's at a time, more than one by --policy.path; pizero's are played one by one."""
-    given = ["--policy.type=pizero", f"--policy.checkpoint={policy}"]
+def check_played(
+    root: Path, env: str, task: str, policy: Path, options: list[str], together: int, export: Path | None = None
+) -> None:
+    """together: episodes of LeRobot's at a time, more than one by --policy.path; pizero's are played one by one.
+    export: of the policy, for LeRobot.
+    """
+    given = ["--policy.type=pizero", f"--policy.checkpoint={export or policy}"]
     if together > 1:
         folder = policy if plugin.detect(policy) else root / f"{env}-plugin"
         if not folder.exists():
@@ -171,8 +176,10 @@ def check_played(root: Path, env: str, task: str, policy: Path, options: list[st
         f"--eval.batch_size={together}", "--eval.use_async_envs=false", f"--output_dir={output}",
     )  # fmt: skip
     metrics = json.loads((output / "eval_info.json").read_text())["per_task"][0]["metrics"]
-    wins, rewards = our_episodes(env, task, policy, seeds, load_policy(policy).noise_shape[0] // 2)
-    label = f"lerobot-eval, {env}, {together} at a time: {sum(wins)} of {EPISODES} succeed"
+    wins, rewards = our_episodes(env, task, export or policy, seeds, load_policy(policy).noise_shape[0] // 2)
+    label = (
+        f"lerobot-eval, {env}{', an export' if export else ''}, {together} at a time: {sum(wins)} of {EPISODES} succeed"
+    )
     check(f"{label}; otherwise", sum(a != b for a, b in zip(metrics["successes"], wins, strict=True)), 0)
     changing, sums = sum(len(set(steps)) > 1 for steps in rewards), [sum(steps) for steps in rewards]
     far = max(abs(a - b) for a, b in zip(metrics["sum_rewards"], sums, strict=True)) / (max(map(abs, sums)) or 1)
@@ -287,13 +294,35 @@ def check_rollout(root: Path) -> None:
 def check_commanded(root: Path) -> None:
     """lerobot-rollout itself moves a robot that is none, synchronously and by real-time chunking."""
     for engine in ("sync", "rtc"):
-        told = lerobot(
-            "lerobot_with_stand_in.py", "--robot.type=stand_in", "--policy.type=pizero", "--policy.device=cpu",
-            f"--policy.checkpoint={pusht_policy(root)}", "--task=push", "--duration=5", "--fps=10",
-            "--play_sounds=false", "--return_to_initial_position=false", f"--inference.type={engine}",
-        )  # fmt: skip
-        actions = [int(line.split()[4]) for line in told.splitlines() if line.startswith("the stand-in was sent")]
-        check(f"lerobot-rollout, {engine}: actions missing of at least 3", max(3 - max(actions, default=0), 0), 0)
+        check_moves(f"lerobot-rollout, {engine}", pusht_policy(root), engine)
+
+
+def check_moves(label: str, policy: Path, engine: str) -> None:
+    told = lerobot(
+        "lerobot_with_stand_in.py", "--robot.type=stand_in", "--policy.type=pizero", "--policy.device=cpu",
+        f"--policy.checkpoint={policy}", "--task=push", "--duration=5", "--fps=10",
+        "--play_sounds=false", "--return_to_initial_position=false", f"--inference.type={engine}",
+    )  # fmt: skip
+    actions = [int(line.split()[4]) for line in told.splitlines() if line.startswith("the stand-in was sent")]
+    check(f"{label}: actions missing of at least 3", max(3 - max(actions, default=0), 0), 0)
+
+
+def check_export(root: Path) -> None:
+    pusht, tabletop = (exported(policy(root)) for policy in (pusht_policy, tabletop_policy))
+    check_moves("lerobot-rollout, an export", pusht, "sync")
+    for env, task, policy, export, option in (
+        ("pusht", "push_t", pusht_policy(root), pusht, "pusht"),
+        ("tabletop", TASKS["tabletop"], tabletop_policy(root), tabletop, "pizero_tabletop"),
+    ):
+        check_played(root, env, task, policy, [f"--env.type={option}"], 1, export)
+
+
+def exported(policy: Path) -> Path:
+    """An export of a policy, beside it."""
+    folder = policy.parent / f"{policy.name}-onnx"
+    if not folder.exists():
+        pizero("export", policy, folder, "--to", "onnx")
+    return folder
 
 
 def pusht_policy(root: Path) -> Path:
@@ -350,6 +379,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "server": check_server,
     "rollout": check_rollout,
     "commanded": check_commanded,
+    "export": check_export,
     "so101": check_so101,
 }
 
