@@ -90,7 +90,7 @@ class OpenvinoSession:
 
     def __call__(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for index, name in enumerate(self._inputs):
-            value = np.require(given[name], requirements="CW")
+            value = np.require(given[name], requirements=["C", "W"])
             if value is not self._set[index]:  # most inputs of a step are those of the one before
                 self._request.set_input_tensor(index, self._tensor(value, shared_memory=True))
                 self._set[index] = value
