@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rank_runs import train
-from test_distributed import curve, launch
+from test_distributed import curve, torchrun
 
 from pizero.checkpoints.native.checkpoint import load_checkpoint, verify_example
 from pizero.train.run_folder import list_checkpoints
@@ -34,7 +34,7 @@ def test_a_measured_training_with_frozen_parts(dataset: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_ranks_that_measure_with_frozen_parts(dataset: Path, tmp_path: Path, sharding: str) -> None:
     """With shards a host copy is measured and saved, whose frozen weights are bfloat16."""
-    launch(1, [run(tmp_path / "two", FROZEN, sharding=sharding)], dataset, tmp_path)
+    torchrun([run(tmp_path / "two", FROZEN, sharding=sharding)], dataset, tmp_path)
     train(dataset, run(tmp_path / "one", FROZEN))
     two, one = (curve(tmp_path / name, "open_loop_error") for name in ("two", "one"))
     assert set(two) == {4, 8}
@@ -43,7 +43,7 @@ def test_ranks_that_measure_with_frozen_parts(dataset: Path, tmp_path: Path, sha
     again = run(
         tmp_path / "two", {**FROZEN, "steps": 10}, sharding=sharding, resume=True
     )  # the step after it is as good
-    launch(1, [again], dataset, tmp_path)
+    torchrun([again], dataset, tmp_path)
     assert max(curve(tmp_path / "two", "loss")) == 10
 
 
