@@ -2,11 +2,11 @@
 
     python benchmarks/inference/one_step.py replay DATASET CHECKPOINT...   error on recorded frames
     python benchmarks/inference/one_step.py two-ways               a toy whose actions are all 1 or all -1: minutes
-    python benchmarks/inference/one_step.py cost MODEL                     pi0, pi05, tiny, tiny-pi05 or small: CPU time
+    python benchmarks/inference/one_step.py cost MODEL [DTYPE [THREADS]]   pi0, pi05, tiny, tiny-pi05 or small: CPU time
 
 Feeds docs/results/one_step.md, which has the commands of the success rates too. The dataset should be none that the
-policies were trained on. Times are of the process, on one thread, so that work beside it counts little; the numbers of
-steps are taken in turns.
+policies were trained on. Times are of the process, on one thread unless given, so that work beside it counts little;
+the numbers of steps are taken in turns.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def _nothing(batch: int) -> Observation:
     return Observation({}, masks, torch.zeros(batch, 5), token, torch.ones(batch, 1, dtype=torch.bool))
 
 
-def cost(name: str) -> None:
+def cost(name: str, dtype: str | None = None, threads: int = 1) -> None:
     full = name in ("pi0", "pi05")
-    settings = BenchConfig(name, "bfloat16" if full else "float32", threads=1)  # pyright: ignore
-    torch.set_num_threads(1)
+    settings = BenchConfig(name, dtype or ("bfloat16" if full else "float32"), threads=threads)  # pyright: ignore
+    torch.set_num_threads(threads)
     config = model_config(settings.model)
     sampler = FastSampler(random_model(config, getattr(torch, settings.dtype)), consume=True)
     settings = replace(settings, cameras=len(config.cameras), prompt=min(48, config.prompt_length))
@@ -127,7 +127,7 @@ if __name__ == "__main__":
             replay_steps(Path(root), checkpoints)
         case ["two-ways", *steps]:
             two_ways(*(int(number) for number in steps or ("1000", "1000")))
-        case ["cost", name]:
-            cost(name)
+        case ["cost", name, *rest] if len(rest) <= 2:
+            cost(name, *rest[:1], *map(int, rest[1:]))
         case _:
             sys.exit(__doc__)
