@@ -17,7 +17,6 @@ from export_helpers import KINDS, observation, pipeline_of, write
 from pizero.checkpoints.load import load_model, load_policy
 from pizero.checkpoints.native.checkpoint import load_example
 from pizero.engine.quantize import sensitivity
-from pizero.evaluation.benchmark import RolloutConfig, evaluate
 from pizero.export.export import export
 from pizero.export.graph import Graph
 from pizero.exported.policy import load_exported
@@ -208,12 +207,6 @@ def test_int8_names_the_error_of_each_layer(folders: dict[str, tuple[Path, Path]
     assert any(told.layers.values())
     proof = load_exported(tmp_path / "export", threads=1).manifest.proof
     assert {f"layer {name}": error for name, error in told.layers.items()}.items() <= proof.items()
-
-
-def test_an_export_that_writes_no_text_is_not_evaluated_on_its_own(folders: dict[str, tuple[Path, Path]]) -> None:
-    policy = load_exported(folders["pi05-text"][1], threads=1)
-    with pytest.raises(UserError, match=r"writes none .*--subtasks none, oracle or wrong"):
-        evaluate(policy, RolloutConfig("tabletop-long"))
 
 
 def test_an_int8_product_names_both_zero_points(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def change(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def narrow(folder: Path) -> dict[str, Any]:
+    return {**json.loads((folder / "manifest.json").read_text())["words"], "width": 3}
+
+
 def renamed(folder: Path, name: str) -> None:
     """A file that the manifest names otherwise, with its right size and hash."""
     files = json.loads((folder / "manifest.json").read_text())["files"]
@@ -92,6 +96,8 @@ HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another width": (lambda f: change(f, action_dim=5), "do not fit together"),
     "other delays": (lambda f: change(f, max_delay=2), "is not the graph that its manifest describes"),
     "a delay beyond the chunk": (lambda f: change(f, max_delay=10**6), "max_delay must be at most"),
+    "text of a silent model": (lambda f: change(f, writes_text=True), "writes_text: of a model that is not told"),
+    "a head alone": (lambda f: change(f, head=narrow(f)), "head: its rows have width 3"),
     "more layers": (lambda f: change(f, layers=3), "is not the graph that its manifest describes"),
     "a path upwards": (lambda f: renamed(f, "../pipeline.json"), "is no name of a file in the folder"),
     "an absolute path": (lambda f: renamed(f, "/etc/passwd"), "is no name of a file in the folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.text_writer import write_text
+from pizero.export.export import Settings, export_network
+from pizero.exported.policy import ExportedPolicy, load_exported
+from pizero.exported.sessions import OnnxSession
 from pizero.model.config import LanguageConfig, small_config
 from pizero.model.pi0 import Pi0
 from pizero.policy.policy import ModelPolicy
@@ -22,10 +26,8 @@ from pizero.types import LayoutName, RobotDict, UserError
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
 TEXTS = {"pick 0": "reach it", "pick 1": "lift"}
-CONFIG = small_config(
-    "nano", pi05=True, vocab_size=259, prompt_length=90, cameras=CAMERAS,
-    language=LanguageConfig(text_length=24, fast_weight=0),
-)  # fmt: skip
+LANGUAGE = LanguageConfig(text_length=24, fast_weight=0)
+CONFIG = small_config("nano", pi05=True, vocab_size=259, prompt_length=90, cameras=CAMERAS, language=LANGUAGE)
 
 
 def make_pipeline(layout: LayoutName | None = "openpi") -> Pipeline:
@@ -51,7 +53,8 @@ def observation(number: int) -> RobotDict:
 def learnt(request: pytest.FixtureRequest) -> tuple[Pi0, Pipeline]:
     """Two tasks with a text each, until the model writes them."""
     torch.manual_seed(0)
-    model, pipeline = Pi0(CONFIG), make_pipeline(request.param)
+    config = replace(CONFIG, language=replace(LANGUAGE, tied_head=request.param != "lerobot"))
+    model, pipeline = Pi0(config), make_pipeline(request.param)
     seen = [observation(number) for number in range(2)]
     inputs = pipeline.robot_inputs([{**raw, "subtask": TEXTS[raw["prompt"]]} for raw in seen])
     batch = pipeline.observation(inputs, "cpu")
@@ -76,7 +79,6 @@ def learnt(request: pytest.FixtureRequest) -> tuple[Pi0, Pipeline]:
 def test_it_writes_what_it_learnt(learnt: tuple[Pi0, Pipeline], fast: bool) -> None:
     policy = ModelPolicy(*learnt, fast=fast, num_steps=2)
     assert policy.takes_subtask
-    assert policy.writes_subtask
     seen = [observation(number) for number in range(2)]
     answers = policy.infer_batch(seen)
     assert [answer["subtask"] for answer in answers] == list(TEXTS.values())
@@ -160,6 +162,50 @@ def test_a_text_in_other_tokens_runs_anew(learnt: tuple[Pi0, Pipeline]) -> None:
         if pipeline.layout == "openpi":
             np.testing.assert_array_equal(answer["actions"], expected)
         np.testing.assert_allclose(answer["actions"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("onnx", "float32"), ("openvino", "float32"), ("onnx", "bfloat16")])
+def test_an_export_writes_the_same(learnt: tuple[Pi0, Pipeline], to: Any, dtype: Any, tmp_path: Path) -> None:
+    """And acts on it, on the cache that it wrote in or on a new one; a person's words and silence as before."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino" if to == "openvino" else "onnxruntime")
+    model, pipeline = learnt
+    ours = ModelPolicy(model, pipeline, num_steps=2)
+    settings = Settings(to, dtype, num_steps=2, threads=1)
+    export_network(lambda: model, pipeline, tmp_path / "export", settings)
+    theirs, precision = load_exported(tmp_path / "export", threads=1), 1e-4 if dtype == "float32" else 5e-2
+    assert isinstance(theirs, ExportedPolicy)
+    seen = [observation(number) for number in (0, 1, 5)]
+    for robot in (*seen, {**seen[0], "subtask": "lift"}, {**seen[0], "subtask": ""}):
+        expected, answer = ours.infer(robot), theirs.infer(robot)
+        if robot is not seen[2] or dtype == "float32":  # which it has not learnt
+            assert answer["subtask"] == expected["subtask"]
+        told = ours.infer({**robot, "subtask": answer["subtask"]})["actions"]
+        np.testing.assert_allclose(answer["actions"], told, rtol=precision, atol=precision * np.abs(told).max())
+        assert ("text_ms" in answer["policy_timing"]) == ("subtask" not in robot)
+    assert theirs.infer(seen[1])["subtask"] == "lift"
+    blind = {**seen[1], "images": {**seen[1]["images"], "hand": None}}
+    np.testing.assert_allclose(
+        theirs.infer(blind)["actions"], ours.infer({**blind, "subtask": theirs.infer(blind)["subtask"]})["actions"],
+        rtol=precision, atol=precision,
+    )  # fmt: skip
+
+
+def test_an_export_runs_images_once_for_text_and_actions(
+    learnt: tuple[Pi0, Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model, pipeline = learnt
+    export_network(lambda: model, pipeline, tmp_path / "export", Settings("onnx", num_steps=2, threads=1))
+    policy, calls = load_exported(tmp_path / "export", threads=1), list[set[str]]()
+    real = OnnxSession.__call__
+    monkeypatch.setattr(OnnxSession, "__call__", lambda self, given: calls.append(set(given)) or real(self, given))
+    assert policy.infer(observation(1))["subtask"] == "lift"
+    assert sum("images" in given for given in calls) == 1
+    assert sum("starts" in given for given in calls) == 1  # the prefix
+    assert sum("step" in given for given in calls) == 2
+    assert sum("place" in given for given in calls) > 4
 
 
 def test_a_policy_without_text(learnt: tuple[Pi0, Pipeline]) -> None:

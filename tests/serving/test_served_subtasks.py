@@ -43,7 +43,7 @@ def wait(condition: Callable[[], bool]) -> None:
 def test_a_subtask_is_written_kept_and_overruled(serve: Serve, text_policy: ModelPolicy) -> None:
     server = serve(text_policy, subtask_every=2)
     with PolicyClient(server.uri) as client:
-        assert client.metadata["takes_subtask"] is client.metadata["writes_subtask"] is True
+        assert client.metadata["takes_subtask"] is True
         answers = [client.infer(observation(0)) for _ in range(4)]
         assert [answer["subtask"] for answer in answers] == ["lift it"] * 4
         assert ["text_ms" in answer["policy_timing"] for answer in answers] == [True, False, True, False]

@@ -32,7 +32,7 @@ def test_a_server_answers_with_an_export(exported: Path, policy: ModelPolicy, se
     assert isinstance(served, ExportedPolicy)
     expected = policy.infer({**observation(), "noise": noise()})["actions"]
     with PolicyClient(serve(served).uri) as client:
-        assert (client.metadata["num_steps"], client.metadata["writes_subtask"]) == (2, False)
+        assert (client.metadata["num_steps"], client.metadata["takes_subtask"]) == (2, False)
         answer = client.infer({**observation(), "noise": noise()})
     np.testing.assert_allclose(answer["actions"], expected, rtol=1e-4, atol=1e-4)
 

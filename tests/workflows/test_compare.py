@@ -69,6 +69,8 @@ def test_compare_measures_keeps_and_adds(
     assert "dual experts" in capsys.readouterr().err
     with pytest.raises(UserError, match="other settings"):
         compare(dataclasses.replace(config, episodes=2), tmp_path)
+    with pytest.raises(UserError, match="has 6 demonstrations, the study demonstrations takes 100"):
+        compare(dataclasses.replace(config, study="demonstrations"), tmp_path)
     monkeypatch.setattr(compare_runner, "STEP_COUNTS", (1, 5))
     monkeypatch.setattr(compare_runner, "Workers", Here)
     stepped = compare(dataclasses.replace(config, study="steps", rungs=(7,)), tmp_path)

@@ -40,6 +40,8 @@ class Example:
             "actions": self.actions, "num_steps": np.array(self.num_steps),
             "low_precision": np.array(self.low_precision),
         }  # fmt: skip
+        if "subtask" in self.observation:
+            values["subtask"] = np.array(self.observation["subtask"])
         np.savez_compressed(path, **values, **images)
 
     @staticmethod
@@ -49,6 +51,8 @@ class Example:
             values = _read_arrays(path)
             images = {name.removeprefix(_IMAGE): values[name] for name in values if name.startswith(_IMAGE)}
             observation = {"state": values["state"], "images": images, "prompt": str(values["prompt"])}
+            if "subtask" in values:
+                observation["subtask"] = str(values["subtask"])
             low = bool(values.get("low_precision", False))
             return Example(observation, values["noise"], values["actions"], int(values["num_steps"]), low)
         except UserError:

@@ -11,7 +11,7 @@ from typing import Any
 from pizero.envs.env import make_env
 from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpisode, history_of, rollout, rollout_in
 from pizero.evaluation.simulators import process_simulators
-from pizero.evaluation.subtasks import SubtaskSource, check_source, per_subtask
+from pizero.evaluation.subtasks import SubtaskSource, per_subtask
 from pizero.evaluation.video import captioned, write_mp4
 from pizero.types import Env, Policy, UserError
 
@@ -101,7 +101,6 @@ def evaluate(
     for name, least in (("episodes", 1), ("num_envs", 1), ("processes", 0)):
         if getattr(config, name) < least:
             raise UserError(f"{name} must be at least {least}, got {getattr(config, name)}")
-    check_source(config.subtasks, policy)
     execution_horizon = config.horizon_for(policy)
     options: dict[str, Any] = {
         "image_size": config.image_size, "render_in_step": False, "tasks": config.tasks or None

@@ -39,15 +39,6 @@ def due_now(env: Env, info: dict[str, Any], seed: int) -> Due | None:
     return Due(env.subtask, wrong, done, total)
 
 
-def check_source(source: SubtaskSource, policy: Policy) -> None:
-    """UserError for "own" where the policy acts on subtasks and cannot write them, as an export does."""
-    if source == "own" and getattr(policy, "takes_subtask", False) and not getattr(policy, "writes_subtask", True):
-        raise UserError(
-            "this policy acts on subtasks and writes none (an export has no text of its own); evaluate it with "
-            "--subtasks none, oracle or wrong, or evaluate the checkpoint"
-        )
-
-
 def with_subtask(seen: RobotDict, due: Due | None, source: SubtaskSource, policy: Policy) -> RobotDict:
     """What the policy is asked. One that has no `takes_subtask` is given the subtask as its instruction."""
     takes = bool(getattr(policy, "takes_subtask", False))

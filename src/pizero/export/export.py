@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +24,16 @@ from pizero.engine.quantize import sensitivity
 from pizero.export.diffusion import diffusion_step_graph, encode_graph
 from pizero.export.graph import Dtype, Graph, Runtime
 from pizero.export.openvino import to_openvino
-from pizero.export.pi0 import longest_prefix, prefix_graph, step_graph, vision_graph
-from pizero.export.words import write_words
+from pizero.export.pi0 import longest_prefix, prefix_graph, step_graph, text_graph, vision_graph
+from pizero.export.words import write_head, write_words
 from pizero.exported.manifest import Manifest, described
-from pizero.exported.policy import EXAMPLE, TOLERANCES, load_exported, reproduce
+from pizero.exported.policy import EXAMPLE, TOLERANCES, ExportedPolicy, load_exported, other_text, reproduce
 from pizero.files import new_folder
 from pizero.model.config import Pi0Config
 from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import RealTime, sampling_options
 from pizero.policy.sampling import sample_chunks
+from pizero.policy.subtasks import with_subtasks
 from pizero.types import RobotDict, UserError
 
 _SEED = 0
@@ -117,7 +117,8 @@ def export_network(
         proof |= {f"layer {name}": error for name, error in layers.items()}
         replace(manifest, files=files, proof=proof).save(partial)
         size = sum(size for size, _ in files.values())
-        return Export(size, difference, relative, TOLERANCES[dtype], layers, _notes(policy, layers))
+        notes = _notes(policy, layers, other_text(policy, examples[0]))
+        return Export(size, difference, relative, TOLERANCES[dtype], layers, notes)
 
 
 def write_graphs(
@@ -125,7 +126,8 @@ def write_graphs(
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Manifest:  # fmt: skip
     """Graphs and token table; the manifest without files and proof."""
-    config, words = model.config, None
+    config, words, head = model.config, None, None
+    writes_text = isinstance(config, Pi0Config) and config.language is not None and config.language.writes_text
     if isinstance(model, Pi0):
         longest = longest_prefix(model, pipeline.image_size, pipeline.prompt_length)
         makers: dict[str, Callable[[], Graph]] = {
@@ -133,6 +135,8 @@ def write_graphs(
             "prefix": lambda: prefix_graph(model, longest, dtype, to),
             "step": lambda: step_graph(model, num_steps, longest, dtype, to),
         }
+        if writes_text:
+            makers["text"] = lambda: text_graph(model, longest, dtype, to)
     else:
         assert isinstance(model, DiffusionPolicy)  # a π0-FAST was refused
         if dtype == "int8":
@@ -148,6 +152,7 @@ def write_graphs(
             to_openvino(folder, name)
     if isinstance(model, Pi0):
         words = write_words(folder, model, dtype)
+        head = write_head(folder, model, dtype) if writes_text else None
     return Manifest(
         kind="diffusion" if words is None else "pi0", runtime=to, dtype=dtype, num_steps=num_steps,
         action_horizon=config.action_horizon, action_dim=config.action_dim, past_actions=config.past_actions,
@@ -157,7 +162,7 @@ def write_graphs(
         reads_starts=isinstance(config, Pi0Config) and config.language is not None,
         layers=config.prefix.depth if isinstance(config, Pi0Config) else 0,
         max_delay=config.max_delay if isinstance(config, Pi0Config) else 0,
-        words=words, proof={}, files={},
+        writes_text=writes_text, words=words, head=head, proof={}, files={},
     )  # fmt: skip
 
 
@@ -171,6 +176,8 @@ def _examples(model: Network, pipeline: Pipeline, stored: Example | None, num_st
         noise = np.random.default_rng(_SEED).standard_normal(shape, np.float32)
     else:
         observation, noise = stored.observation, stored.noise
+    if pipeline.text_length and isinstance(model, Pi0):
+        observation = with_subtasks(model, pipeline, [observation], torch.device("cpu"), {})[0][0]
 
     def made(observation: RobotDict) -> Example:
         trained, device = RealTime("trained"), torch.device("cpu")
@@ -201,10 +208,10 @@ def _layer_errors(
     return {name: errors.actions for name, errors in found.layers.items()}
 
 
-def _notes(policy: Any, layers: dict[str, float]) -> tuple[str, ...]:
+def _notes(policy: ExportedPolicy, layers: dict[str, float], texts: tuple[str, str] | None) -> tuple[str, ...]:
     notes: list[str] = []
-    if policy.takes_subtask:
-        notes.append('the export writes no text: send "subtask" with an observation, or it acts on the prompt alone')
+    if texts:
+        notes.append(f"for the example it writes the subtask {texts[0][:80]!r}, pizero {texts[1][:80]!r}")
     if policy.manifest.dtype == "int8" and not layers:
         notes.append("the layers' errors were not measured here; pizero bench int8 does it on recorded observations")
     return tuple(notes)

@@ -1,8 +1,10 @@
-"""The three graphs of a π0 or π0.5: vision tower; prefix -> keys and values; one integration step.
+"""The graphs of a π0 or π0.5: vision tower; prefix -> keys and values; one integration step; and of a model that
+writes text, tokens after the prefix.
 
     images [n, h, w, 3] ──▶ vision ──▶ [n, S_img, W] ─┐
     words of the prompt [L, W] ───────────────────────┴─▶ prefix ──▶ key.i [K, head_dim, P], value.i [K, P, head_dim]
     x [H, D], step, state, settled ─────────────────────▶ step, reads them ──▶ x [H, D] one step further
+    words [T, W], place, sees ──────────────────────────▶ text, reads them ──▶ last [1, W], longer keys and values
 
 One observation a call, without padding: an absent camera and an unused prompt slot are not there. What depends on the
 flow time alone is a constant of the step's graph, a row for each step. Of a model trained with delays the step takes
@@ -33,6 +35,7 @@ from pizero.export.layers import (
     rms_norm,
 )  # fmt: skip
 from pizero.model.attention import MASKED, block_mask
+from pizero.model.gemma import GemmaBlock
 from pizero.model.pi0 import Pi0
 from pizero.model.siglip import VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
@@ -99,7 +102,7 @@ def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Gr
         bias = masked(graph, graph.op("LessOrEqual", graph.op("Unsqueeze", block, graph.integers(0)), rows))
     length = graph.op("Slice", graph.op("Shape", x), graph.integers(0), graph.integers(1))
     rotary = Rotary(graph, longest, dim, graph.integers(0), length)
-    layers = [layer.prefix for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
+    layers = _prefix_blocks(model)
     for index, block in enumerate(layers):
         name, last = f"prefix.{index}", index + 1 == len(layers)
         y = rms_norm(graph, x, f"{name}.attention_norm", block.attention_norm, None)
@@ -113,6 +116,39 @@ def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Gr
         seen = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
         x = finish(graph, x, attended(graph, seen, block), block, name, None, None)
     return graph
+
+
+def text_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
+    """tokens [T, W] after a prefix of P, the place [1] of the first, and which they see, [T, P + T] -> the last token's
+    [1, W] for the head, and keys and values of all P + T.
+    """
+    config, graph = model.config, Graph("text", dtype, runtime)
+    dim, kv_heads = config.prefix.head_dim, config.prefix.num_kv_heads
+    x = graph.input("tokens", ("T", config.prefix.width))
+    place = graph.input("place", (1,), "INT64")
+    bias = masked(graph, graph.input("sees", ("T", "S"), "BOOL"))
+    count = graph.op("Slice", graph.op("Shape", x), graph.integers(0), graph.integers(1))
+    rotary = Rotary(graph, longest, dim, place, graph.op("Add", place, count))
+    for index, block in enumerate(_prefix_blocks(model)):
+        name = f"prefix.{index}"
+        known = graph.input(f"key.{index}", (kv_heads, dim, "P")), graph.input(f"value.{index}", (kv_heads, "P", dim))
+        y = rms_norm(graph, x, f"{name}.attention_norm", block.attention_norm, None)
+        query, key, value = project(graph, y, block, name, rotary)
+        assert query is not None
+        key, value = graph.op("Concat", known[0], key, axis=2), graph.op("Concat", known[1], value, axis=1)
+        graph.output(key, f"longer_key.{index}", (kv_heads, dim, "S"))
+        graph.output(value, f"longer_value.{index}", (kv_heads, "S", dim))
+        logits = add_mask(graph, graph.op("MatMul", query, key), bias, block)
+        seen = attended(graph, graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value), block)
+        x = finish(graph, x, seen, block, name, None, None)
+    last = graph.op("Slice", x, graph.integers(-1), graph.integers(np.iinfo(np.int64).max), graph.integers(0))
+    last = rms_norm(graph, last, "prefix_norm", model.transformer.prefix_norm, None)
+    graph.output(last, "last", (1, config.prefix.width))
+    return graph
+
+
+def _prefix_blocks(model: Pi0) -> list[GemmaBlock]:
+    return [layer.prefix for layer in model.transformer.layers if isinstance(layer, TwoExpertLayer)]
 
 
 def step_graph(model: Pi0, num_steps: int, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:

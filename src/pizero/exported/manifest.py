@@ -2,7 +2,7 @@
 
 manifest.json                                       this
 vision.onnx prefix.onnx step.onnx  *.bin            graphs with their weights; of OpenVINO .xml and .bin
-words.0.bin ...                                     the token table, row by row
+words.0.bin ...                                     the token table, row by row; head.0.bin ... where text has its own
 pipeline.json norm_stats.json tokenizer.model       as in a checkpoint
 example.npz                                         observation, noise and the chunk that pizero made of them
 """
@@ -27,6 +27,8 @@ RuntimeName: TypeAlias = Literal["onnx", "openvino"]
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
 GRAPHS: dict[str, tuple[str, ...]] = {"pi0": ("vision", "prefix", "step"), "diffusion": ("encode", "step")}
+TEXT_GRAPH = "text"
+"""Beside them, of a model that writes."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SMALL = 64 << 20
@@ -52,6 +54,7 @@ class Manifest:
 
     reads_state, reads_words: whether the robot's state and the prompt are inputs. reads_starts: the prefix is told
     where blocks start: a model that acts on text. max_delay: most settled first actions that the steps take; 0: none.
+    writes_text: whether there is a graph for it. head: of the text, where it is not `words`.
     proof: of the stored example, and of int8 the error of each layer alone. files: (bytes, SHA-256) by name.
     """
 
@@ -69,7 +72,9 @@ class Manifest:
     reads_starts: bool
     layers: int
     max_delay: int
+    writes_text: bool
     words: Words | None
+    head: Words | None
     proof: Mapping[str, float]
     files: Mapping[str, tuple[int, str]]
 
@@ -90,11 +95,15 @@ class Manifest:
             if getattr(self, name) != 0:
                 check_whole(name, getattr(self, name), limit)
         check_cameras(self.cameras)
-        for name in ("reads_state", "reads_words", "reads_starts"):
+        for name in ("reads_state", "reads_words", "reads_starts", "writes_text"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false, got {str(getattr(self, name))[:60]}")
         if (self.words is None) != (self.kind == "diffusion"):
             raise UserError("words: a pi0 has a token table, a diffusion policy none")
+        if self.writes_text and not self.reads_starts:
+            raise UserError("writes_text: of a model that is not told where blocks of text start")
+        if self.head is not None and (self.words is None or self.head.width != self.words.width):
+            raise UserError(f"head: its rows have width {self.head.width}, those of words another one")
         if self.kind == "diffusion" and self.max_delay:
             raise UserError(f"max_delay: got {self.max_delay} of a diffusion policy, which continues no chunk")
 
@@ -128,7 +137,8 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     with values_of(path):
         manifest = Manifest(
             **{
-                **given, "cameras": as_tuple(given["cameras"]), "words": _words(given["words"]),
+                **given, "cameras": as_tuple(given["cameras"]), "words": _words("words", given["words"]),
+                "head": _words("head", given["head"]),
                 "proof": {str(key): float(value) for key, value in given["proof"].items()},
                 "files": {str(name): (int(size), str(digest)) for name, (size, digest) in given["files"].items()},
             }
@@ -150,7 +160,10 @@ def described(path: Path) -> tuple[int, str]:
 
 def _check_names(manifest: Manifest) -> None:
     needed = {graph + SUFFIX[manifest.runtime] for graph in GRAPHS[manifest.kind]} | {PIPELINE}
-    needed |= set(manifest.words.files if manifest.words else ())
+    for table in (manifest.words, manifest.head):
+        needed |= set(table.files if table else ())
+    if manifest.writes_text:
+        needed.add(TEXT_GRAPH + SUFFIX[manifest.runtime])
     if missing := sorted(needed - set(manifest.files)):
         raise UserError(f"manifest.json names no {', '.join(missing)[:200]}; copy the export again")
     if len(manifest.files) > _MOST_FILES:
@@ -160,14 +173,14 @@ def _check_names(manifest: Manifest) -> None:
             raise UserError(f"manifest.json: {name[:60]!r} is no name of a file in the folder; export again")
 
 
-def _words(given: Any) -> Words | None:
+def _words(name: str, given: Any) -> Words | None:
     if given is None:
         return None
     words = Words(**{**given, "files": as_tuple(given["files"])})
-    for name in ("rows_per_file", "rows", "width"):
-        check_whole(name, getattr(words, name), 1 << 24)
+    for part in ("rows_per_file", "rows", "width"):
+        check_whole(part, getattr(words, part), 1 << 24)
     if words.dtype not in ("float32", "bfloat16", "float16") or not 0 < float(words.scale) < 1e6:
-        raise UserError(f"words: got dtype {str(words.dtype)[:60]!r} and scale {str(words.scale)[:60]}")
+        raise UserError(f"{name}: got dtype {str(words.dtype)[:60]!r} and scale {str(words.scale)[:60]}")
     return words
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.data.example import Example
+from pizero.data.layouts import Layout
 from pizero.data.old_chunk import old_chunk
 from pizero.data.pipeline import Pipeline
 from pizero.data.robot_values import FAR, float_array
 from pizero.exported.manifest import Manifest, read_manifest
-from pizero.exported.samplers import SAMPLERS
+from pizero.exported.samplers import SAMPLERS, Prefix
 from pizero.types import RobotDict, UserError
 
 EXAMPLE = "example.npz"
@@ -35,7 +36,8 @@ def load_exported(
     manifest = read_manifest(folder, verify)
     pipeline = Pipeline.load(folder)
     model, known = (manifest.action_dim, manifest.num_history), (pipeline.action_dim, pipeline.num_history)
-    if model != known or pipeline.cameras != manifest.cameras:
+    writes = pipeline.text_length > 0
+    if model != known or pipeline.cameras != manifest.cameras or writes != manifest.writes_text:
         raise UserError(f"{folder}: pipeline.json and manifest.json do not fit together; copy the export again")
     policy = ExportedPolicy(manifest, pipeline, SAMPLERS[manifest.kind](folder, manifest, threads), seed)
     if verify:
@@ -47,7 +49,8 @@ def reproduce(policy: ExportedPolicy, example: Example) -> tuple[float, float]:
     """Runs the stored example; the largest difference, as for `TOLERANCES`, and in robot units. UserError when the
     first is above.
     """
-    if example.noise.shape != policy.noise_shape or example.num_steps != policy.num_steps:
+    asked = policy.noise_shape, policy.num_steps, policy.takes_subtask
+    if (example.noise.shape, example.num_steps, "subtask" in example.observation) != asked:
         raise UserError("the stored example is of another model; copy the export again")
     actions = policy.infer({**example.observation, "noise": example.noise})["actions"]
     error = example.error(actions)
@@ -57,14 +60,24 @@ def reproduce(policy: ExportedPolicy, example: Example) -> tuple[float, float]:
             f"the exported policy's chunk is not pizero's: {error:.2g} of an action dimension's largest value apart, "
             f"at most {tolerance:g} allowed in {policy.manifest.dtype}"
         )
+    if policy.manifest.dtype == "float32" and (texts := other_text(policy, example)):
+        raise UserError(f"for the stored example the exported policy writes {texts[0]!r}, pizero {texts[1]!r}")
     return error, float(np.abs(actions - example.actions).max())
+
+
+def other_text(policy: ExportedPolicy, example: Example) -> tuple[str, str] | None:
+    """What a policy writes for the stored example, and what pizero wrote; None where it is the same, or no text."""
+    if not policy.takes_subtask:
+        return None
+    expected = example.observation["subtask"]
+    written = policy.infer({**example.observation, "subtask": None})["subtask"]
+    return None if written == expected else (written, expected)
 
 
 class ExportedPolicy:
     """Implements `Policy`. Observations of a batch run one after the other."""
 
     subtask_every = 1
-    writes_subtask = False
 
     def __init__(self, manifest: Manifest, pipeline: Pipeline, sampler: Any, seed: int = 0) -> None:
         self.manifest, self.pipeline, self.num_steps = manifest, pipeline, manifest.num_steps
@@ -78,10 +91,8 @@ class ExportedPolicy:
 
     @property
     def takes_subtask(self) -> bool:
-        """Whether the key "subtask" of an observation says what is to be done now. An export writes none itself:
-        without the key, or with an empty text, it acts on the prompt alone.
-        """
-        return self.pipeline.text_length > 0
+        """As `ModelPolicy.takes_subtask`: without the key "subtask", or with None, the model writes it itself."""
+        return self.manifest.writes_text
 
     def infer(self, observation: RobotDict) -> dict[str, Any]:
         """As `ModelPolicy.infer`; "previous_actions" are continued by an export of a model that was trained with
@@ -89,11 +100,17 @@ class ExportedPolicy:
         """
         marks = [time.perf_counter()]
         noise = self._noise(observation)
-        inputs = self.pipeline.robot_inputs([observation])
         settled = self._settled(observation)
+        timing: dict[str, float] = {}
+        written: dict[str, Any] = {}
+        if self.takes_subtask and observation.get("subtask") is None:
+            observation, written["written"] = self._with_text(observation)
+            marks.append(time.perf_counter())
+            timing["text_ms"] = 1000 * (marks[1] - marks.pop(0))
+        inputs = self.pipeline.robot_inputs([observation])
         marks.append(time.perf_counter())
         with np.errstate(over="ignore", invalid="ignore"):
-            chunk = self._sampler(inputs, noise, settled)
+            chunk = self._sampler(inputs, noise, settled, **written)
         marks.append(time.perf_counter())
         if not np.isfinite(chunk).all():
             raise RuntimeError("the exported model gave NaN or Inf actions; check the weights, or export in float32")
@@ -101,9 +118,18 @@ class ExportedPolicy:
         actions = self.pipeline.robot_actions(chunk[None, self.manifest.past_actions :], state)[0]
         marks.append(time.perf_counter())
         stages = ("inputs_ms", "model_ms", "outputs_ms")
-        timing = {stage: 1000 * (b - a) for stage, a, b in zip(stages, marks, marks[1:], strict=False)}
+        timing |= {stage: 1000 * (b - a) for stage, a, b in zip(stages, marks, marks[1:], strict=False)}
         answer: dict[str, Any] = {"actions": actions, "policy_timing": timing}
-        return {**answer, "subtask": observation.get("subtask") or ""} if self.takes_subtask else answer
+        return {**answer, "subtask": observation["subtask"]} if self.takes_subtask else answer
+
+    def _with_text(self, observation: RobotDict) -> tuple[RobotDict, Prefix]:
+        """The observation with the subtask that the model writes for it, and what its images and prompt came to."""
+        pipeline = self.pipeline
+        assert pipeline.layout is not None
+        layout = Layout(pipeline.layout, pipeline.tokenizer)
+        question = pipeline.robot_inputs([{**observation, "subtask": None}], question=True)
+        tokens, prefix = self._sampler.write(question, pipeline.text_length, layout.closing, pipeline.prompt_length)
+        return {**observation, "subtask": layout.read(tokens)}, prefix
 
     def infer_batch(self, observations: Sequence[RobotDict]) -> list[dict[str, Any]]:
         return [self.infer(observation) for observation in observations]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,42 +12,58 @@ from numpy.typing import NDArray
 
 from pizero.data.images import to_float
 from pizero.data.pipeline import ModelInputs
-from pizero.exported.manifest import SUFFIX, Manifest
+from pizero.data.tokenizer import END_ID
+from pizero.exported.manifest import SUFFIX, TEXT_GRAPH, Manifest
 from pizero.exported.sessions import SESSIONS, Ports, Session, as_array
 from pizero.exported.words import WordTable
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """What images and prompt came to. seen [S_img, W]: of the images. ids, starts [L]: of the prompt, and where its
+    blocks start. cache: keys and values of all.
+    """
+
+    seen: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    starts: NDArray[np.bool_]
+    cache: Mapping[str, Any]
+
+    @property
+    def length(self) -> int:
+        return len(self.seen) + len(self.ids)
+
+
 class Pi0Sampler:
-    """Of a π0 or π0.5: vision tower and prefix once, then its steps."""
+    """Of a π0 or π0.5: vision tower and prefix once, then its steps; before them the text of a model that writes."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None) -> None:
         assert manifest.words is not None  # the manifest saw to it
         self._manifest, self._words = manifest, WordTable(folder, manifest.words)
-        cache = [f"{what}.{index}" for index in range(manifest.layers) for what in ("key", "value")]
+        self._cache = cache = [f"{what}.{index}" for index in range(manifest.layers) for what in ("key", "value")]
         state = ["state"] if manifest.reads_state else []
         self._vision = open_graph(folder, manifest, "vision", threads, ["images"], ["tokens"])
         state += ["settled"] if manifest.max_delay else []
         starts = ["starts"] if manifest.reads_starts else []
         self._prefix = open_graph(folder, manifest, "prefix", threads, ["tokens", *starts], cache)
         self._step = open_graph(folder, manifest, "step", threads, ["x", "step", *state, *cache], ["next"])
+        if manifest.writes_text:
+            longer = ["last", *(f"longer_{name}" for name in cache)]
+            self._text = open_graph(folder, manifest, TEXT_GRAPH, threads, ["tokens", "place", "sees", *cache], longer)
+            self._head = self._words if manifest.head is None else WordTable(folder, manifest.head)
 
     def __call__(
-        self, inputs: ModelInputs, noise: NDArray[np.float32], settled: NDArray[np.float32] | None = None
+        self,
+        inputs: ModelInputs,
+        noise: NDArray[np.float32],
+        settled: NDArray[np.float32] | None = None,
+        written: Prefix | None = None,
     ) -> NDArray[np.float32]:
-        """One observation and noise [H, D] -> [H, D], which begins with the settled actions [n, D]."""
+        """One observation and noise [H, D] -> [H, D], which begins with the settled actions [n, D]. written: what
+        `write` left of the same images; where the prompt is another one after all, in tokens, it runs again.
+        """
         manifest = self._manifest
-        present = [camera for camera in manifest.cameras if camera in inputs["images"]]
-        images = np.stack([to_float(inputs["images"][camera][0]) for camera in present])
-        seen = as_array(self._vision({"images": images})["tokens"])
-        used = inputs["prompt_mask"][0]
-        words = self._words(inputs["prompt_tokens"][0][used])
-        tokens = np.concatenate([seen.reshape(-1, seen.shape[-1]), words])
-        given: dict[str, Any] = {"tokens": tokens}
-        if manifest.reads_starts:
-            given["starts"] = np.zeros(len(tokens), np.bool_)
-            if "prompt_causal" in inputs:
-                given["starts"][len(tokens) - len(words) :] = inputs["prompt_causal"][0][used]
-        known = self._prefix(given)
+        known: dict[str, Any] = {**self._run(inputs, written).cache}
         if manifest.reads_state:
             known["state"] = cast("Mapping[str, Any]", inputs)["state"]
         if manifest.max_delay:
@@ -55,6 +72,58 @@ class Pi0Sampler:
         if settled is not None:
             noise = np.concatenate([settled, noise[len(settled) :]])
         return integrated(self._step, known, noise, manifest.num_steps)
+
+    def write(
+        self, question: ModelInputs, max_tokens: int, closing: tuple[list[int], list[bool]], prompt_length: int
+    ) -> tuple[list[int], Prefix]:
+        """The likeliest token after the prompt, and again, up to the end mark or `max_tokens`: the text without its
+        end, and the prefix with it, or that of the question where nothing ended the text or prompt_length has no room
+        for its end. closing: ids that follow each text, the end mark first, and which start a block.
+        """
+        prefix = self._run(question)
+        ids, starts = prefix.ids.tolist(), prefix.starts.tolist()
+        first, cache = prefix.length, prefix.cache
+        # the last token of the prompt once more, for what the head reads of it: it does not see its second self
+        last, _ = self._after(cache, ids[-1:], first - 1, np.arange(first + 1)[None] < first)
+        text: list[int] = []
+        while len(text) < max_tokens and (token := self._head.likeliest(last)) != END_ID:
+            place = first + len(text)
+            text.append(token)
+            last, cache = self._after(cache, [token], place, np.ones((1, place + 1), np.bool_))
+        if len(text) == max_tokens or len(ids) + len(text) + len(closing[0]) > prompt_length:
+            return text, prefix
+        place, block = first + len(text), np.cumsum(closing[1])
+        sees = np.concatenate([np.ones((len(block), place), np.bool_), block[None] <= block[:, None]], axis=1)
+        _, cache = self._after(cache, closing[0], place, sees)
+        whole = np.array([*ids, *text, *closing[0]]), np.array([*starts, *[True] * len(text), *closing[1]])
+        return text, Prefix(prefix.seen, *whole, cache)
+
+    def _after(
+        self, cache: Mapping[str, Any], ids: list[int], place: int, sees: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Tokens from a place on, and which they see [T, P + T]: what the head reads of the last [W], and the cache."""
+        given = {"tokens": self._words(np.array(ids)), "place": np.array([place]), "sees": sees}
+        found = self._text({**given, **cache})
+        return as_array(found["last"])[0], {name: found[f"longer_{name}"] for name in self._cache}
+
+    def _run(self, inputs: ModelInputs, before: Prefix | None = None) -> Prefix:
+        """Images and prompt; only what is new in them after `before`, which has the same images."""
+        used = inputs["prompt_mask"][0]
+        ids = inputs["prompt_tokens"][0][used]
+        starts = inputs["prompt_causal"][0][used] if "prompt_causal" in inputs else np.zeros(len(ids), np.bool_)
+        if before is not None:
+            if np.array_equal(ids, before.ids) and np.array_equal(starts, before.starts):
+                return before
+            seen = before.seen
+        else:
+            present = [camera for camera in self._manifest.cameras if camera in inputs["images"]]
+            images = np.stack([to_float(inputs["images"][camera][0]) for camera in present])
+            seen = as_array(self._vision({"images": images})["tokens"])
+            seen = seen.reshape(-1, seen.shape[-1])
+        given: dict[str, Any] = {"tokens": np.concatenate([seen, self._words(ids)])}
+        if self._manifest.reads_starts:
+            given["starts"] = np.concatenate([np.zeros(len(seen), np.bool_), starts])
+        return Prefix(seen, ids, starts, self._prefix(given))
 
 
 class DiffusionSampler:

@@ -14,6 +14,10 @@ from pizero.types import UserError
 _STORED: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
 
+_ROWS = 4096
+"""Of the table in memory at once, where all of it is read."""
+
+
 class WordTable:
     """UserError for files of another size than the manifest's words."""
 
@@ -36,8 +40,15 @@ class WordTable:
         rows = np.empty((len(ids), words.width), np.float32)
         for row, token in enumerate(ids.tolist()):
             part, place = divmod(token, words.rows_per_file)
-            stored = self._parts[part][place]
-            if words.dtype == "bfloat16":
-                stored = (stored.astype(np.uint32) << 16).view(np.float32)
-            rows[row] = stored
+            rows[row] = self._widened(self._parts[part][place])
         return rows * np.float32(words.scale)
+
+    def likeliest(self, last: NDArray[np.float32]) -> int:
+        """The token whose row has the largest product with last [W]."""
+        pieces = [part[start : start + _ROWS] for part in self._parts for start in range(0, len(part), _ROWS)]
+        return int(np.concatenate([self._widened(piece) @ last for piece in pieces]).argmax())
+
+    def _widened(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        if self._words.dtype == "bfloat16":
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32, copy=False)

@@ -80,10 +80,6 @@ class ModelPolicy:
         """
         return self.pipeline.text_length > 0
 
-    @property
-    def writes_subtask(self) -> bool:
-        return self.takes_subtask
-
     def infer(self, observation: RobotDict) -> dict[str, Any]:
         """{"actions": float32 [H, robot_action_dim]}; the observation may bring its own "noise" [H, action_dim].
 

@@ -75,9 +75,7 @@ class Hosted:
     def join(self, live: Live, address: str, owner: str, simulated: bool = False) -> Robot:
         """A robot of this checkpoint."""
         subtask = self.subtasks() if self.policy.takes_subtask else None
-        robot = live.join(self.name, address, owner, simulated, subtask)
-        robot.writes_subtask = self.policy.writes_subtask
-        return robot
+        return live.join(self.name, address, owner, simulated, subtask)
 
     async def reload(self, max_batch: int) -> None:
         """Loads beside the running policy, then takes its place between two batches.
@@ -164,7 +162,6 @@ def describe(name: str, policy: AnyPolicy) -> dict[str, Any]:
         "num_history": policy.num_history,
         "num_steps": policy.num_steps,
         "takes_subtask": policy.takes_subtask,
-        "writes_subtask": policy.writes_subtask,
         **{key: list(dims) for key, dims in chosen.items() if dims},
     }
 

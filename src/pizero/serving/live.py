@@ -66,8 +66,7 @@ class Robot:
     """One connection. prompt: the robot's own; new_prompt: one from the page, in its place. busy: a request runs.
 
     subtask: of a policy that takes one, as it was written last and holds; new_subtask: one from the page, in the place
-    of that and of the robot's own. writes_subtask: whether the policy writes one where nobody says it; an export does
-    not.
+    of that and of the robot's own.
     """
 
     number: int
@@ -80,7 +79,6 @@ class Robot:
     new_prompt: str | None = None
     subtask: HeldSubtask | None = None
     new_subtask: str | None = None
-    writes_subtask: bool = True
     busy: bool = False
     figures: Figures = field(default_factory=Figures)
     last: Last = field(default_factory=Last)
@@ -124,7 +122,6 @@ class Robot:
             "subtask": None if self.subtask is None else self.subtask.text,
             "written": self.subtask is not None and self.subtask.written,
             "new_subtask": self.new_subtask,
-            "writes_subtask": self.writes_subtask,
         }
 
 

@@ -21,6 +21,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pizero.configs.ladder import CHANGES, STEP_COUNTS, STEP_RUNGS, STUDIES, variant_preset
+from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.robot_columns import action_names
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
@@ -77,7 +78,14 @@ def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
     num_tasks = 1
     if not config.dataset:
         num_tasks = _num_tasks(config)
-        collect_once(_collect_config(config, num_tasks), folder / "dataset")
+        wanted = _collect_config(config, num_tasks)
+        collect_once(wanted, folder / "dataset")
+        recorded = LeRobotDataset(folder / "dataset").num_episodes
+        if recorded < wanted.episodes:
+            raise UserError(
+                f"{folder / 'dataset'} has {recorded} demonstrations, the study {config.study} takes "
+                f"{wanted.episodes}; give it a folder of its own"
+            )
     started = time.perf_counter()
     jobs = [job for job in _jobs(config, num_tasks, folder) if not job[1].is_file()]
     try:
@@ -202,11 +210,10 @@ def _num_tasks(config: CompareConfig) -> int:
 
 
 def _collect_config(config: CompareConfig, num_tasks: int) -> CollectConfig:
-    """Enough for every study of the folder, whichever comes first."""
     env = config.ladder.env
-    most = max(variant.demonstrations for variant in STUDIES["demonstrations"]) if config.ladder.size == "full" else 0
+    each = [variant.demonstrations or config.demonstrations for variant in STUDIES.get(config.study, ())]
     return CollectConfig(
-        env, episodes=num_tasks * max(config.demonstrations, most), tasks=config.tasks, workers=config.workers,
+        env, episodes=num_tasks * max(each, default=config.demonstrations), tasks=config.tasks, workers=config.workers,
         image_size=variant_preset(STUDIES["ladder"][0], config.ladder, 0).model.image_size,
         image_format="png" if env == "tabletop" else "h264",
     )  # fmt: skip

@@ -121,13 +121,9 @@ function showWatched(state) {
   text("told", (robot.new_prompt === null ? "The robot's own words." : `From this page, in place of “${robot.prompt}”.`) + simulation);
   at("plan").hidden = robot.subtask === null; // of a policy that takes none
   showWords(forms[1], robot.subtask || "", robot.new_subtask);
-  const writes = robot.writes_subtask; // an export does not
-  at("subtask").placeholder = writes ? "written by the policy" : "not written by an export";
-  text("unsaid", writes ? "The policy's own again" : "Without one again");
   const by = robot.written ? "Written by the policy" : "The robot's own words";
-  const none = writes ? "None: it acts without one." : "None: an export writes none, so say it here or let the robot send it.";
-  text("said", robot.new_subtask !== null ? `From this page${writes ? ", in place of the policy's own" : ""}.` :
-    robot.subtask ? `${by}: “${robot.subtask}”.` : robot.requests ? none : "");
+  text("said", robot.new_subtask !== null ? "From this page, in place of the policy's own." :
+    robot.subtask ? `${by}: “${robot.subtask}”.` : robot.requests ? "None: it acts without one." : "");
   const seen = state.watched;
   if (!seen || seen.robot !== watched || !seen.chunk) return;
   showImages(seen.images);
