@@ -4,7 +4,9 @@
 
 Random weights. Each round calls every path once, in a new order. The table has medians of the wall's clock and of the
 processor's time, which other programs on the machine hardly change, and the median of the latter's ratio to the fast
-path's in the same round. Feeds docs/results/export.md.
+path's in the same round. --text N: a π0.5 that writes a text of N tokens before its actions.
+
+Feeds docs/results/export.md.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.tokenizer import PaligemmaTokenizer
 from pizero.export.export import Settings, export_network
 from pizero.exported.policy import load_exported
-from pizero.model.config import small_config
+from pizero.model.config import LanguageConfig, small_config
 from pizero.policy.policy import ModelPolicy
 from pizero.workflows.bench_inference import random_model
 
@@ -39,11 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=("tiny", "small"), default="tiny")
     parser.add_argument("--pi05", action="store_true")
+    parser.add_argument("--text", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = small_config(given.size, pi05=given.pi05, prompt_length=48)
+    language = LanguageConfig(text_length=given.text, fast_weight=0) if given.text else None
+    config = small_config(
+        given.size, pi05=given.pi05 or bool(given.text), prompt_length=148 + given.text if given.text else 48,
+        language=language,
+    )  # fmt: skip
     stats = FieldStats(np.zeros(DIMS), np.ones(DIMS))
     cameras = {name: name.removesuffix("_0_rgb") for name in config.cameras}
     facts = Facts(generic(cameras), NormStats("zscore", stats, stats), PaligemmaTokenizer.bytes())

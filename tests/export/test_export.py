@@ -19,6 +19,7 @@ from pizero.checkpoints.native.checkpoint import load_example
 from pizero.engine.quantize import sensitivity
 from pizero.export.export import export
 from pizero.export.graph import Graph
+from pizero.export.openvino import to_openvino
 from pizero.exported.policy import load_exported
 from pizero.exported.sessions import OnnxSession, Ports, as_array
 from pizero.policy.chunk_executor import ChunkExecutor, RobotLoop
@@ -170,6 +171,8 @@ def test_a_loop_plays_an_export(folders: dict[str, tuple[Path, Path]]) -> None:
         ("pi05-text", "openvino", "float32", 1e-4),
         ("diffusion", "openvino", "float32", 1e-4),
         ("pi0", "openvino", "int8", 5e-2),
+        ("pi05", "openvino", "bfloat16", 5e-2),
+        ("pi0", "openvino", "float16", 5e-3),
     ],
 )
 def test_other_runtimes_and_dtypes(
@@ -186,7 +189,24 @@ def test_other_runtimes_and_dtypes(
     ours, theirs = exact.infer(robot)["actions"], policy.infer(robot)["actions"]
     assert np.abs(theirs - ours).max() <= 2 * expected * np.abs(ours).max()
     if dtype in ("bfloat16", "float16"):
-        assert (tmp_path / "export" / "step.0.bin").stat().st_size < (whole / "step.0.bin").stat().st_size
+        weights = "step.bin" if to == "openvino" else "step.0.bin"
+        assert (tmp_path / "export" / weights).stat().st_size < (whole / "step.0.bin").stat().st_size
+
+
+def test_openvino_widens_16_bits_where_they_are_read(tmp_path: Path) -> None:
+    """Weights of a matrix in float16: a memory map of the file, and no wider copy when it is opened."""
+    openvino = pytest.importorskip("openvino")
+    graph = Graph("product", "float16", "openvino")
+    product = graph.product(graph.input("x", ["tokens", 8]), "layer", lambda: torch.eye(8))
+    graph.output(product, "y", ["tokens", 8])
+    graph.save(tmp_path)
+    to_openvino(tmp_path, "product")
+    casts = [
+        node
+        for node in openvino.Core().read_model(tmp_path / "product.xml").get_ops()
+        if "decompression_0" in node.get_rt_info()
+    ]
+    assert [node.get_type_name() for node in casts] == ["Convert"]
 
 
 def test_an_export_is_no_checkpoint(folders: dict[str, tuple[Path, Path]]) -> None:
