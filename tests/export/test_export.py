@@ -242,6 +242,18 @@ def test_an_int8_product_names_both_zero_points(tmp_path: Path) -> None:
     np.testing.assert_allclose(as_array(session({"x": x})["y"]), x[:, :3], rtol=1e-6)
 
 
+def test_an_int8_product_does_not_saturate(tmp_path: Path) -> None:
+    """Nor where two products of 255 and 127 are added in 16 bits first: on x86 without VNNI."""
+    graph = Graph("product", "int8")
+    graph.output(
+        graph.product(graph.input("x", ["tokens", 64]), "layer", lambda: torch.ones(8, 64)), "y", ["tokens", 8]
+    )
+    graph.save(tmp_path)
+    session = OnnxSession(tmp_path / "product.onnx", Ports(["x"], ["y"]), "int8", 1)
+    y = as_array(session({"x": np.full((3, 64), 5, np.float32)})["y"])
+    np.testing.assert_allclose(y, np.full((3, 8), 320.0), rtol=1e-5)
+
+
 def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="int8 is for"):
         export(folders["flow"][0], tmp_path / "export", to="onnx", dtype="int8", threads=1)
