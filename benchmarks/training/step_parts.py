@@ -5,7 +5,9 @@
 Each part runs in turn, alone; medians. vision: the tower over the preset's images, forward and backward, as without
 what follows it. network: all of forward and backward, with the preset's draws. optimizer: its step, once with the
 preset's own and once with AdamW. average: of the weights. Both precisions where the processor multiplies bfloat16.
-Without the loader, whose share of the time every run's metrics.jsonl has ("data_share"). Feeds docs/results/benchmarks.md.
+Without the loader, whose share of the time every run's metrics.jsonl has ("data_share").
+
+Feeds docs/results/benchmarks.md.
 """
 
 from __future__ import annotations
