@@ -80,6 +80,13 @@ def check_whole(name: str, value: object, limit: int = LARGEST) -> None:
         raise UserError(f"{name} must be at most {limit}; the value given is beyond any model")
 
 
+def check_least(least: int, **values: float) -> None:
+    """UserError for a number below `least`, or NaN, by its name."""
+    for name, value in values.items():
+        if not value >= least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+
+
 @dataclass(frozen=True)
 class Observation:
     """What the model sees at one control step, as tensors; everything before it is dictionaries and NumPy.

@@ -260,6 +260,16 @@ def test_int8_is_for_pi0_alone(folders: dict[str, tuple[Path, Path]], tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"num_steps": 10**9}, {"threads": 0}, {"threads": -1}])
+def test_numbers_that_cannot_be(wrong: dict[str, int], folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+        export(folders["pi0"][0], tmp_path / "export", to="onnx", **wrong)
+    assert list(tmp_path.iterdir()) == []
+    if "threads" in wrong:
+        with pytest.raises(UserError, match="threads must be"):
+            load_exported(folders["pi0"][1], **wrong)
+
+
 def test_weights_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the limit each, and together the same policy."""
     for module in ("graph", "words"):

@@ -150,7 +150,9 @@ def test_automatic_precision_where_onednn_has_no_bfloat16(monkeypatch: pytest.Mo
     [
         ({"steps": 0}, "steps must be positive, got 0"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"ema_power": -0.5}, "ema_power must not be negative, got -0.5"),
+        ({"ema_power": -0.5}, "ema_power must be at least 0, got -0.5"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"threads": -1}, "threads must be at least 0, got -1"),
         ({"validation_fraction": 1.5}, "validation_fraction must be in"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
     ],

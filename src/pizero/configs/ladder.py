@@ -11,7 +11,7 @@ from pizero.baseline.config import BaselineConfig, ladder_config, small_baseline
 from pizero.configs.presets import ModelName, Preset, get_preset
 from pizero.model.config import SMALL_SIZES
 from pizero.model.pi0_fast import Pi0FastConfig
-from pizero.types import UserError
+from pizero.types import UserError, check_least
 
 CHANGES = (
     "diffusion policy: no state, 5 observations, 16 actions, 20 steps",
@@ -109,6 +109,8 @@ class LadderConfig:
             raise UserError(f"size is {self.size!r}; expected full or nano")
         if ":" in self.env:
             raise UserError(f"{self.env}: a comparison needs a simulator and a preset of one name (docs/simulators.md)")
+        check_least(1, steps=self.steps, batch_size=self.batch_size, draws=self.draws)
+        check_least(0, seconds=self.seconds)
         if len(self.learning_rates) != len(CHANGES):
             raise UserError(f"learning_rates: got {len(self.learning_rates)}, expected one for each of the rungs")
 

@@ -34,7 +34,7 @@ from pizero.model.pi0 import Pi0
 from pizero.policy.real_time import RealTime, sampling_options
 from pizero.policy.sampling import sample_chunks
 from pizero.policy.subtasks import with_subtasks
-from pizero.types import RobotDict, UserError
+from pizero.types import LARGEST_LENGTH, RobotDict, UserError, check_whole
 
 _SEED = 0
 MOST_WEIGHTS = 500_000_000
@@ -67,6 +67,12 @@ class Settings:
     num_steps: int | None = None
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_steps is not None:
+            check_whole("num_steps", self.num_steps, LARGEST_LENGTH)
+        if self.threads is not None:
+            check_whole("threads", self.threads)
+
 
 def export(
     checkpoint: str | Path, folder: Path, *, to: Runtime, dtype: Dtype = "float32", num_steps: int | None = None,
@@ -77,11 +83,11 @@ def export(
     num_steps: of sampling, a constant of the export; None takes the model's own number. threads: of the proof. given:
     what the checkpoint has not recorded.
     """
+    settings = Settings(to, dtype, num_steps, threads)
     source_folder, source = open_checkpoint(checkpoint)
     facts = source.facts if given is None else given.over(source.facts, source.config)
     pipeline = make_pipeline(source.config, facts)
     kept = torch_dtype("float32") if dtype == "float32" else None  # else as stored
-    settings = Settings(to, dtype, num_steps, threads)
     stored = load_example(source_folder)
     return export_network(lambda: source.build("cpu", kept), pipeline, folder, settings, stored, on_step)
 

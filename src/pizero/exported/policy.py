@@ -17,7 +17,7 @@ from pizero.data.pipeline import Pipeline
 from pizero.data.robot_values import FAR, float_array
 from pizero.exported.manifest import Manifest, read_manifest
 from pizero.exported.samplers import SAMPLERS, Prefix
-from pizero.types import RobotDict, UserError
+from pizero.types import RobotDict, UserError, check_whole
 
 EXAMPLE = "example.npz"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 3e-2, "int8": 3e-1}
@@ -33,6 +33,8 @@ def load_exported(
     lets it choose. verify: read and hash all weights, and run the stored example.
     """
     folder = Path(folder)
+    if threads is not None:
+        check_whole("threads", threads)
     manifest = read_manifest(folder, verify)
     pipeline = Pipeline.load(folder)
     model, known = (manifest.action_dim, manifest.num_history), (pipeline.action_dim, pipeline.num_history)

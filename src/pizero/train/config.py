@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from pizero.data.augment import AugmentationKind
-from pizero.types import UserError, as_tuple
+from pizero.types import UserError, as_tuple, check_least
 
 Precision = Literal["auto", "float32", "mixed", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw8bit", "muon"]
@@ -155,9 +155,8 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        for name in ("early_frames", "ema_power", "max_delay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("early_frames", "ema_power", "max_delay", "warmup_steps", "seed", "threads"):
+            check_least(0, **{name: getattr(self, name)})
         _check_choice("precision", self.precision, Precision)
         _check_choice("optimizer", self.optimizer, OptimizerName)
         if self.optimizer == "muon" and self.parts.lora is not None:

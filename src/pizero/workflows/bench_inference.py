@@ -25,7 +25,7 @@ from pizero.engine.products import Kernels, check_kernels
 from pizero.model.config import Pi0Config, small_config
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import float32_names
-from pizero.types import Observation, UserError
+from pizero.types import Observation, UserError, check_least
 from pizero.workflows.memory import free_memory, proc_bytes
 from pizero.workflows.threads import torch_threads
 
@@ -51,6 +51,10 @@ class BenchConfig:
     """0: what PyTorch takes by default."""
     rounds: int = 5
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_least(1, batch=self.batch, num_steps=self.num_steps)
+        check_least(0, threads=self.threads)
 
 
 def random_model(config: Pi0Config, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Pi0:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
 from pizero.processes import Workers
-from pizero.types import Env, SubtaskEnv, UserError
+from pizero.types import Env, SubtaskEnv, UserError, check_least
 from pizero.workflows.progress import console, progress_bar
 
 
@@ -41,6 +41,10 @@ class CollectConfig:
     image_format: str = "h264"
     workers: int = 1
     """Processes that run the simulator."""
+
+    def __post_init__(self) -> None:
+        check_least(0, seed=self.seed)
+        check_least(1, episodes=self.episodes, workers=self.workers)
 
 
 @dataclass(frozen=True)

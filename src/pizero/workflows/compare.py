@@ -27,7 +27,7 @@ from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
 from pizero.processes import Workers
 from pizero.report.compare import compare_report
-from pizero.types import UserError
+from pizero.types import UserError, check_least
 from pizero.workflows.collect import CollectConfig, collect_once
 from pizero.workflows.compare_recording import recorded_source, sized_by, trivial_rows
 from pizero.workflows.compare_runs import RECORDED_FRAMES, RunConfig, evaluate_steps, train_and_measure
@@ -51,6 +51,9 @@ class CompareConfig(RunConfig):
     workers: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(1, workers=self.workers)
+        check_least(0, seeds=min(self.seeds, default=0))
         if self.study not in STUDY_NAMES:
             raise UserError(f"unknown study {self.study!r}; expected one of {', '.join(STUDY_NAMES)}")
         if not self.rungs or not self.seeds:

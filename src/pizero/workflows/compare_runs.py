@@ -20,7 +20,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.policy.policy import ModelPolicy
 from pizero.train.metrics import read_metrics
 from pizero.train.utilization import peak_memory
-from pizero.types import RobotDict, UserError
+from pizero.types import RobotDict, UserError, check_least
 from pizero.workflows.compare_recording import (
     held_out_frames,
     in_spreads,
@@ -57,6 +57,9 @@ class RunConfig:
     num_envs: int = 10
     dataset: str = ""
     skip_bad_episodes: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(1, demonstrations=self.demonstrations, episodes=self.episodes, num_envs=self.num_envs)
 
 
 def train_and_measure(

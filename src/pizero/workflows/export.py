@@ -21,7 +21,7 @@ def export_and_print(
     with steps_shown("opening") as show:
         result = export(checkpoint, folder, given=given, **options, on_step=lambda text: show(f"{text} ..."))
     seconds = time.perf_counter() - started
-    console.print(f"{result.num_bytes / 1e9:.3g} GB, {seconds:.0f} s")
+    console.print(f"{result.num_bytes / 1e6:,.1f} MB, {seconds:.0f} s")
     console.print(
         f"the example's chunk is at most {result.difference:.2g} from pizero's own in the robot's units, "
         f"{result.relative:.2g} of an action dimension's largest value (at most {result.tolerance:g} allowed)"

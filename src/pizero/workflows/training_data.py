@@ -32,7 +32,7 @@ from pizero.data.tokenizer import PaligemmaTokenizer, train_tokenizer
 from pizero.files import read_toml
 from pizero.processes import usable_cores
 from pizero.train.distributed import Placement
-from pizero.types import UserError
+from pizero.types import UserError, check_least
 from pizero.workflows.norm_stats import datasets_norm_stats
 from pizero.workflows.own_robot import guess_robot
 from pizero.workflows.progress import tell, tell_notes
@@ -55,6 +55,9 @@ class DataOptions:
     frames: FrameStore = "auto"
     workers: int | None = None
     subtasks: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_least(0, workers=self.workers or 0)
 
     def workers_beside(self, device: torch.device) -> int:
         if self.workers is not None:
