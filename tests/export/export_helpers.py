@@ -35,6 +35,7 @@ PI0_KINDS: dict[str, Any] = {
     "pi0-delays": small_config("nano", **SIZES, max_delay=3),
     "pi05-delays": small_config("nano", pi05=True, **SIZES, max_delay=3, state_input="token"),
     "pi05-text": small_config("nano", pi05=True, **SIZES, language=LanguageConfig(text_length=8)),
+    "pi05-fast": small_config("nano", pi05=True, **SIZES, language=LanguageConfig(text_weight=0.0)),
 }
 
 

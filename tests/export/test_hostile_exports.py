@@ -96,7 +96,10 @@ HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another width": (lambda f: change(f, action_dim=5), "do not fit together"),
     "other delays": (lambda f: change(f, max_delay=2), "is not the graph that its manifest describes"),
     "a delay beyond the chunk": (lambda f: change(f, max_delay=10**6), "max_delay must be at most"),
-    "text of a silent model": (lambda f: change(f, writes_text=True), "writes_text: of a model that is not told"),
+    "text of a silent model": (lambda f: change(f, writes_text=True), "do not fit together"),
+    "text of a diffusion policy": (
+        lambda f: change(f, kind="diffusion", words=None, writes_text=True), "writes_text: a diffusion policy"
+    ),
     "a head alone": (lambda f: change(f, head=narrow(f)), "head: its rows have width 3"),
     "more layers": (lambda f: change(f, layers=3), "is not the graph that its manifest describes"),
     "a path upwards": (lambda f: renamed(f, "../pipeline.json"), "is no name of a file in the folder"),

@@ -203,7 +203,6 @@ def test_an_export_runs_images_once_for_text_and_actions(
     monkeypatch.setattr(OnnxSession, "__call__", lambda self, given: calls.append(set(given)) or real(self, given))
     assert policy.infer(observation(1))["subtask"] == "lift"
     assert sum("images" in given for given in calls) == 1
-    assert sum("starts" in given for given in calls) == 1  # the prefix
     assert sum("step" in given for given in calls) == 2
     assert sum("place" in given for given in calls) > 4
 

@@ -24,7 +24,7 @@ from pizero.engine.quantize import sensitivity
 from pizero.export.diffusion import diffusion_step_graph, encode_graph
 from pizero.export.graph import Dtype, Graph, Runtime
 from pizero.export.openvino import to_openvino
-from pizero.export.pi0 import longest_prefix, prefix_graph, step_graph, text_graph, vision_graph
+from pizero.export.pi0 import growing_prefix_graph, longest_prefix, prefix_graph, step_graph, vision_graph
 from pizero.export.words import write_head, write_words
 from pizero.exported.manifest import Manifest, described
 from pizero.exported.policy import EXAMPLE, TOLERANCES, ExportedPolicy, load_exported, other_text, reproduce
@@ -136,13 +136,12 @@ def write_graphs(
     writes_text = isinstance(config, Pi0Config) and config.language is not None and config.language.writes_text
     if isinstance(model, Pi0):
         longest = longest_prefix(model, pipeline.image_size, pipeline.prompt_length)
+        prefix = growing_prefix_graph if writes_text else prefix_graph
         makers: dict[str, Callable[[], Graph]] = {
             "vision": lambda: vision_graph(model, pipeline.image_size, dtype, to),
-            "prefix": lambda: prefix_graph(model, longest, dtype, to),
+            "prefix": lambda: prefix(model, longest, dtype, to),
             "step": lambda: step_graph(model, num_steps, longest, dtype, to),
         }
-        if writes_text:
-            makers["text"] = lambda: text_graph(model, longest, dtype, to)
     else:
         assert isinstance(model, DiffusionPolicy)  # a π0-FAST was refused
         if dtype == "int8":
@@ -165,10 +164,12 @@ def write_graphs(
         num_history=config.num_history, cameras=config.cameras,
         reads_state=config.has_state_token if isinstance(config, Pi0Config) else bool(config.state_input),
         reads_words=not isinstance(config, BaselineConfig) or config.instruction,
-        reads_starts=isinstance(config, Pi0Config) and config.language is not None,
+        writes_text=writes_text,
         layers=config.prefix.depth if isinstance(config, Pi0Config) else 0,
+        kv_heads=config.prefix.num_kv_heads if isinstance(config, Pi0Config) else 0,
+        head_dim=config.prefix.head_dim if isinstance(config, Pi0Config) else 0,
         max_delay=config.max_delay if isinstance(config, Pi0Config) else 0,
-        writes_text=writes_text, words=words, head=head, proof={}, files={},
+        words=words, head=head, proof={}, files={},
     )  # fmt: skip
 
 

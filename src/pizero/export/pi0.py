@@ -1,10 +1,8 @@
-"""The graphs of a π0 or π0.5: vision tower; prefix -> keys and values; one integration step; and of a model that
-writes text, tokens after the prefix.
+"""The three graphs of a π0 or π0.5: vision tower; prefix -> keys and values; one integration step.
 
     images [n, h, w, 3] ──▶ vision ──▶ [n, S_img, W] ─┐
     words of the prompt [L, W] ───────────────────────┴─▶ prefix ──▶ key.i [K, head_dim, P], value.i [K, P, head_dim]
     x [H, D], step, state, settled ─────────────────────▶ step, reads them ──▶ x [H, D] one step further
-    words [T, W], place, sees ──────────────────────────▶ text, reads them ──▶ last [1, W], longer keys and values
 
 One observation a call, without padding: an absent camera and an unused prompt slot are not there. What depends on the
 flow time alone is a constant of the step's graph, a row for each step. Of a model trained with delays the step takes
@@ -90,16 +88,10 @@ def longest_prefix(model: Pi0, image_size: tuple[int, int], prompt_length: int) 
 
 
 def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
-    """tokens [P, W], and for a model with text starts [P], true where a block starts -> keys and values."""
+    """tokens [P, W] -> keys and values."""
     config, graph = model.config, Graph("prefix", dtype, runtime)
     dim, kv_heads = config.prefix.head_dim, config.prefix.num_kv_heads
     x = graph.input("tokens", ("P", config.prefix.width))
-    bias = None
-    if config.language is not None:
-        starts = graph.op("Cast", graph.input("starts", ("P",), "BOOL"), to=6)  # INT32
-        block = graph.op("CumSum", starts, graph.constant(np.array(0, np.int32)))
-        rows = graph.op("Unsqueeze", block, graph.integers(1))
-        bias = masked(graph, graph.op("LessOrEqual", graph.op("Unsqueeze", block, graph.integers(0)), rows))
     length = graph.op("Slice", graph.op("Shape", x), graph.integers(0), graph.integers(1))
     rotary = Rotary(graph, longest, dim, graph.integers(0), length)
     layers = _prefix_blocks(model)
@@ -111,18 +103,17 @@ def prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Gr
         graph.output(value, f"value.{index}", (kv_heads, "P", dim))
         if query is None:
             break
-        logits = graph.op("MatMul", query, key)
-        logits = logits if bias is None else add_mask(graph, logits, bias, block)
-        seen = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
+        seen = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", query, key), axis=-1), value)
         x = finish(graph, x, attended(graph, seen, block), block, name, None, None)
     return graph
 
 
-def text_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
-    """tokens [T, W] after a prefix of P, the place [1] of the first, and which they see, [T, P + T] -> the last token's
-    [1, W] for the head, and keys and values of all P + T.
+def growing_prefix_graph(model: Pi0, longest: int, dtype: Dtype, runtime: Runtime) -> Graph:
+    """Of a model that writes text, one graph for the prompt and for the tokens after it, so that the weights are there
+    once: tokens [T, W] after P that are known, the place [1] of the first, and which they see, [T, P + T] -> the last
+    token's [1, W] for the head, and keys and values of all P + T.
     """
-    config, graph = model.config, Graph("text", dtype, runtime)
+    config, graph = model.config, Graph("prefix", dtype, runtime)
     dim, kv_heads = config.prefix.head_dim, config.prefix.num_kv_heads
     x = graph.input("tokens", ("T", config.prefix.width))
     place = graph.input("place", (1,), "INT64")

@@ -27,8 +27,6 @@ RuntimeName: TypeAlias = Literal["onnx", "openvino"]
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 
 GRAPHS: dict[str, tuple[str, ...]] = {"pi0": ("vision", "prefix", "step"), "diffusion": ("encode", "step")}
-TEXT_GRAPH = "text"
-"""Beside them, of a model that writes."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SMALL = 64 << 20
@@ -52,9 +50,9 @@ class Words:
 class Manifest:
     """kind: of the model. cameras: the model's, in order. past_actions: of a chunk's start, never played.
 
-    reads_state, reads_words: whether the robot's state and the prompt are inputs. reads_starts: the prefix is told
-    where blocks start: a model that acts on text. max_delay: most settled first actions that the steps take; 0: none.
-    writes_text: whether there is a graph for it. head: of the text, where it is not `words`.
+    reads_state, reads_words: whether the robot's state and the prompt are inputs. writes_text: whether the prefix's
+    graph goes on after the prompt. layers, kv_heads, head_dim: of its keys and values; 0 of a diffusion policy.
+    max_delay: most settled first actions that the steps take; 0: none. head: of the text, where it is not `words`.
     proof: of the stored example, and of int8 the error of each layer alone. files: (bytes, SHA-256) by name.
     """
 
@@ -69,10 +67,11 @@ class Manifest:
     cameras: tuple[str, ...]
     reads_state: bool
     reads_words: bool
-    reads_starts: bool
-    layers: int
-    max_delay: int
     writes_text: bool
+    layers: int
+    kv_heads: int
+    head_dim: int
+    max_delay: int
     words: Words | None
     head: Words | None
     proof: Mapping[str, float]
@@ -89,19 +88,20 @@ class Manifest:
         for name, limit in limits.items():
             check_whole(name, getattr(self, name), limit)
         may_be_none = {
-            "past_actions": self.action_horizon - 1, "layers": DEEPEST, "max_delay": self.action_horizon - 1,
+            "past_actions": self.action_horizon - 1, "layers": DEEPEST, "kv_heads": LARGEST_LENGTH,
+            "head_dim": LARGEST_LENGTH, "max_delay": self.action_horizon - 1,
         }  # fmt: skip
         for name, limit in may_be_none.items():
             if getattr(self, name) != 0:
                 check_whole(name, getattr(self, name), limit)
         check_cameras(self.cameras)
-        for name in ("reads_state", "reads_words", "reads_starts", "writes_text"):
+        for name in ("reads_state", "reads_words", "writes_text"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false, got {str(getattr(self, name))[:60]}")
         if (self.words is None) != (self.kind == "diffusion"):
             raise UserError("words: a pi0 has a token table, a diffusion policy none")
-        if self.writes_text and not self.reads_starts:
-            raise UserError("writes_text: of a model that is not told where blocks of text start")
+        if self.kind == "diffusion" and self.writes_text:
+            raise UserError("writes_text: a diffusion policy writes none")
         if self.head is not None and (self.words is None or self.head.width != self.words.width):
             raise UserError(f"head: its rows have width {self.head.width}, those of words another one")
         if self.kind == "diffusion" and self.max_delay:
@@ -162,8 +162,6 @@ def _check_names(manifest: Manifest) -> None:
     needed = {graph + SUFFIX[manifest.runtime] for graph in GRAPHS[manifest.kind]} | {PIPELINE}
     for table in (manifest.words, manifest.head):
         needed |= set(table.files if table else ())
-    if manifest.writes_text:
-        needed.add(TEXT_GRAPH + SUFFIX[manifest.runtime])
     if missing := sorted(needed - set(manifest.files)):
         raise UserError(f"manifest.json names no {', '.join(missing)[:200]}; copy the export again")
     if len(manifest.files) > _MOST_FILES:

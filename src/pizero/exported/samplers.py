@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pizero.data.images import to_float
 from pizero.data.pipeline import ModelInputs
 from pizero.data.tokenizer import END_ID
-from pizero.exported.manifest import SUFFIX, TEXT_GRAPH, Manifest
+from pizero.exported.manifest import SUFFIX, Manifest
 from pizero.exported.sessions import SESSIONS, Ports, Session, as_array
 from pizero.exported.words import WordTable
 
@@ -21,13 +21,14 @@ from pizero.exported.words import WordTable
 @dataclass(frozen=True)
 class Prefix:
     """What images and prompt came to. seen [S_img, W]: of the images. ids, starts [L]: of the prompt, and where its
-    blocks start. cache: keys and values of all.
+    blocks start. cache: keys and values of all. last [W]: what the head reads of the last token, where a model writes.
     """
 
     seen: NDArray[np.float32]
     ids: NDArray[np.int64]
     starts: NDArray[np.bool_]
     cache: Mapping[str, Any]
+    last: NDArray[np.float32] | None = None
 
     @property
     def length(self) -> int:
@@ -44,13 +45,12 @@ class Pi0Sampler:
         state = ["state"] if manifest.reads_state else []
         self._vision = open_graph(folder, manifest, "vision", threads, ["images"], ["tokens"])
         state += ["settled"] if manifest.max_delay else []
-        starts = ["starts"] if manifest.reads_starts else []
-        self._prefix = open_graph(folder, manifest, "prefix", threads, ["tokens", *starts], cache)
-        self._step = open_graph(folder, manifest, "step", threads, ["x", "step", *state, *cache], ["next"])
+        reads, gives = ["tokens"], cache
         if manifest.writes_text:
-            longer = ["last", *(f"longer_{name}" for name in cache)]
-            self._text = open_graph(folder, manifest, TEXT_GRAPH, threads, ["tokens", "place", "sees", *cache], longer)
-            self._head = self._words if manifest.head is None else WordTable(folder, manifest.head)
+            reads, gives = ["tokens", "place", "sees", *cache], ["last", *(f"longer_{name}" for name in cache)]
+        self._prefix = open_graph(folder, manifest, "prefix", threads, reads, gives)
+        self._step = open_graph(folder, manifest, "step", threads, ["x", "step", *state, *cache], ["next"])
+        self._head = self._words if manifest.head is None else WordTable(folder, manifest.head)
 
     def __call__(
         self,
@@ -81,34 +81,25 @@ class Pi0Sampler:
         for its end. closing: ids that follow each text, the end mark first, and which start a block.
         """
         prefix = self._run(question)
-        ids, starts = prefix.ids.tolist(), prefix.starts.tolist()
-        first, cache = prefix.length, prefix.cache
-        # the last token of the prompt once more, for what the head reads of it: it does not see its second self
-        last, _ = self._after(cache, ids[-1:], first - 1, np.arange(first + 1)[None] < first)
+        last, cache, first = prefix.last, prefix.cache, prefix.length
+        assert last is not None  # of a model that writes
         text: list[int] = []
         while len(text) < max_tokens and (token := self._head.likeliest(last)) != END_ID:
-            place = first + len(text)
             text.append(token)
-            last, cache = self._after(cache, [token], place, np.ones((1, place + 1), np.bool_))
-        if len(text) == max_tokens or len(ids) + len(text) + len(closing[0]) > prompt_length:
+            last, cache = self._after(
+                cache, self._words(np.array([token])), first + len(text) - 1, np.ones(1, np.bool_)
+            )
+        if len(text) == max_tokens or len(prefix.ids) + len(text) + len(closing[0]) > prompt_length:
             return text, prefix
-        place, block = first + len(text), np.cumsum(closing[1])
-        sees = np.concatenate([np.ones((len(block), place), np.bool_), block[None] <= block[:, None]], axis=1)
-        _, cache = self._after(cache, closing[0], place, sees)
-        whole = np.array([*ids, *text, *closing[0]]), np.array([*starts, *[True] * len(text), *closing[1]])
-        return text, Prefix(prefix.seen, *whole, cache)
-
-    def _after(
-        self, cache: Mapping[str, Any], ids: list[int], place: int, sees: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Tokens from a place on, and which they see [T, P + T]: what the head reads of the last [W], and the cache."""
-        given = {"tokens": self._words(np.array(ids)), "place": np.array([place]), "sees": sees}
-        found = self._text({**given, **cache})
-        return as_array(found["last"])[0], {name: found[f"longer_{name}"] for name in self._cache}
+        end, begins = np.array(closing[0]), np.array(closing[1])
+        _, cache = self._after(cache, self._words(end), first + len(text), begins)
+        ids = np.concatenate([prefix.ids, np.array(text, np.int64), end])
+        starts = np.concatenate([prefix.starts, np.ones(len(text), np.bool_), begins])
+        return text, Prefix(prefix.seen, ids, starts, cache)
 
     def _run(self, inputs: ModelInputs, before: Prefix | None = None) -> Prefix:
         """Images and prompt; only what is new in them after `before`, which has the same images."""
-        used = inputs["prompt_mask"][0]
+        manifest, used = self._manifest, inputs["prompt_mask"][0]
         ids = inputs["prompt_tokens"][0][used]
         starts = inputs["prompt_causal"][0][used] if "prompt_causal" in inputs else np.zeros(len(ids), np.bool_)
         if before is not None:
@@ -116,14 +107,30 @@ class Pi0Sampler:
                 return before
             seen = before.seen
         else:
-            present = [camera for camera in self._manifest.cameras if camera in inputs["images"]]
+            present = [camera for camera in manifest.cameras if camera in inputs["images"]]
             images = np.stack([to_float(inputs["images"][camera][0]) for camera in present])
             seen = as_array(self._vision({"images": images})["tokens"])
             seen = seen.reshape(-1, seen.shape[-1])
-        given: dict[str, Any] = {"tokens": np.concatenate([seen, self._words(ids)])}
-        if self._manifest.reads_starts:
-            given["starts"] = np.concatenate([np.zeros(len(seen), np.bool_), starts])
-        return Prefix(seen, ids, starts, self._prefix(given))
+        tokens = np.concatenate([seen, self._words(ids)])
+        if not manifest.writes_text:
+            return Prefix(seen, ids, starts, self._prefix({"tokens": tokens}))
+        heads, dim = manifest.kv_heads, manifest.head_dim
+        empty = {"key": np.zeros((heads, dim, 0), np.float32), "value": np.zeros((heads, 0, dim), np.float32)}
+        nothing = {name: empty[name.partition(".")[0]] for name in self._cache}
+        last, cache = self._after(nothing, tokens, 0, np.concatenate([np.zeros(len(seen), np.bool_), starts]))
+        return Prefix(seen, ids, starts, cache, last)
+
+    def _after(
+        self, cache: Mapping[str, Any], tokens: NDArray[np.float32], place: int, starts: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Runs tokens [T, W] from a place on, which see what is known, their own block and those before it; starts [T]:
+        of blocks. What the head reads of the last one [W], and the cache of all.
+        """
+        block = np.cumsum(starts)
+        known = np.ones((len(block), place), np.bool_)
+        sees = np.concatenate([known, block[None] <= block[:, None]], axis=1)
+        found = self._prefix({"tokens": tokens, "place": np.array([place]), "sees": sees, **cache})
+        return as_array(found["last"])[0], {name: found[f"longer_{name}"] for name in self._cache}
 
 
 class DiffusionSampler:
