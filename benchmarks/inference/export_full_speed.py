@@ -63,17 +63,8 @@ def main() -> None:
     for path in given.paths:
         runtime, dtype = path.split("-")
         if runtime != "pizero" and not (given.folder / path).is_dir():
-            made = [
-                "export_full_size.py",
-                given.model,
-                runtime,
-                dtype,
-                str(given.folder / path),
-                "--keep",
-                "--runs",
-                "0",
-            ]
-            run(*made, "--threads", str(given.threads))
+            made = given.model, runtime, dtype, str(given.folder / path)
+            run("export_full_size.py", *made, "--keep", "--runs", "0", "--threads", str(given.threads))
     for _ in range(given.turns):
         for path in given.paths:
             run(Path(__file__).name, given.model, str(given.folder), "--threads", str(given.threads), "--one", path)

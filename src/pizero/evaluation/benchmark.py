@@ -13,7 +13,7 @@ from pizero.evaluation.rollout import Alter, EpisodeResult, EpisodeSpec, OnEpiso
 from pizero.evaluation.simulators import process_simulators
 from pizero.evaluation.subtasks import SubtaskSource, per_subtask
 from pizero.evaluation.video import captioned, write_mp4
-from pizero.types import Env, Policy, UserError
+from pizero.types import Env, Policy, UserError, check_least
 
 EVALUATION_SEED = 1_000_000
 """Far from the seeds of `collect`, so that no evaluated scene was a demonstration."""
@@ -98,9 +98,8 @@ def evaluate(
     errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4. on_start: gets the number
     of episodes in all. UserError for numbers that cannot be.
     """
-    for name, least in (("episodes", 1), ("num_envs", 1), ("processes", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    check_least(1, episodes=config.episodes, num_envs=config.num_envs)
+    check_least(0, processes=config.processes)
     execution_horizon = config.horizon_for(policy)
     options: dict[str, Any] = {
         "image_size": config.image_size, "render_in_step": False, "tasks": config.tasks or None

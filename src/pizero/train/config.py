@@ -155,8 +155,10 @@ class TrainConfig:
             raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        for name in ("early_frames", "ema_power", "max_delay", "warmup_steps", "seed", "threads"):
-            check_least(0, **{name: getattr(self, name)})
+        check_least(
+            0, early_frames=self.early_frames, ema_power=self.ema_power, max_delay=self.max_delay,
+            warmup_steps=self.warmup_steps, seed=self.seed, threads=self.threads,
+        )  # fmt: skip
         _check_choice("precision", self.precision, Precision)
         _check_choice("optimizer", self.optimizer, OptimizerName)
         if self.optimizer == "muon" and self.parts.lora is not None:
