@@ -75,11 +75,7 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
     result    79.8 % with 4,000 steps, 50 episodes of each task (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
-    train = TrainConfig(
-        steps=10_000, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.998,
-        optimizer="muon", early_frames=0.5, draws=4, augmentation="none", log_every=50, validate_every=500,
-        save_every=500, validation_fraction=0.04, seed=0,
-    )  # fmt: skip
+    train = replace(_muon_train(10_000), early_frames=0.5)
     preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
     return _of_kind(preset, model)
 
@@ -118,7 +114,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
         "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=50,
         **_prompt(model, 24, 96),
     )  # fmt: skip
-    preset = Preset("aloha_sim", config, _small_train(10_000), norm_mode(model), 384, execution_horizon=25)
+    preset = Preset("aloha_sim", config, _muon_train(10_000), norm_mode(model), 384, execution_horizon=25)
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
 
@@ -151,7 +147,7 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
     )
-    preset = Preset("libero_sim", config, _small_train(20_000), norm_mode(model), 512, execution_horizon=5)
+    preset = Preset("libero_sim", config, _muon_train(20_000), norm_mode(model), 512, execution_horizon=5)
     return _of_kind(preset, model)
 
 
@@ -230,6 +226,15 @@ def _small_train(steps: int) -> TrainConfig:
     return TrainConfig(
         steps=steps, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
         draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
+    )  # fmt: skip
+
+
+def _muon_train(steps: int) -> TrainConfig:
+    """From scratch, on suites of tasks."""
+    return TrainConfig(
+        steps=steps, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.998,
+        optimizer="muon", draws=4, augmentation="none", log_every=50, validate_every=500, save_every=500,
+        validation_fraction=0.04, seed=0,
     )  # fmt: skip
 
 
