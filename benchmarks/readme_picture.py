@@ -35,7 +35,7 @@ def main() -> None:
     policy = pizero.load_policy(given.checkpoint)
     env = make_env("tabletop", image_size=policy.pipeline.image_size[0], render_in_step=False)
     specs = episode_specs(env, 2, 1_000_000)[: given.episodes]
-    results = rollout(policy, [env], specs, 2, record_first=len(specs))
+    results = rollout(policy, [env], specs, 2, record=range(len(specs)))
     print("\n".join(f"{each.instruction}: {'success' if each.success else 'failure'}" for each in results))
     write(given.output, results)
 

@@ -179,6 +179,15 @@ def test_probe_survives_a_crash_and_respects_the_users_choice(monkeypatch: pytes
     assert probe("") is None
 
 
+def test_a_probe_without_end_is_not_taken_for_a_missing_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offscreen, "_PROBE", "import time\nwhile True: time.sleep(1)")
+    monkeypatch.setattr(offscreen, "_PROBE_SECONDS", 0.5)
+    with pytest.raises(
+        UserError, match=r"test of off-screen OpenGL \(osmesa\) took more than 0.5 s: the machine is busy"
+    ):
+        offscreen._probe.__wrapped__("osmesa")
+
+
 @pytest.mark.opengl
 def test_images_are_drawn_and_the_cameras_differ(seeing: MetaWorldEnv) -> None:
     observation, _ = seeing.reset(seed=0, options={"task": "drawer-open"})

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pizero.evaluation import benchmark
-from pizero.evaluation.benchmark import RolloutConfig, evaluate, summarize, wilson_interval
-from pizero.evaluation.rollout import EpisodeResult
+from pizero.evaluation.benchmark import RolloutConfig, evaluate, first_of_each, summarize, wilson_interval
+from pizero.evaluation.rollout import EpisodeResult, EpisodeSpec
 from pizero.types import RobotDict, UserError
 
 
@@ -88,6 +88,26 @@ def test_summary_per_tier() -> None:
     assert summary["success_rate"] == 0.75
     assert summarize([result("a", False, 3, "OSError: gone")], tiers)["mean_of_tiers"] is None
     assert "per_tier" not in summarize(played)
+    some = summarize(played, {"a": "easy"})  # the other tasks have no tier
+    assert {tier: entry["episodes"] for tier, entry in some["per_tier"].items()} == {"easy": 1}
+    assert (some["mean_of_tiers"], some["episodes"]) == (1.0, 4)
+
+
+def test_films_are_of_each_task_in_turn() -> None:
+    """Where tasks are played one after the other too."""
+    specs = [EpisodeSpec(task, seed) for task in ("a", "b", "c") for seed in (5, 6)]
+    assert [specs[place].task for place in first_of_each(specs)] == ["a", "b", "c", "a", "b", "c"]
+    assert [specs[place].seed for place in first_of_each(specs)[:4]] == [5, 5, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [({"episodes": 0}, "episodes must be at least 1"), ({"seed": -1}, "seed must be at least 0"),
+     ({"num_videos": -1}, "num_videos must be at least 0")],
+)  # fmt: skip
+def test_numbers_that_cannot_be(changes: dict[str, int], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        RolloutConfig("tabletop", **changes)
 
 
 def test_summary_of_scores() -> None:

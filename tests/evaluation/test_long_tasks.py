@@ -40,7 +40,7 @@ class Following:
 def play(source: SubtaskSource, **kind: Any) -> tuple[list[EpisodeResult], list[RobotDict]]:
     env = TabletopLongEnv(image_size=8, render_in_step=False)
     policy = Following(env, **kind)
-    results = rollout(policy, [env], SPECS, 1, record_first=1, subtasks=source)
+    results = rollout(policy, [env], SPECS, 1, record=[0], subtasks=source)
     assert all(result.success and result.subtasks == (3, 3) for result in results)
     return results, policy.asked
 

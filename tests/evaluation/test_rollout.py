@@ -248,7 +248,7 @@ def test_alter_changes_what_the_policy_sees_and_nothing_else() -> None:
 
 def test_frames_of_the_first_episodes_and_the_callback() -> None:
     seen: list[EpisodeResult] = []
-    results = play(3, specs(5), record_first=2, on_episode=seen.append)
+    results = play(3, specs(5), record=[0, 1], on_episode=seen.append)
     assert sorted(r.seed for r in seen) == [0, 1, 2, 3, 4]
     for index, result in enumerate(results):
         assert [int(frame[0, 0, 0]) for frame in result.frames] == (list(range(result.steps + 1)) if index < 2 else [])
@@ -256,7 +256,7 @@ def test_frames_of_the_first_episodes_and_the_callback() -> None:
 
 def test_demonstrator_and_random_actions() -> None:
     seen: list[EpisodeResult] = []
-    results = run_demonstrator(WalkEnv(), specs(6, first=11), on_episode=seen.append, record_first=1)
+    results = run_demonstrator(WalkEnv(), specs(6, first=11), on_episode=seen.append, record=[0])
     assert seen == results
     assert [r.success for r in results] == [True, True, False, False, True, True]
     assert [r.error is None for r in results] == [True, True, False, False, True, True]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import losses, nano_preset
+from train_helpers import losses, nano_baseline, nano_preset
 
 from pizero.train.config import LoraConfig, PartsConfig, SelectionConfig
 from pizero.train.optim import learning_rate
@@ -130,3 +131,26 @@ def interrupted(dataset: Path, run: Path, step: int) -> None:
         patch.setattr(Trainer, "train_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train_policy(dataset, run, nano_preset())
+
+
+@pytest.mark.parametrize(
+    ("train", "model", "text"),
+    [
+        ({"seed": 7}, {}, "seed was 3, now 7"),
+        ({"steps": 3}, {}, "steps was 4, now 3"),
+        ({}, {"state_input": "prompt"}, "was started with other settings: model.state_input was token, now prompt"),
+    ],
+)
+def test_a_finished_run_is_not_passed_off_as_another(
+    dataset: Path, run: Path, train: dict[str, Any], model: dict[str, Any], text: str
+) -> None:
+    asked = nano_preset(**{"steps": 4, "save_every": 2, **train})
+    asked = dataclasses.replace(asked, model=dataclasses.replace(asked.model, **model))
+    with pytest.raises(UserError, match=text):
+        train_policy(dataset, run, asked, resume=True)
+
+
+def test_a_finished_run_is_not_that_of_another_kind_of_model(dataset: Path, run: Path) -> None:
+    asked = dataclasses.replace(nano_preset(steps=4, save_every=2), model=nano_baseline())
+    with pytest.raises(UserError, match="was started with other settings"):
+        train_policy(dataset, run, asked, resume=True)

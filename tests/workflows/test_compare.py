@@ -48,6 +48,13 @@ def test_each_rung_changes_one_thing() -> None:
         rung_preset(10, LadderConfig(), 0)
 
 
+def test_a_comparison_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
+    wrong = CompareConfig(NANO, rungs=(0,), tasks=("reech",))
+    with pytest.raises(UserError, match="unknown task 'reech'"):
+        compare(wrong, tmp_path / "compare")
+    assert not (tmp_path / "compare").exists()
+
+
 def test_compare_measures_keeps_and_adds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +74,7 @@ def test_compare_measures_keeps_and_adds(
     assert not re.search(r"https?://", (tmp_path / "report.html").read_text())
     print_comparison(results, tmp_path)
     assert "dual experts" in capsys.readouterr().err
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="other settings: episodes was 1, now 2; give the old ones"):
         compare(dataclasses.replace(config, episodes=2), tmp_path)
     with pytest.raises(UserError, match="has 6 demonstrations, the study demonstrations takes 100"):
         compare(dataclasses.replace(config, study="demonstrations"), tmp_path)

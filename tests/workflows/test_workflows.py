@@ -77,6 +77,64 @@ def test_large_simulators_are_recorded_task_by_task(tmp_path: Path, monkeypatch:
     assert ["lift" in prompt for prompt in prompts] == [True, True, False, False], prompts
 
 
+def test_large_simulators_are_the_same_with_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is tried beyond what one process tries."""
+    from pizero.envs.tabletop.env import TabletopEnv
+
+    monkeypatch.setattr(TabletopEnv, "most_at_once", 1, raising=False)
+    settings = small_collect(episodes=4, noise=0.1, tasks=("push_right", "reach"))
+    one, two = (collect(dataclasses.replace(settings, workers=workers), tmp_path / str(workers)) for workers in (1, 2))
+    assert one.attempts == two.attempts > 4
+    first, second = LeRobotDataset(tmp_path / "1"), LeRobotDataset(tmp_path / "2")
+    np.testing.assert_array_equal(first.column("action"), second.column("action"))
+
+
+def test_a_named_task_without_a_demonstrator_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pizero.envs.tabletop.env import TabletopEnv
+
+    scripted = TabletopEnv.demonstrator
+
+    def demonstrator(env: TabletopEnv) -> object:
+        if "push" in env.observe()["prompt"]:
+            raise UserError("push has no demonstrator")
+        return scripted(env)
+
+    monkeypatch.setattr(TabletopEnv, "demonstrated_tasks", ("lift",), raising=False)
+    monkeypatch.setattr(TabletopEnv, "demonstrator", demonstrator)
+    monkeypatch.setattr("pizero.workflows.collect.record_episode", None)
+    with pytest.raises(UserError, match="push has no demonstrator"):
+        collect(small_collect(tasks=("lift", "push_left")), tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
+def test_noise_that_cannot_be(noise: float) -> None:
+    with pytest.raises(UserError, match="noise must be a number of at least 0, got "):
+        CollectConfig(noise=noise)
+
+
+def test_an_evaluation_shows_its_own_films_and_says_of_whom(tmp_path: Path) -> None:
+    old = tmp_path / "videos" / "reach_3.mp4"
+    old.parent.mkdir()
+    old.write_bytes(b"of another evaluation")
+    results = evaluate_checkpoint("random", EvaluateConfig("tabletop", episodes=1, tasks=("lift",)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<video" not in page
+    assert "<td>policy</td><td>random</td>" in page
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert "num_videos" not in results["settings"]
+    assert old.is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pizero.workflows.evaluate.evaluate_actor", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file cannot be written .* choose another folder"):
+        evaluate_checkpoint("random", EvaluateConfig("tabletop", episodes=1), tmp_path / "file")
+
+
 def test_collect_executes_noise_and_records_clean_actions(tmp_path: Path) -> None:
     collect(small_collect(noise=0.0), tmp_path / "clean")
     collect(small_collect(noise=0.02), tmp_path / "noisy")

@@ -15,7 +15,9 @@ class Arguments:
     """Records demonstrations of a simulator's tasks, trains one language-conditioned policy from scratch, evaluates it
     beside the demonstrator and random actions, and writes report.html and a row of docs/results/benchmarks.md.
 
-    An interrupted run continues where it stopped. Example: pizero benchmark metaworld-mt10 --output runs/mt10
+    Called again it goes on with a finished recording and from the training's last checkpoint; it evaluates anew.
+
+    Example: pizero benchmark metaworld-mt10 --output runs/mt10
     """
 
     suite: Annotated[str, tyro.conf.Positional]
@@ -46,6 +48,8 @@ def run(arguments: Arguments) -> int:
 
     if min(arguments.demonstrations, arguments.episodes, arguments.workers) < 1:
         raise UserError("demonstrations, episodes and workers must be at least 1")
+    if not 0 <= arguments.at_least <= 1:
+        raise UserError(f"--at-least is a success rate from 0 to 1, got {arguments.at_least}")
     values = vars(arguments).copy()
     folder, at_least = values.pop("output"), values.pop("at_least")
     results = benchmark(BenchmarkConfig(**values, command=_command(arguments)), folder)

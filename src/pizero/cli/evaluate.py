@@ -35,7 +35,8 @@ class Arguments:
     """Steps of sampling; without it the model's own number: 10 for π0, 1 for a one-step
     policy, 20 for the diffusion policy. Not for π0-FAST."""
     num_envs: int = 16
-    """Environments side by side, served by one model call; does not change the results."""
+    """Environments side by side, served by one model call. Another number may round otherwise, and end a close episode
+    in another way."""
     envs: int = 0
     """Above 0: so many environments instead, each in a process of its own, for simulators that need the time."""
     image_size: int | None = None
@@ -47,7 +48,7 @@ class Arguments:
     subtask_every: int = 1
     """Chunks for which a subtask holds that the policy wrote, before it writes the next one."""
     num_videos: int = 4
-    """Episodes that are recorded."""
+    """Episodes of the policy that are recorded, of each task in turn."""
     embodiment: str | None = None
     """Robot, if the checkpoint does not record it: a name, a TOML file, module:function, or the folder of a dataset
     that describes it. Same for the options below."""
@@ -65,7 +66,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     from pizero.workflows.demo import print_results
-    from pizero.workflows.evaluate import EvaluateConfig, evaluate_checkpoint
+    from pizero.workflows.evaluate import ACTORS, EvaluateConfig, evaluate_checkpoint
 
     values = vars(arguments).copy()
     checkpoint, output = values.pop("checkpoint"), values.pop("output")
@@ -73,5 +74,5 @@ def run(arguments: Arguments) -> int:
     options = {name: values.pop(name) for name in ("embodiment", "norm_stats", "tokenizer", "codec", "arch")}
     folder = output or Path(checkpoint if Path(checkpoint).exists() else ".") / "evaluation"
     results = evaluate_checkpoint(checkpoint, EvaluateConfig(**values), folder, **options)
-    print_results(results, folder)
+    print_results(results, folder, checkpoint if checkpoint in ACTORS else "policy")
     return 1 if results["errors"] else 0

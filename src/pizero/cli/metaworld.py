@@ -13,7 +13,7 @@ class Arguments(DemoArguments):
     """Collects demonstrations of six Meta-World tasks, trains one language-conditioned policy from scratch on the CPU,
     evaluates it over 50 episodes of each task, and writes a report. Needs the `sim` extra and OpenGL (EGL or OSMesa).
 
-    An interrupted run continues where it stopped.
+    Called again it goes on with a finished recording and from the training's last checkpoint; it evaluates anew.
     """
 
     output: Path = Path("runs/metaworld")

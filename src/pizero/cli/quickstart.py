@@ -13,7 +13,7 @@ class Arguments(DemoArguments):
     """Collects scripted demonstrations in the built-in simulator, trains a tiny π0 on the CPU, evaluates it over 200
     episodes beside the demonstrator, random actions, swapped instructions and blank images, and writes a report.
 
-    An interrupted run continues where it stopped.
+    Called again it goes on with a finished recording and from the training's last checkpoint; it evaluates anew.
     """
 
     output: Path = Path("runs/quickstart")

@@ -29,13 +29,15 @@ drawing = mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100)
 drawing.free()
 context.free()
 """
+_PROBE_SECONDS = 300  # half a second on a quiet machine, a minute was seen on a busy one
 _SUPERSAMPLING = 2
 
 
 def opengl_backend() -> str | None:
     """The off-screen OpenGL that works here ("egl", "osmesa", "cgl", "glfw"), or None when there is none or no MuJoCo.
 
-    A backend named in MUJOCO_GL is the only one tried. Takes about half a second, once per process.
+    A backend named in MUJOCO_GL is the only one tried. Takes about half a second, once per process. UserError where the
+    machine is so busy that it takes minutes.
     """
     return _probe(os.environ.get("MUJOCO_GL", "").strip().lower())
 
@@ -52,8 +54,13 @@ def _works(backend: str) -> bool:
     command = [sys.executable, "-c", _PROBE.format(backend)]
     environment = {**os.environ, "MUJOCO_GL": backend}
     try:
-        return subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"the test of off-screen OpenGL ({backend}) took more than {_PROBE_SECONDS} s: the machine is busy, or its "
+            "driver hangs; try again when less runs on it, or name another in MUJOCO_GL (egl, osmesa)"
+        ) from None
+    except OSError:
         return False
 
 

@@ -11,12 +11,20 @@ from pizero.types import UserError
 
 
 def choose_tasks(names: Sequence[str] | None, known: Collection[str]) -> tuple[str, ...]:
-    """`names`, or all `known` tasks where None. UserError for one that is not known, and for none at all."""
+    """`names`, or all `known` tasks where None. UserError for one unknown, one named twice, and none at all."""
     if names is None:
         return tuple(known)
     if not names:
         raise UserError(f"tasks is empty: expected some of {', '.join(known)}")
-    return tuple(check_task(name, known) for name in names)
+    return distinct_tasks([check_task(name, known) for name in names])
+
+
+def distinct_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """The names; UserError where one is there twice, whose episodes would count as more than they are."""
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise UserError(f"task {twice[0]!r} is named twice; name each task once")
+    return tuple(names)
 
 
 def check_task(name: str, known: Collection[str]) -> str:

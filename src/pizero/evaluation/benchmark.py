@@ -35,7 +35,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
 
 def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Counts and rates over all results and per task, ready for JSON; with `tiers` (task: its tier of difficulty) per
-    tier too, and "mean_of_tiers", the mean of their success rates.
+    tier too (a task without one is in none), and "mean_of_tiers", the mean of their success rates.
 
     Keys: success_rate (over the completed episodes, None without any), interval [low, high], successes, episodes
     (completed), errors, mean_steps, mean_steps_success, error_texts, per_task {task: the same without per_task}. Of
@@ -47,8 +47,11 @@ def summarize(results: Sequence[EpisodeResult], tiers: Mapping[str, str] | None 
     per_task = {task: _summarize([result for result in results if result.task == task]) for task in tasks}
     summary = {**_summarize(results), "per_task": per_task}
     if tiers:
-        names = [tier for tier in dict.fromkeys(tiers.values()) if any(tiers[task] == tier for task in tasks)]
-        per_tier = {tier: _summarize([result for result in results if tiers[result.task] == tier]) for tier in names}
+        per_tier = {
+            tier: _summarize([result for result in results if tiers.get(result.task) == tier])
+            for tier in dict.fromkeys(tiers.values())
+            if any(tiers.get(task) == tier for task in tasks)
+        }
         rates = [entry["success_rate"] for entry in per_tier.values() if entry["success_rate"] is not None]
         summary |= {"per_tier": per_tier, "mean_of_tiers": sum(rates) / len(rates) if rates else None}
     return summary
@@ -59,7 +62,8 @@ class RolloutConfig:
     """episodes: of each of the tasks (none named: all), with the seeds seed, seed + 1, ... execution_horizon: actions
     played before the next chunk is asked for; None takes half of the policy's action horizon. num_envs: simulators in
     this process. processes: above 0, so many in processes of their own instead, which gives the same as so many here.
-    num_videos: how many of the first episodes are filmed. subtasks: who says what is to be done now.
+    num_videos: how many episodes are filmed, the first ones of the tasks in turn. subtasks: who says what is to be done
+    now. UserError for numbers that cannot be.
     """
 
     env: str
@@ -72,6 +76,10 @@ class RolloutConfig:
     image_size: int | None = None
     num_videos: int = 0
     subtasks: SubtaskSource = "own"
+
+    def __post_init__(self) -> None:
+        check_least(1, episodes=self.episodes, num_envs=self.num_envs)
+        check_least(0, processes=self.processes, seed=self.seed, num_videos=self.num_videos)
 
     def horizon_for(self, policy: Policy) -> int:
         """The execution horizon with this policy; UserError where neither says one."""
@@ -95,11 +103,9 @@ def evaluate(
     """Runs the episodes of the config; returns what `summarize` does.
 
     An episode that an exception of the environment ended is counted under "errors" and in no rate; callers treat
-    errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4. on_start: gets the number
-    of episodes in all. UserError for numbers that cannot be.
+    errors > 0 as a failed run. videos: folder for the filmed episodes as <task>_<seed>.mp4, whose names are returned as
+    "videos". on_start: gets the number of episodes in all.
     """
-    check_least(1, episodes=config.episodes, num_envs=config.num_envs)
-    check_least(0, processes=config.processes)
     execution_horizon = config.horizon_for(policy)
     options: dict[str, Any] = {
         "image_size": config.image_size, "render_in_step": False, "tasks": config.tasks or None
@@ -111,8 +117,8 @@ def evaluate(
         if on_start is not None:
             on_start(len(specs))
         how: dict[str, Any] = {
-            "alter": alter, "on_episode": on_episode, "record_first": 0 if videos is None else config.num_videos,
-            "subtasks": config.subtasks,
+            "alter": alter, "on_episode": on_episode, "subtasks": config.subtasks,
+            "record": [] if videos is None else first_of_each(specs)[: config.num_videos],
         }  # fmt: skip
         if config.processes:
             count = min(config.processes, len(specs))
@@ -121,21 +127,25 @@ def evaluate(
         else:
             envs += [make_env(config.env, **options) for _ in range(min(num_envs, len(specs)) - 1)]
             results = rollout(policy, envs, specs, execution_horizon, **how)
-        if videos is not None:
-            _write_videos(videos, results, envs[0])
+        films = [] if videos is None else _write_videos(videos, results, envs[0])
     finally:
         for env in envs:
             env.close()
-    return summarize(results, tiers_of(envs[0]))
+    return summarize(results, tiers_of(envs[0])) | {"videos": films}
 
 
 def episode_specs(env: Env, episodes: int, seed: int) -> list[EpisodeSpec]:
-    """`episodes` of each task. Seed by seed, so that the first videos show different tasks; task by task where another
-    task takes a simulator of its own (`most_at_once`).
+    """`episodes` of each task. Seed by seed; task by task where another task takes a simulator of its own
+    (`most_at_once`).
     """
     if hasattr(env, "most_at_once"):
         return [EpisodeSpec(task, seed + number) for task in env.task_names for number in range(episodes)]
     return [EpisodeSpec(task, seed + number) for number in range(episodes) for task in env.task_names]
+
+
+def first_of_each(specs: Sequence[EpisodeSpec]) -> list[int]:
+    """Places of the episodes of `episode_specs`: the first one of each task, then the second ones, and so on."""
+    return sorted(range(len(specs)), key=lambda place: specs[place].seed)
 
 
 def tiers_of(env: Env) -> Mapping[str, str]:
@@ -192,8 +202,12 @@ def _mean(values: Sequence[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _write_videos(folder: Path, results: Sequence[EpisodeResult], env: Env) -> None:
+def _write_videos(folder: Path, results: Sequence[EpisodeResult], env: Env) -> list[str]:
+    """The names of the files."""
+    names: list[str] = []
     for result in results:
         if result.frames:
-            name = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
-            write_mp4(folder / f"{name}_{result.seed}.mp4", captioned(result.frames, result.captions), env.fps)
+            task = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
+            names.append(f"{task}_{result.seed}.mp4")
+            write_mp4(folder / names[-1], captioned(result.frames, result.captions), env.fps)
+    return names

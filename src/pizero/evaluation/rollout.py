@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ def rollout(
     *,
     alter: Alter | None = None,
     on_episode: OnEpisode | None = None,
-    record_first: int = 0,
+    record: Collection[int] = (),
     subtasks: SubtaskSource = "own",
 ) -> list[EpisodeResult]:
     """Plays the episodes, one at a time in each environment; the results are in the order of `episodes`.
@@ -41,12 +41,12 @@ def rollout(
     of an episode's chunk k follows from the episode's seed and k, whatever runs beside it; it is passed as "noise" to a
     policy that has a `noise_shape`. A subtask that the policy writes holds for its `subtask_every` chunks. An exception
     of an environment ends its episode and is kept in the result; a UserError and any exception of the policy is raised.
-    `record_first`: how many episodes get frames. `subtasks`: who says what is to be done now.
+    `record`: places in `episodes` of those that get frames. `subtasks`: who says what is to be done now.
     """
     simulators = [LocalSimulator(env, history_of(policy)) for env in envs]
     return rollout_in(
         simulators, policy, episodes, execution_horizon,
-        alter=alter, on_episode=on_episode, record_first=record_first, subtasks=subtasks,
+        alter=alter, on_episode=on_episode, record=record, subtasks=subtasks,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def rollout_in(
     *,
     alter: Alter | None = None,
     on_episode: OnEpisode | None = None,
-    record_first: int = 0,
+    record: Collection[int] = (),
     subtasks: SubtaskSource = "own",
 ) -> list[EpisodeResult]:
     """`rollout` in simulators that may run at the same time: all play their chunks, then all are asked, and so on.
@@ -78,7 +78,7 @@ def rollout_in(
         if spec is None:
             return False
         running[slot] = _Run(spec, index, policy, alter, subtasks)
-        simulators[slot].reset(spec, index < record_first, subtasks)
+        simulators[slot].reset(spec, index in record, subtasks)
         return True
 
     at_work = [slot for slot in range(len(simulators)) if begin(slot)]
@@ -111,14 +111,14 @@ def history_of(policy: Policy) -> int:
 
 
 def run_demonstrator(
-    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record_first: int = 0
+    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record: Collection[int] = ()
 ) -> list[EpisodeResult]:
     """The environment's scripted demonstrator: what is possible."""
-    return _run_actor(env, episodes, lambda _: env.demonstrator().act, on_episode, record_first)
+    return _run_actor(env, episodes, lambda _: env.demonstrator().act, on_episode, record)
 
 
 def run_random(
-    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record_first: int = 0
+    env: Env, episodes: Sequence[EpisodeSpec], *, on_episode: OnEpisode | None = None, record: Collection[int] = ()
 ) -> list[EpisodeResult]:
     """Uniform actions of the whole range, drawn from the episode's seed: what chance gives."""
 
@@ -126,7 +126,7 @@ def run_random(
         rng, space = np.random.default_rng(spec.seed), env.action_space
         return lambda: rng.uniform(space.low, space.high).astype(np.float32)
 
-    return _run_actor(env, episodes, make_actor, on_episode, record_first)
+    return _run_actor(env, episodes, make_actor, on_episode, record)
 
 
 def _run_actor(
@@ -134,11 +134,11 @@ def _run_actor(
     episodes: Sequence[EpisodeSpec],
     make_actor: Callable[[EpisodeSpec], Callable[[], NDArray[np.float32]]],
     on_episode: OnEpisode | None,
-    record_first: int,
+    record: Collection[int],
 ) -> list[EpisodeResult]:
     results: list[EpisodeResult] = []
     for index, spec in enumerate(episodes):
-        episode = Episode(env, spec, index < record_first)
+        episode = Episode(env, spec, index in record)
         act = episode.guard(lambda spec=spec: make_actor(spec))
         while act is not None and not episode.done:
             action = episode.guard(act)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pizero.report.html import Block, Code, Films, Picture, Section, Table, Video, write_report
-from pizero.report.pictures import success_picture
+from pizero.report.pictures import short_names, success_picture
 from pizero.types import UserError
 
 MAX_VIDEO_BYTES = 8_000_000
@@ -63,10 +63,15 @@ def result_facts(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def outcome(results: Mapping[str, Any]) -> Section:
-    """Success per task as a picture; per tier, and beside the baselines, as tables."""
+    """Success per task as a picture, and as a table where names are too long for it; per tier, and beside the
+    baselines, as tables.
+    """
     per_task, baselines = results.get("per_task", {}), results.get("baselines", {})
     picture = success_picture(per_task, baselines, results)
     blocks: list[Block] = [Picture(picture, "Success rate per task with intervals, beside the baselines")]
+    if short_names(list(per_task)) != list(per_task):
+        full = [_rate_row(name, entry) for name, entry in per_task.items()]
+        blocks.append(Table(("Task", "Success", "95 % interval", "Episodes"), full, numbers=(1, 2, 3)))
     tiers = [_rate_row(name, entry) for name, entry in results.get("per_tier", {}).items()]
     if tiers:
         blocks.append(Table(("Tier", "Success", "95 % interval", "Episodes"), tiers, numbers=(1, 2, 3)))
@@ -138,8 +143,8 @@ def _rate_row(name: str, entry: Mapping[str, Any]) -> list[str]:
     return [name, rate, f"{100 * low:.0f} – {_percent(high)}", f"{entry['episodes']:,}"]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _duration(seconds: float) -> str:

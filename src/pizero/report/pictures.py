@@ -6,6 +6,7 @@ Figures are made without pyplot, so nothing global is touched and any thread may
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,10 @@ def success_picture(
     baselines "demonstrator" and "random" are drawn as reference lines too.
     """
     groups = [
-        [(name, entry, GOOD, False) for name, entry in per_task.items()],
+        [
+            (name, entry, GOOD, False)
+            for name, entry in zip(short_names(list(per_task)), per_task.values(), strict=True)
+        ],
         [("all tasks", overall, GOOD, True)] if overall else [],
         [(name, entry, REFERENCE, False) for name, entry in (baselines or {}).items()],
     ]
@@ -172,7 +176,7 @@ def success_picture(
     axes.set_ylim(y - 0.9, -0.7)
     axes.set_xlim(-0.02, 1.02)
     for name in ("demonstrator", "random"):
-        if baselines and name in baselines:
+        if baselines and name in baselines and baselines[name]["success_rate"] is not None:
             axes.axvline(baselines[name]["success_rate"], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
             axes.text(baselines[name]["success_rate"], 1.01, name, transform=axes.get_xaxis_transform(), fontsize=8,
                       color=MUTED, ha="center", va="bottom")  # fmt: skip
@@ -184,13 +188,29 @@ def success_picture(
     return finish(figure, path)
 
 
+def short_names(names: Sequence[str], longest: int = 28) -> list[str]:
+    """Names of tasks, of at most `longest` characters: where one is longer, without the words that all of them begin
+    and end with, and then without its middle.
+    """
+    if max(map(len, names), default=0) <= longest:
+        return list(names)
+    parts = [re.split(r"(?<=[_ ])", name) for name in names]
+    most = min(map(len, parts)) - 1 if len(parts) > 1 else 0
+    start = next((place for place in range(most) if len({part[place] for part in parts}) > 1), most)
+    most -= start
+    end = next((place for place in range(most) if len({part[-1 - place] for part in parts}) > 1), most)
+    bare = ["".join(part[start : len(part) - end]).rstrip("_ ") for part in parts]
+    shown = [f"{'…' if start else ''}{name}{'…' if end else ''}" for name in bare]
+    return [name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}" for name in shown]
+
+
 def _interval(axes: Axes, y: float, name: str, entry: Mapping[str, Any], colour: str, strong: bool) -> None:
-    rate, (low, high) = float(entry["success_rate"]), entry["interval"]
-    axes.plot([low, high], [y, y], color=colour, linewidth=7 if strong else 5, alpha=0.3, solid_capstyle="round")
-    axes.plot([rate], [y], "o", color=colour, markersize=9 if strong else 7, clip_on=False)
+    rate, (low, high) = entry["success_rate"], entry["interval"]
+    if rate is not None:
+        axes.plot([low, high], [y, y], color=colour, linewidth=7 if strong else 5, alpha=0.3, solid_capstyle="round")
+        axes.plot([rate], [y], "o", color=colour, markersize=9 if strong else 7, clip_on=False)
     weight = "bold" if strong else "normal"
-    name = name if len(name) <= 32 else name[:31] + "…"
-    texts = [(-0.02, name), (1.16, f"{100 * rate:.0f} %")]
+    texts = [(-0.02, name), (1.16, "–" if rate is None else f"{100 * rate:.0f} %")]
     if "successes" in entry and "episodes" in entry:
         texts.append((1.4, f"{entry['successes']} of {entry['episodes']}"))
     for x, text in texts:

@@ -72,7 +72,7 @@ def table_row(row: dict[str, Any]) -> str:
     low, high = row["interval"]
     success = f"{100 * row['success_rate']:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
     if "tiers" in row:
-        tiers = ", ".join(f"{name} {100 * rate:.0f}" for name, rate in row["tiers"].items())
+        tiers = ", ".join(f"{name} {100 * rate:.0f}" for name, rate in row["tiers"].items() if rate is not None)
         success += f"; {tiers}; mean of the tiers {100 * row['mean_of_tiers']:.1f}"
     if "score" in row:
         success += f"; score {row['score']:.2f}"

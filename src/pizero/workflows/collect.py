@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
@@ -43,6 +44,8 @@ class CollectConfig:
     """Processes that run the simulator."""
 
     def __post_init__(self) -> None:
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise UserError(f"noise must be a number of at least 0, got {self.noise}")
         check_least(0, seed=self.seed)
         check_least(1, episodes=self.episodes, workers=self.workers)
 
@@ -77,13 +80,19 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
     """Records `config.episodes` successful episodes at `root`, of each task as many; failed attempts are thrown away
     and counted.
 
-    Attempt k has the seed `config.seed + k` and is of task k, counted in turns (LIBERO: task by task), so the same
-    configuration records the same dataset.
+    Attempt k has the seed `config.seed + k` and is of task k, counted in turns, so the same configuration records the
+    same dataset. Where the environment has `most_at_once` (LIBERO) tasks are recorded one after the other, and
+    attempt k of each has the seed `config.seed + k`. UserError, before anything is recorded, for a named task that has
+    no demonstrator.
     """
     started = time.perf_counter()
     env = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
     try:
         names = _tasks(config, env)
+        for task in names:
+            if task not in getattr(env, "demonstrated_tasks", names):  # named nevertheless
+                env.reset(seed=config.seed, options={"task": task})
+                env.demonstrator()
         observation, _ = env.reset(seed=config.seed, options={"task": names[0]})
         cameras = {name: image.shape[:2] for name, image in observation["images"].items()}
         writer = LeRobotWriter(
@@ -162,19 +171,46 @@ def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Genera
     finished before the next one.
     """
     tasks = _tasks(config, env)
-    if hasattr(env, "most_at_once"):
-        wanted = ((next(task for task, left in enumerate(missing) if left), seed) for seed in count(config.seed))
-    else:
-        turns = ((attempt % len(tasks), config.seed + attempt) for attempt in count())
-        wanted = ((task, seed) for task, seed in turns if missing[task])
-    if config.workers <= 1:
-        for task, seed in wanted:
-            yield task, record_episode(env, tasks[task], seed, config.noise)
-    with Workers(config.workers, _start_worker, (config,)) as workers:
-        waiting = deque(workers.submit(_work, list(islice(wanted, 8))) for _ in range(config.workers * 2))
-        while True:
+    one_by_one = hasattr(env, "most_at_once")
+    if config.workers > 1:
+        with Workers(config.workers, _start_worker, (config,)) as workers:
+            yield from _task_by_task(config, workers, missing) if one_by_one else _in_turns(config, workers, missing)
+        return
+    for task, seed in _one_by_one(config, missing) if one_by_one else _turns(config, missing):
+        yield task, record_episode(env, tasks[task], seed, config.noise)
+
+
+def _turns(config: CollectConfig, missing: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Task and seed of attempt 0, 1, 2, ..."""
+    turns = ((attempt % len(missing), config.seed + attempt) for attempt in count())
+    return ((task, seed) for task, seed in turns if missing[task])
+
+
+def _one_by_one(config: CollectConfig, missing: Sequence[int]) -> Iterator[tuple[int, int]]:
+    for task in range(len(missing)):
+        seeds = count(config.seed)
+        while missing[task]:
+            yield task, next(seeds)
+
+
+def _in_turns(config: CollectConfig, workers: Workers, missing: Sequence[int]) -> Generator[tuple[int, Demonstration]]:
+    wanted = _turns(config, missing)
+    waiting = deque(workers.submit(_work, list(islice(wanted, 8))) for _ in range(config.workers * 2))
+    while True:
+        yield from waiting.popleft().result()
+        waiting.append(workers.submit(_work, list(islice(wanted, 8))))
+
+
+def _task_by_task(
+    config: CollectConfig, workers: Workers, missing: Sequence[int]
+) -> Generator[tuple[int, Demonstration]]:
+    """No more attempts are under way than the task lacks, so they are those that one process makes."""
+    for task in range(len(missing)):
+        seeds, waiting = count(config.seed), deque[Any]()
+        while missing[task]:
+            while len(waiting) < min(missing[task], 2 * config.workers):
+                waiting.append(workers.submit(_work, [(task, next(seeds))]))
             yield from waiting.popleft().result()
-            waiting.append(workers.submit(_work, list(islice(wanted, 8))))
 
 
 def _tasks(config: CollectConfig, env: Env) -> Sequence[str]:

@@ -25,6 +25,7 @@ from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.data.robot_columns import action_names
 from pizero.envs.env import make_env
 from pizero.evaluation.benchmark import wilson_interval
+from pizero.files import read_json
 from pizero.processes import Workers
 from pizero.report.compare import compare_report
 from pizero.types import UserError, check_least
@@ -33,6 +34,7 @@ from pizero.workflows.compare_recording import recorded_source, sized_by, trivia
 from pizero.workflows.compare_runs import RECORDED_FRAMES, RunConfig, evaluate_steps, train_and_measure
 from pizero.workflows.evaluate import write_json
 from pizero.workflows.progress import console, progress_bar
+from pizero.workflows.run_settings import changed_settings, changed_text
 
 STUDY_NAMES = (*STUDIES, "steps")
 RECORDED_STUDIES = ("ladder", "single", "rates")
@@ -77,10 +79,9 @@ def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
     """
     if config.dataset:
         recorded_source(config.dataset, config.skip_bad_episodes)  # refused now, and not in every run
+    num_tasks = 1 if config.dataset else _num_tasks(config)
     _check_settings(config, folder)
-    num_tasks = 1
     if not config.dataset:
-        num_tasks = _num_tasks(config)
         wanted = _collect_config(config, num_tasks)
         collect_once(wanted, folder / "dataset")
         recorded = LeRobotDataset(folder / "dataset").num_episodes
@@ -228,8 +229,12 @@ def _check_settings(config: CompareConfig, folder: Path) -> None:
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in ("study", "rungs", "seeds", "workers", "num_envs"):
         settings.pop(name)
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{folder} holds a comparison with other settings (settings.json); choose another folder")
+    changed = changed_settings(read_json(path), settings) if path.is_file() else {}
+    if changed:
+        raise UserError(
+            f"{folder} holds a comparison with other settings: {changed_text(changed)}; give the old ones to continue, "
+            "or choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 

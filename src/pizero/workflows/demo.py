@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from pizero.checkpoints.load import load_policy
+from pizero.checkpoints.load import load_policy, read_checkpoint
 from pizero.configs.presets import Pi0Name, Preset, metaworld, tabletop
 from pizero.data.datasets.lerobot import LeRobotDataset
 from pizero.envs.env import make_env
@@ -42,6 +42,8 @@ from pizero.workflows.evaluate import (
     write_json,
 )  # fmt: skip
 from pizero.workflows.progress import console
+from pizero.workflows.run_settings import changed_settings, changed_text
+from pizero.workflows.sizes import as_started
 from pizero.workflows.train import TrainResult, train_policy
 
 RECORDED = "demonstrations.json"
@@ -98,6 +100,9 @@ def run_demo(config: DemoConfig, preset: Preset, folder: Path) -> dict[str, Any]
     seconds["train"] = time.perf_counter() - before
     before = time.perf_counter()
     policy = load_policy(trained.checkpoint, num_steps=config.evaluate.num_steps)
+    if preset.from_data:
+        preset = as_started(preset, read_checkpoint(trained.checkpoint).config)
+        config = replace(config, evaluate=replace(config.evaluate, execution_horizon=preset.execution_horizon))
     results = evaluate_policy(policy, config.evaluate, folder)
     results["baselines"] = _baselines(policy, config, LeRobotDataset(dataset).tasks)
     seconds["evaluate"] = time.perf_counter() - before
@@ -117,12 +122,9 @@ def _check_demonstrations(config: CollectConfig, folder: Path) -> None:
     if (folder / "dataset").is_dir():
         recorded = read_json(path if path.is_file() else folder / "dataset" / "meta" / "info.json")
         own = recorded if path.is_file() else {"episodes": recorded.get("total_episodes")}
-        changed = [
-            f"{name} was {own[name]}, now {value}" for name, value in asked.items() if own.get(name, value) != value
-        ]
-        if changed:
+        if changed := changed_settings(own, asked):
             raise UserError(
-                f"{folder / 'dataset'} was recorded with other settings: {'; '.join(changed)}; give the old ones to "
+                f"{folder / 'dataset'} was recorded with other settings: {changed_text(changed)}; give the old ones to "
                 "continue, or another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,30 +173,31 @@ def _report(config: DemoConfig, preset: Preset, policy: ModelPolicy, folder: Pat
         course = sample_course(policy, env.observe(), episode_noise(0, 0, policy.noise_shape))
         names = with_units(policy.pipeline.embodiment.name, env.action_names)
         specs = [EpisodeSpec(env.task_names[0], config.evaluate.seed)]
-        played = rollout(policy, [env], specs, preset.execution_horizon, record_first=1)
+        played = rollout(policy, [env], specs, preset.execution_horizon, record=[0])
         frames = np.stack(played[0].frames)
         write_mp4(folder / "episode.mp4", played[0].frames, env.fps)
     finally:
         env.close()
     quickstart_report(
         folder / "report.html", results=results, metrics=read_metrics(folder / "train" / "metrics.jsonl"),
-        config=preset.model, episode=FilmedEpisode(folder / "episode.mp4", frames, env.fps), films=films(folder),
-        chunk=SampledChunk(course.actions, names),
+        config=preset.model, episode=FilmedEpisode(folder / "episode.mp4", frames, env.fps),
+        films=films(folder, results), chunk=SampledChunk(course.actions, names),
     )  # fmt: skip
 
 
-def print_results(results: dict[str, Any], folder: Path) -> None:
+def print_results(results: dict[str, Any], folder: Path, name: str = "policy") -> None:
     """The success table, per task and beside the comparisons, and where everything is."""
     table = Table(title="success")
     for heading in ("", "rate", "95 % interval", "episodes"):
         table.add_column(heading, justify="left" if not heading else "right")
-    rows = {"policy": results, **{f"  {task}": entry for task, entry in results["per_task"].items()}}
+    rows = {name: results, **{f"  {task}": entry for task, entry in results["per_task"].items()}}
     rows |= {f"tier {tier}": entry for tier, entry in results.get("per_tier", {}).items()}
     rows |= results.get("baselines", {})
-    check_completed(rows)
-    for name, entry in rows.items():
-        low, high = entry["interval"]
-        table.add_row(name, f"{entry['success_rate']:.1%}", f"{low:.0%} to {high:.0%}", str(entry["episodes"]))
+    check_completed({"the evaluation": results})
+    for row, entry in rows.items():
+        (low, high), rate = entry["interval"], entry["success_rate"]
+        shown = "–" if rate is None else f"{rate:.1%}"
+        table.add_row(row, shown, f"{low:.0%} to {high:.0%}", str(entry["episodes"]))
     console.print(table)
     if results.get("mean_of_tiers") is not None:
         console.print(f"mean of the tiers: {results['mean_of_tiers']:.1%}")

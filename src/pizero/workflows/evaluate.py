@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pizero.envs.env import check_env, make_env
 from pizero.evaluation.benchmark import RolloutConfig, episode_specs, evaluate, summarize, tiers_of
 from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
 from pizero.exported.policy import ExportedPolicy
-from pizero.files import write_bytes
+from pizero.files import writable_folder, write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
@@ -37,6 +37,7 @@ class EvaluateConfig(RolloutConfig):
     subtask_every: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_whole("subtask_every", self.subtask_every)
 
 
@@ -81,18 +82,20 @@ def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: 
     options: as for `load_policy`.
     """
     check_env(config.env)
+    writable_folder(folder)  # known before hours of episodes
     if checkpoint in ACTORS:
         results = evaluate_actor(str(checkpoint), config)
-        write_json(folder / "results.json", results)
     else:
         results = _evaluate_checkpoint(checkpoint, config, folder, options)
-    evaluation_report(folder / "report.html", results, films(folder))
+    results["settings"] = {"policy": str(checkpoint), **results["settings"]}
+    write_json(folder / "results.json", results)
+    evaluation_report(folder / "report.html", results, films(folder, results))
     return results
 
 
-def films(folder: Path) -> list[Path]:
-    """The recorded episodes that an evaluation left in its folder."""
-    return sorted((folder / "videos").glob("*.mp4"))
+def films(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """The episodes that an evaluation with these results recorded in its folder."""
+    return [folder / "videos" / name for name in sorted(results.get("videos", ()))]
 
 
 def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
@@ -106,7 +109,9 @@ def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
             results = summarize(ACTORS[name](env, specs, on_episode=lambda _: bars.advance(bar)), tiers_of(env))
     finally:
         env.close()
-    return results | {"seconds": round(time.perf_counter() - started, 1), "settings": dataclasses.asdict(config)}
+    used = ("env", "episodes", "tasks", "seed", "image_size")
+    settings = {name: getattr(config, name) for name in used}
+    return results | {"seconds": round(time.perf_counter() - started, 1), "settings": settings}
 
 
 def _evaluate_checkpoint(

@@ -22,10 +22,11 @@ FREE = (
 """May change when a run is resumed: no loss depends on them. More steps may be requested too."""
 
 
-def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
+def is_finished(folder: Path, step: int, preset: Preset) -> bool:
     """Prints and returns whether the run, whose newest checkpoint is of `step`, is finished. UserError when the
-    steps asked for lie behind it, but the run's own do not.
+    steps asked for lie behind it, but the run's own do not, or when it is a run of other settings.
     """
+    config = preset.train
     if step < config.steps:
         return False
     path = folder / "run.json"
@@ -35,6 +36,7 @@ def is_finished(folder: Path, step: int, config: TrainConfig) -> bool:
             f"{folder} is at step {step:,} of {own:,}, and {config.steps:,} steps are requested; give --steps {own} to "
             "continue, or another folder"
         )
+    _refuse_other_settings(folder, preset)
     more = "with --resume and more --steps it continues from there"
     console.print(f"{folder} is finished: step {step:,} of {own:,}; {more}")
     return True
@@ -44,27 +46,35 @@ def check_settings(folder: Path, preset: Preset, step: int | None) -> None:
     """step: of the checkpoint that a resumed run continues from. What changed since is printed, or a UserError with old
     and new values where losses depend on it.
     """
-    path = folder / "run.json"
     if (warning := short_of_peak(preset.train)) is not None:
         tell("warning", warning)
-    if step is not None and path.is_file():
-        new = _settings(preset)
-        pairs = ((name, (old, _at(new, name))) for name, old in _flat(read_json(path)))
-        changed = {name: (old, now) for name, (old, now) in pairs if now != old}
-        free = {name: values for name, values in changed.items() if name in FREE}
-        more = changed.get("train.steps")
-        if more is not None and more[1] > more[0]:
-            free["train.steps"] = more
-        refused = {name: values for name, values in changed.items() if name not in free}
-        if refused:
-            raise UserError(
-                f"{folder} was started with other settings: {_text(refused)}; give the old values to continue, or "
-                "start anew in another folder"
-            )
+    if step is not None:
+        free = _refuse_other_settings(folder, preset)
         if free:
-            console.print(f"changed: {_text(free)}")
+            console.print(f"changed: {changed_text(free)}")
         if "train.steps" in free:
-            console.print(_rate_text(preset.train, step, more))
+            console.print(_rate_text(preset.train, step, free["train.steps"]))
+
+
+def _refuse_other_settings(folder: Path, preset: Preset) -> dict[str, tuple[Any, Any]]:
+    """UserError, with old and new values, where settings changed on which losses depend. Returns the other changes,
+    old and new by name; more steps are one of them.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        return {}
+    changed = changed_settings(read_json(path), _settings(preset))
+    free = {name: values for name, values in changed.items() if name in FREE}
+    more = changed.get("train.steps")
+    if more is not None and more[1] > more[0]:
+        free["train.steps"] = more
+    refused = {name: values for name, values in changed.items() if name not in free}
+    if refused:
+        raise UserError(
+            f"{folder} was started with other settings: {changed_text(refused)}; give the old values to continue, or "
+            "start anew in another folder"
+        )
+    return free
 
 
 def write_settings(folder: Path, preset: Preset) -> None:
@@ -98,6 +108,12 @@ def _rate_text(config: TrainConfig, step: int, steps: Any) -> str:
     )
 
 
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(old value, new one) of what `new` has otherwise, by dotted name; what `old` lacks does not count."""
+    pairs = ((name, (value, _at(new, name))) for name, value in _flat(old))
+    return {name: (value, now) for name, (value, now) in pairs if now != value}
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Settings by dotted name."""
     for name, value in values.items():
@@ -114,7 +130,8 @@ def _at(values: Any, name: str) -> Any:
     return values
 
 
-def _text(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def changed_text(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """What `changed_settings` found, in words."""
     shown = [
         f"{name.removeprefix('train.')} was {_value(old)}, now {_value(new)}" for name, (old, new) in changed.items()
     ]

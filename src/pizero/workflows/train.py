@@ -15,7 +15,7 @@ from pizero.checkpoints.facts import language_of, writes_actions
 from pizero.checkpoints.files.remote import paligemma_tokenizer
 from pizero.checkpoints.format import Facts
 from pizero.checkpoints.load import read_checkpoint
-from pizero.checkpoints.models import Network, empty_model, usable_device
+from pizero.checkpoints.models import Network, NetworkConfig, empty_model, usable_device
 from pizero.checkpoints.native.example import Example, make_example
 from pizero.configs.one_step import with_one_step_of
 from pizero.configs.presets import Preset
@@ -115,10 +115,12 @@ def train_policy(
         step = int(found[-1].name) if found else None
         if step is not None and not resume:
             raise UserError(f"{folder} holds checkpoints up to step {step}; give --resume or another folder")
-        if step is not None and is_finished(folder, step, preset.train):
-            if initial.checkpoint is not None:
-                console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
-            return _result(folder, found[-1], empty_model(read_checkpoint(found[-1]).config))
+        if step is not None:
+            config = read_checkpoint(found[-1]).config
+            if is_finished(folder, step, _asked_again(preset, found, config, initial)):
+                if initial.checkpoint is not None:
+                    console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
+                return _result(folder, found[-1], empty_model(config))
         start = None if initial.checkpoint is None else open_start(initial.checkpoint, preset)
         preset = _as_before(preset, found, start)
         sources = open_sources(
@@ -179,6 +181,15 @@ def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Pr
         return preset
     config = source.config
     return with_language_of(with_one_step_of(preset, config), config)
+
+
+def _asked_again(preset: Preset, found: Sequence[Path], config: NetworkConfig, initial: Initialization) -> Preset:
+    """The preset as run.json would have it, without a look at the data: with what the run's own model took from there,
+    or all of that model where it began with a checkpoint's.
+    """
+    if initial.checkpoint is not None:
+        return replace(preset, model=config)
+    return as_started(_as_before(preset, found, None), config)
 
 
 def fit_to_data(

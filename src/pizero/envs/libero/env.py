@@ -15,7 +15,7 @@ from PIL import Image
 
 from pizero.envs import offscreen
 from pizero.envs.libero.simulator import Simulator, Task, suite_tasks
-from pizero.envs.tasks import asked_task, draw_task
+from pizero.envs.tasks import asked_task, distinct_tasks, draw_task
 from pizero.types import RobotDict, UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class LiberoEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         """
         self._tasks = {task.name: task for task in suite_tasks(suite.replace("-", "_"))}
         names = tuple(self._tasks)
-        self.task_names = names if tasks is None else tuple(_task_name(name, names) for name in tasks)
+        self.task_names = names if tasks is None else distinct_tasks([_task_name(name, names) for name in tasks])
         if not self.task_names:
             raise UserError(f"tasks is empty: name some of {', '.join(names)}, or their numbers from 0")
         self._known = names

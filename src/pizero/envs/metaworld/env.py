@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pizero.envs import offscreen
 from pizero.envs.metaworld.tasks import DEFAULT_TASKS, PROMPTS
-from pizero.envs.tasks import asked_task, draw_task
+from pizero.envs.tasks import asked_task, distinct_tasks, draw_task
 from pizero.types import RobotDict, UserError
 
 _RENDER_SIZE = 256
@@ -64,7 +64,7 @@ class MetaWorldEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         not there.
         """
         given = self.default_tasks if tasks is None else tasks
-        self.task_names = tuple(_task_name(name, tuple(PROMPTS)) for name in given)
+        self.task_names = distinct_tasks([_task_name(name, tuple(PROMPTS)) for name in given])
         if not self.task_names:
             raise UserError("tasks is empty: name at least one Meta-World task, or None for the default ones")
         if importlib.util.find_spec("metaworld") is None:
