@@ -116,8 +116,17 @@ def evaluate(
         num_envs = min(config.num_envs, getattr(envs[0], "most_at_once", config.num_envs))
         if on_start is not None:
             on_start(len(specs))
+        films: list[str] = []
+
+        def ended(result: EpisodeResult) -> None:
+            if on_episode is not None:
+                on_episode(result)
+            if videos is not None and result.frames:
+                films.append(_write_video(videos, result, envs[0].fps))
+                result.frames.clear()  # fifty films are gigabytes
+
         how: dict[str, Any] = {
-            "alter": alter, "on_episode": on_episode, "subtasks": config.subtasks,
+            "alter": alter, "on_episode": ended, "subtasks": config.subtasks,
             "record": [] if videos is None else first_of_each(specs)[: config.num_videos],
         }  # fmt: skip
         if config.processes:
@@ -127,7 +136,6 @@ def evaluate(
         else:
             envs += [make_env(config.env, **options) for _ in range(min(num_envs, len(specs)) - 1)]
             results = rollout(policy, envs, specs, execution_horizon, **how)
-        films = [] if videos is None else _write_videos(videos, results, envs[0])
     finally:
         for env in envs:
             env.close()
@@ -202,12 +210,9 @@ def _mean(values: Sequence[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _write_videos(folder: Path, results: Sequence[EpisodeResult], env: Env) -> list[str]:
-    """The names of the files."""
-    names: list[str] = []
-    for result in results:
-        if result.frames:
-            task = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
-            names.append(f"{task}_{result.seed}.mp4")
-            write_mp4(folder / names[-1], captioned(result.frames, result.captions), env.fps)
-    return names
+def _write_video(folder: Path, result: EpisodeResult, fps: float) -> str:
+    """The name of the file."""
+    task = "".join(c if c.isalnum() or c in "-." else "_" for c in result.task)
+    name = f"{task}_{result.seed}.mp4"
+    write_mp4(folder / name, captioned(result.frames, result.captions), fps)
+    return name
