@@ -29,37 +29,47 @@ drawing = mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), 100)
 drawing.free()
 context.free()
 """
-_PROBE_SECONDS = 300  # half a second on a quiet machine, a minute was seen on a busy one
+_PROBE_SECONDS = 180  # half a second on a quiet machine, a minute was seen on a busy one
 _SUPERSAMPLING = 2
 
 
 def opengl_backend() -> str | None:
     """The off-screen OpenGL that works here ("egl", "osmesa", "cgl", "glfw"), or None when there is none or no MuJoCo.
 
-    A backend named in MUJOCO_GL is the only one tried. Takes about half a second, once per process. UserError where the
-    machine is so busy that it takes minutes.
+    A backend named in MUJOCO_GL is the only one tried. Takes about half a second, once per process. UserError where
+    none works and one gave no answer for minutes, as on a busy machine.
     """
     return _probe(os.environ.get("MUJOCO_GL", "").strip().lower())
 
 
 @functools.cache
 def _probe(wanted: str) -> str | None:
-    if wanted in _UNDECIDED:
-        return next((backend for backend in _CANDIDATES.get(sys.platform, ()) if _works(backend)), None)
-    return wanted if wanted in _NAMED and _works(wanted) else None
+    named = (wanted,) if wanted in _NAMED else ()
+    silent: list[str] = []
+    for backend in _CANDIDATES.get(sys.platform, ()) if wanted in _UNDECIDED else named:
+        works = _works(backend)
+        if works:
+            return backend
+        if works is None:
+            silent.append(backend)
+    if silent:
+        raise UserError(
+            f"the test of off-screen OpenGL ({', '.join(silent)}) did not end in {_PROBE_SECONDS} s: the machine is "
+            "busy, or the driver hangs; try again when less runs, or name another backend in MUJOCO_GL (egl, osmesa)"
+        )
+    return None
 
 
-def _works(backend: str) -> bool:
-    """Whether a context can be made; tried in a process of its own because a bad driver may crash it."""
+def _works(backend: str) -> bool | None:
+    """Whether a context can be made; tried in a process of its own because a bad driver may crash it. None: no answer
+    in time.
+    """
     command = [sys.executable, "-c", _PROBE.format(backend)]
     environment = {**os.environ, "MUJOCO_GL": backend}
     try:
         return subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode == 0
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"the test of off-screen OpenGL ({backend}) took more than {_PROBE_SECONDS} s: the machine is busy, or its "
-            "driver hangs; try again when less runs on it, or name another in MUJOCO_GL (egl, osmesa)"
-        ) from None
+        return None
     except OSError:
         return False
 
