@@ -143,6 +143,46 @@ def test_early_frames_are_drawn_more_often(dataset: Path, monkeypatch: pytest.Mo
     assert data.episode_starts[1] not in drawn
 
 
+def test_tasks_are_drawn_by_their_weights(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Member, "tell_cut_prompts", lambda self: None)  # which needs a pipeline
+    monkeypatch.setattr(Member, "prompts", lambda self, frames: [("push", "reach")[frame % 2] for frame in frames])
+    data = LeRobotDataset(dataset)
+    member = Member(data, None, None, np.arange(data.num_frames), task_weights={"reach": 3.0})  # type: ignore[arg-type]
+    loader = Loader([member], horizon=1, batch_size=10, seed=0)
+    frames = [
+        place.frame + data.episode_starts[place.episode] for step in range(1_000) for place in loader.places(step)
+    ]
+    assert np.mean(np.array(frames) % 2) == pytest.approx(0.75, abs=0.015)  # reach has half the frames
+
+
+def test_a_run_keeps_the_weights_of_its_tasks(dataset: Path, tmp_path: Path) -> None:
+    data = LeRobotDataset(dataset)
+    task = data.prompts(data.episode_starts)[0]
+    weighted = dataclasses.replace(nano_preset(steps=2), task_weights={task: 3.0})
+    train_policy(dataset, tmp_path / "run", weighted)
+    more = nano_preset(steps=4)
+    with pytest.raises(UserError, match=r"task_weights was .*3\.0.*, now None"):
+        train_policy(dataset, tmp_path / "run", more, resume=True)
+    train_policy(dataset, tmp_path / "run", dataclasses.replace(more, task_weights={task: 3.0}), resume=True)
+    wrong = dataclasses.replace(more, task_weights={task[:-1]: 3.0})
+    with pytest.raises(UserError, match=f"which no frame to train on has; did you mean '{task}'"):
+        train_policy(dataset, tmp_path / "wrong", wrong)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ({"reach": 0}, "task_weights of 'reach' must be a number above 0, got 0"),
+        ({"reach": "three"}, "'reach' must be a number above 0, got three"),
+        ({"reach": float("nan")}, "got nan"),
+        (3.0, "task_weights must be a table of instructions and numbers, got 3.0"),
+    ],
+)
+def test_weights_of_tasks_that_cannot_be(weights: Any, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        dataclasses.replace(nano_preset(), task_weights=weights)
+
+
 def test_training_learns(dataset: Path, tmp_path: Path) -> None:
     train_policy(
         dataset, tmp_path / "run", nano_preset(steps=60, augmentation="none", save_every=60, validate_every=60)

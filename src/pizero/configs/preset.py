@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from pizero.baseline.config import BaselineConfig
 from pizero.data.norm_stats import Mode
 from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.train.config import TrainConfig
+from pizero.types import UserError
 
 OWN = "own"
 """In the place of a robot's name: the dataset's own columns and cameras."""
@@ -36,6 +39,18 @@ class Preset:
     """Tokens of the action codec that is fitted to the dataset, for a model that writes actions as tokens."""
     from_data: bool = False
     """Whether the fields `OF_THE_DATA` of the model come from the dataset (`workflows/sizes.py`)."""
+    task_weights: Mapping[str, float] | None = None
+    """Instruction: how often its frames are drawn in training, those of others counting 1. For tasks that need more
+    samples than their share of the frames gives them.
+    """
+
+    def __post_init__(self) -> None:
+        weights: object = self.task_weights
+        if weights is not None and not isinstance(weights, Mapping):
+            raise UserError(f"task_weights must be a table of instructions and numbers, got {str(weights)[:60]}")
+        for task, weight in cast("Mapping[str, object]", weights or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise UserError(f"task_weights of {task!r} must be a number above 0, got {str(weight)[:60]}")
 
 
 OF_THE_DATA = (

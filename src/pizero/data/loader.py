@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -51,7 +51,8 @@ class Member:
     """One dataset of a mixture: its frames that are used, and the pipeline of its robot.
 
     weight: share of the samples, in proportion to the other members'; None takes the number of frames, so that each
-    frame is drawn once per epoch.
+    frame is drawn once per epoch. task_weights: frames of an instruction are drawn in proportion to its weight, with
+    replacement; those of others count 1.
     """
 
     dataset: LeRobotDataset
@@ -59,6 +60,7 @@ class Member:
     cache: FrameCache
     frames: NDArray[np.int64]
     weight: float | None = None
+    task_weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def read(self, frames: NDArray[np.int64], horizon: int) -> Batch:
         embodiment, dataset = self.pipeline.embodiment, self.dataset
@@ -67,7 +69,7 @@ class Member:
         state = robot_state(dataset, embodiment, seen)
         actions = self.pipeline.model_actions(robot_action_window(dataset, embodiment, frames, horizon)[0], state)
         images = {camera: self.cache.images(camera, seen) for camera in embodiment.cameras.values()}
-        prompts = self._prompts(frames)
+        prompts = self.prompts(frames)
         subtasks = self._subtasks(frames)
         inputs = self.pipeline.model_inputs(images, state, prompts, actions, subtasks)
         dims = np.full(len(frames), self.pipeline.robot_action_dim, np.int64)
@@ -77,7 +79,7 @@ class Member:
         """Encodes each instruction, with each of its subtasks, once, with the state of its first frame: what must be
         cut is reported now, not by every process that prepares batches. UserError as for `model_inputs`.
         """
-        texts = zip(self._prompts(self.frames), self._subtasks(self.frames) or [""] * len(self.frames), strict=True)
+        texts = zip(self.prompts(self.frames), self._subtasks(self.frames) or [""] * len(self.frames), strict=True)
         firsts = dict(zip(reversed(list(texts)), reversed(self.frames.tolist()), strict=True))
         state = robot_state(self.dataset, self.pipeline.embodiment)
         history = self.pipeline.num_history
@@ -88,7 +90,7 @@ class Member:
     def _subtasks(self, frames: NDArray[np.int64]) -> list[str] | None:
         return None if self.dataset.subtasks is None else self.dataset.subtask_texts(frames)
 
-    def _prompts(self, frames: NDArray[np.int64]) -> list[str]:
+    def prompts(self, frames: NDArray[np.int64]) -> list[str]:
         embodiment = self.pipeline.embodiment
         return self.dataset.prompts(frames, embodiment.prompt_key, embodiment.default_prompt)
 
@@ -135,7 +137,9 @@ class Loader:
         with warnings.catch_warnings(action="ignore" if rank else None):
             for member in members:
                 member.tell_cut_prompts()
-        self._chances = [_chances(member, early_frames) if early_frames > 0 else None for member in members]
+        self._chances = [
+            _chances(member, early_frames) if early_frames > 0 or member.task_weights else None for member in members
+        ]
 
     @property
     def members(self) -> Sequence[Member]:
@@ -244,6 +248,8 @@ def _apportion(total: int, weights: NDArray[np.float64]) -> list[int]:
 def _chances(member: Member, early_frames: float) -> NDArray[np.float64]:
     starts = np.repeat(member.dataset.episode_starts, member.dataset.episode_lengths)
     weights = (1.0 + member.frames - starts[member.frames]) ** -early_frames
+    if member.task_weights:
+        weights *= [member.task_weights.get(prompt, 1.0) for prompt in member.prompts(member.frames)]
     return weights / weights.sum()
 
 

@@ -84,7 +84,8 @@ def write_settings(folder: Path, preset: Preset) -> None:
 
 def _settings(preset: Preset) -> dict[str, Any]:
     """As JSON has them."""
-    values = {"model": preset.model.to_json(), "train": preset.train.to_json()}
+    weights = None if preset.task_weights is None else sorted(preset.task_weights.items())
+    values = {"model": preset.model.to_json(), "train": preset.train.to_json(), "task_weights": weights}
     return cast("dict[str, Any]", json.loads(json.dumps(values)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -274,9 +275,10 @@ def make_loaders(
         pipeline = pipelines[source.embodiment.name]
         dataset, cache = _frames(source.dataset, pipeline, bars, options)
         split = split_episodes(dataset, config.validation_fraction, config.seed)
-        train.append(Member(dataset, pipeline, cache, split[0], source.weight))
+        train.append(Member(dataset, pipeline, cache, split[0], source.weight, preset.task_weights or {}))
         if len(split[1]):
             held_out.append(Member(dataset, pipeline, cache, split[1]))
+    _check_tasks(train, preset.task_weights or {})
 
     def loader(members: Sequence[Member], **settings: Any) -> Loader:
         return Loader(
@@ -292,6 +294,15 @@ def make_loaders(
             f"batches of {training.batch_size} and not of {config.batch_size}: the data has no more frames to train on",
         )
     return training, loader(held_out) if held_out else None
+
+
+def _check_tasks(members: Sequence[Member], task_weights: Mapping[str, float]) -> None:
+    """UserError for an instruction that none has."""
+    known = {prompt for member in members if task_weights for prompt in member.prompts(member.frames)}
+    for task in task_weights:
+        if task not in known:
+            near = " or ".join(map(repr, difflib.get_close_matches(task, known, n=1) or sorted(known)[:10]))
+            raise UserError(f"task_weights names {task!r}, which no frame to train on has; did you mean {near}?")
 
 
 def _frames(
