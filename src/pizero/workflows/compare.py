@@ -42,6 +42,9 @@ RECORDED_STUDIES = ("ladder", "single", "rates")
 Job = tuple[str, Path, Callable[..., None], tuple[Any, ...]]
 """What it is called, the file that it leaves, the function and its arguments."""
 
+SETTINGS = "settings.json"
+"""In the folder: what its comparison was started with."""
+
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
@@ -79,8 +82,10 @@ def compare(config: CompareConfig, folder: Path) -> dict[str, Any]:
     """
     if config.dataset:
         recorded_source(config.dataset, config.skip_bad_episodes)  # refused now, and not in every run
-    num_tasks = 1 if config.dataset else _num_tasks(config)
     _check_settings(config, folder)
+    num_tasks = 1 if config.dataset else _num_tasks(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, _settings(config))
     if not config.dataset:
         wanted = _collect_config(config, num_tasks)
         collect_once(wanted, folder / "dataset")
@@ -225,18 +230,21 @@ def _collect_config(config: CompareConfig, num_tasks: int) -> CollectConfig:
 
 def _check_settings(config: CompareConfig, folder: Path) -> None:
     """A folder holds one comparison: only studies, rungs and seeds may be added."""
-    path = folder / "settings.json"
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("study", "rungs", "seeds", "workers", "num_envs"):
-        settings.pop(name)
-    changed = changed_settings(read_json(path), settings) if path.is_file() else {}
+    path = folder / SETTINGS
+    changed = changed_settings(read_json(path), _settings(config)) if path.is_file() else {}
     if changed:
         raise UserError(
             f"{folder} holds a comparison with other settings: {changed_text(changed)}; give the old ones to continue, "
             "or choose another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+
+
+def _settings(config: CompareConfig) -> dict[str, Any]:
+    """What may not change, as JSON has it."""
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("study", "rungs", "seeds", "workers", "num_envs"):
+        settings.pop(name)
+    return settings
 
 
 def print_comparison(results: dict[str, Any], folder: Path) -> None:
