@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from serving_helpers import make_policy
 
 from pizero.data.embodiments import generic
@@ -111,6 +112,7 @@ def test_so101_plays_what_a_server_answers(serve: Any) -> None:
     config = small_config(
         "nano", vocab_size=259, prompt_length=40, cameras=("base_0_rgb",), state_dim=6, action_dim=6
     )  # fmt: skip
+    torch.manual_seed(0)  # with other random weights guided chunks of two steps may drift away
     server, arm = serve(policy=ModelPolicy(Pi0(config).eval(), pipeline, num_steps=2)), Arm()
     with PolicyClient(server.uri) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may be late on a busy machine
