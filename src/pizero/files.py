@@ -145,15 +145,14 @@ def remove_leftovers(path: Path) -> None:
             _remove(path.with_name(name))
 
 
-def writable_folder(folder: Path) -> Path:
-    """The folder, made if need be; UserError where nothing can be written into it."""
+def check_writable(folder: Path) -> None:
+    """Makes the folder if need be; UserError where nothing can be written into it."""
     try:
         trial = partial_path(folder / "trial")
         trial.touch()
         trial.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); choose another folder") from error
-    return folder
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from pizero.envs.env import check_env, make_env
 from pizero.evaluation.benchmark import RolloutConfig, episode_specs, evaluate, summarize, tiers_of
 from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
 from pizero.exported.policy import ExportedPolicy
-from pizero.files import writable_folder, write_bytes
+from pizero.files import check_writable, write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
@@ -82,7 +82,7 @@ def evaluate_checkpoint(checkpoint: str | Path, config: EvaluateConfig, folder: 
     options: as for `load_policy`.
     """
     check_env(config.env)
-    writable_folder(folder)  # known before hours of episodes
+    check_writable(folder)  # known before hours of episodes
     if checkpoint in ACTORS:
         results = evaluate_actor(str(checkpoint), config)
     else:

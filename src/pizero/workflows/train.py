@@ -115,14 +115,13 @@ def train_policy(
         step = int(found[-1].name) if found else None
         if step is not None and not resume:
             raise UserError(f"{folder} holds checkpoints up to step {step}; give --resume or another folder")
-        if step is not None:
-            config = read_checkpoint(found[-1]).config
-            if is_finished(folder, step, _asked_again(preset, found, config, initial)):
-                if initial.checkpoint is not None:
-                    console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
-                return _result(folder, found[-1], empty_model(config))
+        own = read_checkpoint(found[-1]).config if found else None
+        if step is not None and own is not None and is_finished(folder, step, _asked_again(preset, own, initial)):
+            if initial.checkpoint is not None:
+                console.print(f"{initial.checkpoint} is not read: its weights begin another run, in a new folder")
+            return _result(folder, found[-1], empty_model(own))
         start = None if initial.checkpoint is None else open_start(initial.checkpoint, preset)
-        preset = _as_before(preset, found, start)
+        preset = _as_before(preset, own, start)
         sources = open_sources(
             dataset_root, preset.embodiment, episodes=data.episodes, norm_stats=initial.norm_stats,
             skip_bad_episodes=data.skip_bad_episodes, cameras=model_cameras(preset, start), subtasks=data.subtasks,
@@ -174,22 +173,25 @@ def _process_settings(placement: Placement, threads: int) -> Iterator[None]:
             console.quiet = quiet
 
 
-def _as_before(preset: Preset, found: Sequence[Path], start: Start | None) -> Preset:
-    """The preset with what the model that it continues learns to write, and its single step."""
-    source = read_checkpoint(found[-1]) if found else None if start is None else start.source
-    if source is None:
+def _as_before(preset: Preset, own: NetworkConfig | None, start: Start | None) -> Preset:
+    """The preset with what the model that it continues learns to write, and its single step. own: of the run's own
+    model, where there is one; else the start's is continued.
+    """
+    config = own
+    if config is None and start is not None and start.source is not None:
+        config = start.source.config
+    if config is None:
         return preset
-    config = source.config
     return with_language_of(with_one_step_of(preset, config), config)
 
 
-def _asked_again(preset: Preset, found: Sequence[Path], config: NetworkConfig, initial: Initialization) -> Preset:
+def _asked_again(preset: Preset, own: NetworkConfig, initial: Initialization) -> Preset:
     """The preset as run.json would have it, without a look at the data: with what the run's own model took from there,
     or all of that model where it began with a checkpoint's.
     """
     if initial.checkpoint is not None:
-        return replace(preset, model=config)
-    return as_started(_as_before(preset, found, None), config)
+        return replace(preset, model=own)
+    return as_started(_as_before(preset, own, None), own)
 
 
 def fit_to_data(
