@@ -104,6 +104,16 @@ def test_a_diffusion_policy_stays_native(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_a_convolutional_stem_stays_native(tmp_path: Path) -> None:
+    vision = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4, stem_width=8)
+    save_model(Pi0(small_config("nano", vision=vision)), tmp_path / "stem")
+    assert load_model(tmp_path / "stem").config.vision == vision
+    for to in ("openpi-torch", "openpi-jax", "lerobot", "transformers"):
+        with pytest.raises(UserError, match=r"convolutional stem \(stem_width 8\) is stored in native folders alone"):
+            convert(tmp_path / "stem", tmp_path / to, to=to)
+        assert not (tmp_path / to).exists()
+
+
 def test_a_result_that_acts_otherwise_is_not_kept(nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = convert_module.find_format("openpi-torch").write
 

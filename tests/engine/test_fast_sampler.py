@@ -14,6 +14,7 @@ from torch import Tensor
 from pizero import load_model, save_model
 from pizero.engine.fast_sampler import FastSampler
 from pizero.engine.products import Kernels
+from pizero.model.config import SiglipConfig
 from pizero.model.flow_matching import ActionPrefix, Solver
 from pizero.model.pi0 import Pi0
 from pizero.model.precision import cast_weights
@@ -83,6 +84,12 @@ def test_images_of_different_sizes() -> None:
     images = make_observation(model.config).images
     images = {first: images[first], second: torch.rand(2, 42, 28, 3) * 2 - 1, third: images[third]}
     assert_same(model, make_observation(model.config, images=images), num_steps=2)
+
+
+def test_a_convolutional_stem() -> None:
+    vision = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4, stem_width=8)
+    model = random_model(vision=vision)
+    assert_same(model, make_observation(model.config))
 
 
 def test_more_key_heads() -> None:

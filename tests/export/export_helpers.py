@@ -20,15 +20,17 @@ from pizero.data.embodiments import generic
 from pizero.data.norm_stats import FieldStats, NormStats
 from pizero.data.pipeline import Pipeline
 from pizero.data.tokenizer import PaligemmaTokenizer
-from pizero.model.config import LanguageConfig, small_config
+from pizero.model.config import LanguageConfig, SiglipConfig, small_config
 from pizero.model.pi0 import Pi0
 from pizero.types import RobotDict
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
 SIZES: dict[str, Any] = {"vocab_size": 259, "prompt_length": 80, "cameras": CAMERAS}
+STEM = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4, stem_width=8)
 PI0_KINDS: dict[str, Any] = {
     "pi0": small_config("nano", **SIZES),
     "pi0-causal": small_config("nano", **SIZES, action_attention="causal"),
+    "pi0-stem": small_config("nano", **SIZES, vision=STEM),
     "pi05": small_config("nano", pi05=True, **SIZES),
     "pi0-one-step-delays": small_config("nano", **SIZES, one_step=True, max_delay=3),
     "pi05-one-step": small_config("nano", pi05=True, **SIZES, one_step=True),

@@ -21,6 +21,7 @@ from pizero.model.config import (
     small_config,
 )
 from pizero.model.pi0 import Pi0
+from pizero.model.pi0_fast import Pi0FastConfig
 from pizero.types import UserError
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -58,6 +59,21 @@ def test_refused_parts() -> None:
         GemmaConfig(head_dim=15)
     with pytest.raises(UserError, match=r"GemmaConfig\.depth must be positive, got 0"):
         GemmaConfig(depth=0)
+    for size in (14, 1):
+        with pytest.raises(UserError, match=rf"stem_width needs a patch_size of 2, 4, 8, 16 \.\.\. pixels, got {size}"):
+            SiglipConfig(patch_size=size, stem_width=16)
+    with pytest.raises(UserError, match=r"SiglipConfig\.stem_width must be positive, got -1"):
+        SiglipConfig(stem_width=-1)
+
+
+def test_a_stem_is_written_where_there_is_one() -> None:
+    """Configs without one are as they were before there was any: older versions read them."""
+    vision = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4)
+    for config in (small_config("nano", vision=vision), Pi0FastConfig(vision=vision)):
+        assert "stem_width" not in config.to_json()["vision"]
+        stem = dataclasses.replace(config, vision=dataclasses.replace(vision, stem_width=8))
+        assert stem.to_json()["vision"]["stem_width"] == 8
+        assert type(stem).from_json(json.loads(json.dumps(stem.to_json()))) == stem
 
 
 @given(

@@ -8,7 +8,11 @@ import pytest
 import torch
 from model_helpers import make_actions, make_observation, random_model
 
-from pizero.model.siglip import VisionTower
+from pizero.model.config import SiglipConfig
+from pizero.model.precision import cast_weights
+from pizero.model.siglip import ConvolutionalStem, VisionTower
+
+STEM = SiglipConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4, stem_width=8)
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,39 @@ def test_two_sizes_and_a_camera_that_some_samples_lack() -> None:
         given = {base: images[base], camera: images[camera]}
         alone = replace(observation, images=given)[i : i + 1]
         assert torch.allclose(model.velocity(alone, actions[i : i + 1], time[i : i + 1])[0], together[i], atol=1e-5)
+
+
+def test_a_stem_is_convolutions_of_stride_two() -> None:
+    """Widths, group norms and places, computed step by step; a patch then sees beyond its own pixels."""
+    torch.manual_seed(0)
+    stem, x = ConvolutionalStem(STEM), image(12, 8)
+    y = x.permute(0, 3, 1, 2)
+    for convolution, width in zip(stem.convolutions, (8, 16), strict=True):
+        kernel = convolution.get_parameter("weight")
+        y = torch.nn.functional.conv2d(y, kernel, stride=2, padding=1)
+        assert y.shape[1] == width
+        flat = y.flatten(1)  # one group: 8 and 16 channels
+        y = ((flat - flat.mean(1, True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()).view_as(y).relu()
+    assert stem.out_width == 16
+    torch.testing.assert_close(stem(x), y.flatten(2).mT)
+    assert stem(x).shape == (2, 3 * 2, 16)
+    whole = VisionTower(STEM, 8, 24)
+    assert whole(x).shape == (2, 6, 24)
+
+
+def test_a_stem_has_at_most_eight_times_the_channels() -> None:
+    stem = ConvolutionalStem(replace(STEM, patch_size=32, stem_width=16))
+    widths = [convolution.get_parameter("weight").shape[0] for convolution in stem.convolutions]
+    assert widths == [16, 32, 64, 128, 128]
+    assert [norm.num_groups for norm in stem.norms] == [1, 2, 4, 8, 8]
+
+
+def test_a_stem_stays_in_float32() -> None:
+    """As patches do: whatever the model's dtype and autocast say."""
+    torch.manual_seed(0)
+    tower, x = VisionTower(STEM, 8, 24), image(8, 8)
+    expected = tower.embed_patches(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tower.embed_patches(x), expected)
+    assert torch.equal(cast_weights(tower, torch.bfloat16).embed_patches(x), expected)
+    assert tower(x).dtype == torch.bfloat16

@@ -14,12 +14,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from pizero.baseline.config import BaselineConfig
-from pizero.baseline.encoder import FixedBatchNorm, ImageEncoder, ResidualBlock2d
+from pizero.baseline.encoder import ImageEncoder, ResidualBlock2d
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import STACKED, DiffusionPolicy
 from pizero.baseline.schedule import step_at_flow_time
 from pizero.baseline.unet import ConvBlock, Level, ResidualBlock1d
 from pizero.engine.time_tables import integration_times
+from pizero.export.convolutions import conv, normed
 from pizero.export.graph import Dtype, Graph, Value
 from pizero.export.layers import linear
 from pizero.types import UserError
@@ -81,26 +82,26 @@ def _prepared(graph: Graph, style: LerobotStyle, x: Value, camera: int) -> Value
 
 def _encoder(graph: Graph, x: Value, encoder: ImageEncoder, name: str) -> Value:
     """[T, C, h, w] -> [T, 2 * keypoints]."""
-    x = _normed(graph, _conv(graph, x, encoder.stem, f"{name}.stem"), encoder.stem_norm, f"{name}.stem_norm", 4)
+    x = normed(graph, conv(graph, x, encoder.stem, f"{name}.stem"), encoder.stem_norm, f"{name}.stem_norm", 4)
     x = graph.op("Relu", x)
     if isinstance(encoder.pool, nn.MaxPool2d):
         x = graph.op("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
     for number, level in enumerate(encoder.levels):
         for part, block in enumerate(cast(nn.Sequential, level)):
             x = _residual_2d(graph, x, cast(ResidualBlock2d, block), f"{name}.{number}.{part}")
-    maps = _conv(graph, x, encoder.keypoints, f"{name}.keypoints")
+    maps = conv(graph, x, encoder.keypoints, f"{name}.keypoints")
     points = graph.op("Reshape", _softmax_points(graph, maps), graph.integers(0, -1))
     return graph.op("Relu", linear(graph, points, encoder.output, f"{name}.output"))
 
 
 def _residual_2d(graph: Graph, x: Value, block: ResidualBlock2d, name: str) -> Value:
-    y = _normed(graph, _conv(graph, x, block.conv1, f"{name}.conv1"), block.norm1, f"{name}.norm1", 4)
-    y = _conv(graph, graph.op("Relu", y), block.conv2, f"{name}.conv2")
-    y = _normed(graph, y, block.norm2, f"{name}.norm2", 4)
+    y = normed(graph, conv(graph, x, block.conv1, f"{name}.conv1"), block.norm1, f"{name}.norm1", 4)
+    y = conv(graph, graph.op("Relu", y), block.conv2, f"{name}.conv2")
+    y = normed(graph, y, block.norm2, f"{name}.norm2", 4)
     if isinstance(block.shortcut, nn.Sequential):
         convolution, norm = block.shortcut
-        x = _conv(graph, x, cast(nn.Conv2d, convolution), f"{name}.shortcut")
-        x = _normed(graph, x, norm, f"{name}.shortcut_norm", 4)
+        x = conv(graph, x, cast(nn.Conv2d, convolution), f"{name}.shortcut")
+        x = normed(graph, x, norm, f"{name}.shortcut_norm", 4)
     return graph.op("Relu", graph.op("Add", y, x))
 
 
@@ -179,7 +180,7 @@ def _unet(graph: Graph, model: DiffusionPolicy, x: Value, conditioning: Value) -
     for number, level in enumerate(unet.up):
         x = graph.op("Concat", x, skips.pop(), axis=1)
         x, _ = _level(graph, x, at, cast(Level, level), f"up.{number}")
-    x = _conv(graph, _conv_block(graph, x, unet.final, "final"), unet.output, "output")
+    x = conv(graph, _conv_block(graph, x, unet.final, "final"), unet.output, "output")
     x = graph.op("Slice", x, graph.integers(0), graph.integers(horizon), graph.integers(2))
     return graph.op("Transpose", graph.op("Squeeze", x, graph.integers(0)), perm=(1, 0))
 
@@ -189,7 +190,7 @@ def _level(graph: Graph, x: Value, at: Value, level: Level, name: str) -> tuple[
     for part, block in (("first", level.first), ("second", level.second)):
         x = _residual_1d(graph, x, at, block, f"{name}.{part}")
     if isinstance(level.resize, nn.Conv1d | nn.ConvTranspose1d):
-        return _conv(graph, x, level.resize, f"{name}.resize"), x
+        return conv(graph, x, level.resize, f"{name}.resize"), x
     return x, x
 
 
@@ -200,40 +201,11 @@ def _residual_1d(graph: Graph, x: Value, at: Value, block: ResidualBlock1d, name
     y = graph.op("Add", graph.op("Mul", scale, y), shift)
     y = _conv_block(graph, y, block.conv2, f"{name}.conv2")
     if isinstance(block.shortcut, nn.Conv1d):
-        x = _conv(graph, x, block.shortcut, f"{name}.shortcut")
+        x = conv(graph, x, block.shortcut, f"{name}.shortcut")
     return graph.op("Add", y, x)
 
 
 def _conv_block(graph: Graph, x: Value, block: ConvBlock, name: str) -> Value:
     convolution, norm, _ = block
-    y = _conv(graph, x, cast(Any, convolution), f"{name}.conv")
-    return graph.op("Mish", _normed(graph, y, norm, f"{name}.norm", 3))
-
-
-def _conv(graph: Graph, x: Value, layer: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d, name: str) -> Value:
-    kernel = graph.kernel(f"{name}.weight", layer.weight)
-    bias = [] if layer.bias is None else [graph.vector(f"{name}.bias", layer.bias)]
-    pads = [int(pad) for pad in cast("tuple[int, ...]", layer.padding)]
-    kind = "ConvTranspose" if isinstance(layer, nn.ConvTranspose1d) else "Conv"
-    return graph.op(kind, x, kernel, *bias, strides=list(layer.stride), pads=[*pads, *pads])
-
-
-def _normed(graph: Graph, x: Value, norm: nn.Module, name: str, dims: int) -> Value:
-    """Group norm, or a batch norm whose statistics are fixed, of x with so many axes: [n, C, ...] -> the same shape."""
-    if isinstance(norm, FixedBatchNorm):
-        names = {"weight": norm.weight, "bias": norm.bias}
-        names |= {which: norm.get_buffer(which) for which in ("running_mean", "running_var")}
-        return graph.op("BatchNormalization", x, *(graph.vector(f"{name}.{n}", v) for n, v in names.items()))
-    assert isinstance(norm, nn.GroupNorm)
-    apart = graph.op("Reshape", x, graph.integers(0, norm.num_groups, -1))
-    ones = np.ones(norm.num_groups, np.float32)
-    apart = graph.op(
-        "InstanceNormalization", apart, graph.constant(ones), graph.constant(np.zeros_like(ones)), epsilon=norm.eps
-    )
-    y = graph.op("Reshape", apart, graph.op("Shape", x))
-    axes = (-1,) + (1,) * (dims - 2)
-    scale, shift = (
-        graph.vector(f"{name}.weight", norm.weight.view(axes)),
-        graph.vector(f"{name}.bias", norm.bias.view(axes)),
-    )
-    return graph.op("Add", graph.op("Mul", y, scale), shift)
+    y = conv(graph, x, cast(Any, convolution), f"{name}.conv")
+    return graph.op("Mish", normed(graph, y, norm, f"{name}.norm", 3))

@@ -15,8 +15,10 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from pizero.engine.time_tables import TimeTables, action_weight, integration_times, make_tables, targets_of
+from pizero.export.convolutions import conv, normed
 from pizero.export.graph import Dtype, Graph, Runtime, Value
 from pizero.export.layers import (
     Modulation,
@@ -35,7 +37,7 @@ from pizero.export.layers import (
 from pizero.model.attention import MASKED, block_mask
 from pizero.model.gemma import GemmaBlock
 from pizero.model.pi0 import Pi0
-from pizero.model.siglip import VisionBlock
+from pizero.model.siglip import ConvolutionalStem, VisionBlock
 from pizero.model.two_expert import TwoExpertLayer
 
 
@@ -45,9 +47,12 @@ def vision_graph(model: Pi0, image_size: tuple[int, int], dtype: Dtype, runtime:
     patch, (height, width) = tower.patch_size, image_size
     rows, columns = height // patch, width // patch
     x = graph.input("images", ("n", height, width, 3))
-    x = graph.op("Reshape", x, graph.integers(-1, rows, patch, columns, patch, 3))
-    x = graph.op("Transpose", x, perm=(0, 1, 3, 2, 4, 5))
-    x = graph.op("Reshape", x, graph.integers(-1, rows * columns, 3 * patch**2))
+    if tower.stem is not None:
+        x = _stem(graph, x, tower.stem)
+    else:
+        x = graph.op("Reshape", x, graph.integers(-1, rows, patch, columns, patch, 3))
+        x = graph.op("Transpose", x, perm=(0, 1, 3, 2, 4, 5))
+        x = graph.op("Reshape", x, graph.integers(-1, rows * columns, 3 * patch**2))
     x = linear(graph, x, tower.patch_embedding, "patches")
     x = graph.op("Add", x, graph.vector("positions", lambda: tower.positions(rows, columns)))
     for index, block in enumerate(tower.blocks):
@@ -58,6 +63,16 @@ def vision_graph(model: Pi0, image_size: tuple[int, int], dtype: Dtype, runtime:
     x = graph.op("Add", x, graph.vector("projection.bias", projection.bias))
     graph.output(x, "tokens", ("n", rows * columns, model.config.prefix.width))
     return graph
+
+
+def _stem(graph: Graph, images: Value, stem: ConvolutionalStem) -> Value:
+    """[n, h, w, 3] -> [n, S_img, stem.out_width]."""
+    x = graph.op("Transpose", images, perm=(0, 3, 1, 2))
+    for level, (convolution, norm) in enumerate(zip(stem.convolutions, stem.norms, strict=True)):
+        x = conv(graph, x, cast(nn.Conv2d, convolution), f"stem.{level}")
+        x = graph.op("Relu", normed(graph, x, norm, f"stem_norm.{level}", 4))
+    x = graph.op("Reshape", x, graph.integers(0, stem.out_width, -1))
+    return graph.op("Transpose", x, perm=(0, 2, 1))
 
 
 def _vision_layer(graph: Graph, x: Value, block: VisionBlock, name: str) -> Value:

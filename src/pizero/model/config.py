@@ -32,29 +32,41 @@ _LIMITS = {
     "depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "text_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK
 }  # fmt: skip
 
+_OFF = (("max_delay", 0), ("stem_width", 0))
+
 
 def check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
-        if field.type == "int" and (field.name, getattr(config, field.name)) != ("max_delay", 0):
-            check_whole(
-                f"{type(config).__name__}.{field.name}", getattr(config, field.name), _LIMITS.get(field.name, LARGEST)
-            )
+        value = getattr(config, field.name)
+        if field.type == "int" and (field.name, value) not in _OFF:
+            check_whole(f"{type(config).__name__}.{field.name}", value, _LIMITS.get(field.name, LARGEST))
 
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """The vision tower. The defaults are SigLIP So400m/14: 412,442,352 parameters."""
+    """The vision tower. The defaults are SigLIP So400m/14: 412,442,352 parameters.
+
+    stem_width: above 0, convolutions see the image before it becomes patches, this many channels in the first; for
+    training from scratch (arXiv 2106.14881). 0: each patch is a linear map of its pixels, as in SigLIP.
+    """
 
     width: int = 1152
     depth: int = 27
     mlp_dim: int = 4304
     num_heads: int = 16
     patch_size: int = 14
+    stem_width: int = 0
 
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.width % self.num_heads:
             raise UserError(f"vision width {self.width} is not divisible by its {self.num_heads} heads")
+        if self.stem_width and (self.patch_size < 2 or self.patch_size.bit_count() != 1):
+            raise UserError(f"stem_width needs a patch_size of 2, 4, 8, 16 ... pixels, got {self.patch_size}")
+
+    def to_json(self) -> dict[str, Any]:
+        """`stem_width` is omitted where there is no stem, as before there was any."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) != ("stem_width", 0)}
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,8 @@ class Pi0Config:
     def to_json(self) -> dict[str, Any]:
         """`language` and `one_step` are omitted where they are not used, as before there were any."""
         unused = {"language": None, "one_step": False}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in unused or v != unused[k]}
+        values = {**dataclasses.asdict(self), "vision": self.vision.to_json()}
+        return {k: v for k, v in values.items() if k not in unused or v != unused[k]}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pi0Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,11 @@ def _autocasts(x: Tensor) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
+def float32_products(x: Tensor) -> AbstractContextManager[object]:
+    """Products inside stay in float32 whatever autocast says."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
+
+
 def cast_once(x: Tensor) -> Tensor:
     """x in the dtype of products under autocast, for several of them: autocast would cast it for each one again."""
     return x.to(torch.get_autocast_dtype(x.device.type)) if _autocasts(x) else x
@@ -89,7 +94,7 @@ class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 whatever autocast says: the small projections of actions, state, time."""
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False) if _autocasts(input) else nullcontext():
+        with float32_products(input):
             return F.linear(input.float(), self.weight.float(), self.bias.float())
 
 

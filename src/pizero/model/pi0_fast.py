@@ -110,7 +110,7 @@ class Pi0FastConfig:
         return 1
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "vision": self.vision.to_json()}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pi0FastConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pizero.model.layers import AdaptiveRMSNorm, Float32Linear, RMSNorm
-from pizero.model.siglip import VisionTower
+from pizero.model.siglip import ConvolutionalStem, VisionTower
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -30,13 +30,14 @@ def matrix_dtypes(model: nn.Module) -> set[torch.dtype]:
 
 def float32_names(model: nn.Module) -> set[str]:
     """Parameters that the reference keeps in float32: patch and position embeddings, Gemma's norms, and the projections
-    of state, actions and time. A model without these parts, such as the diffusion policy, has none.
+    of state, actions and time; and a convolutional stem. A model without these parts, such as the diffusion policy, has
+    none.
     """
     kept: set[str] = set()
     for root, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules()):
         start = f"{root}." if root else ""
         if isinstance(module, VisionTower):
             kept.add(f"{start}position_embedding")
-        elif isinstance(module, Float32Linear | RMSNorm | AdaptiveRMSNorm):
+        elif isinstance(module, Float32Linear | ConvolutionalStem | RMSNorm | AdaptiveRMSNorm):
             kept.update(start + name for name, _ in module.named_parameters())
     return kept

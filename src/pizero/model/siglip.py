@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from pizero.model.attention import Attention, attend
 from pizero.model.config import SiglipConfig
-from pizero.model.layers import EPSILON, Float32Linear, cast_once, gelu
+from pizero.model.layers import EPSILON, Float32Linear, cast_once, float32_products, gelu
 from pizero.types import Observation
 
 
@@ -40,6 +41,30 @@ class VisionBlock(nn.Module):
         return x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
 
 
+class ConvolutionalStem(nn.Module):
+    """Images [n, h, w, 3] -> features [n, S_img, out_width], one for each patch, in float32.
+
+    Convolutions of 3 x 3 and stride 2, as many as halve an image down to its patches, each with twice the channels of
+    the one before (at most eight times the first's), a group norm and a ReLU. Such a stem makes a transformer of little
+    data see better than a linear map of patches (arXiv 2106.14881, "Early convolutions help transformers see better").
+    """
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        halvings = config.patch_size.bit_length() - 1
+        widths = [3, *(config.stem_width * 2 ** min(level, 3) for level in range(halvings))]
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.GroupNorm(1 if width % 16 else width // 16, width) for width in widths[1:])
+        self.out_width = widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float().permute(0, 3, 1, 2)
+        with float32_products(images):
+            for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+                x = F.relu(norm(convolution(x)))
+        return x.flatten(2).mT
+
+
 class VisionTower(nn.Module):
     """Images [n, h, w, 3] in [-1, 1] -> tokens [n, S_img, out_width], S_img = (h / patch) * (w / patch).
 
@@ -51,7 +76,9 @@ class VisionTower(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.grid = image_size // config.patch_size
-        self.patch_embedding = Float32Linear(3 * config.patch_size**2, config.width)  # inputs: row, column, channel
+        self.stem = ConvolutionalStem(config) if config.stem_width else None
+        inputs = 3 * config.patch_size**2 if self.stem is None else self.stem.out_width
+        self.patch_embedding = Float32Linear(inputs, config.width)  # inputs without a stem: row, column, channel
         self.position_embedding = nn.Parameter(torch.zeros(self.grid**2, config.width))
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, eps=EPSILON)
@@ -65,8 +92,11 @@ class VisionTower(nn.Module):
         n, height, width, _ = images.shape
         patch = self.patch_size
         rows, columns = height // patch, width // patch
-        patches = images.float().view(n, rows, patch, columns, patch, 3).permute(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(n, rows * columns, 3 * patch**2)
+        if self.stem is not None:
+            patches = self.stem(images)
+        else:
+            patches = images.float().view(n, rows, patch, columns, patch, 3).permute(0, 1, 3, 2, 4, 5)
+            patches = patches.reshape(n, rows * columns, 3 * patch**2)
         return self.patch_embedding(patches) + self.positions(rows, columns)
 
     def encode(self, x: Tensor) -> Tensor:

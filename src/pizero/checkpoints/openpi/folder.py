@@ -132,6 +132,7 @@ def writable_config(model: Network) -> Pi0Config | Pi0FastConfig:
     """The config of a model that openpi can run; UserError for one that it would run differently, or not at all."""
     config = model.config
     if isinstance(config, Pi0FastConfig):
+        check_no_stem(config.vision)
         return config
     if not isinstance(config, Pi0Config):
         raise UserError(f"openpi has no {type(model).__name__}; only native folders hold it")
@@ -154,9 +155,10 @@ def writable_config(model: Network) -> Pi0Config | Pi0FastConfig:
 
 
 def check_no_own_weights(config: Pi0Config) -> None:
-    """UserError for what the other projects' formats have no place for: the input of a one-step model, and a head
-    beside the token table.
+    """UserError for what the other projects' formats have no place for: a convolutional stem, the input of a one-step
+    model, and a head beside the token table.
     """
+    check_no_stem(config.vision)
     if config.one_step:
         raise UserError(
             "a one-step model has an input that the other projects' models lack (target_time); it is stored in native "
@@ -164,6 +166,14 @@ def check_no_own_weights(config: Pi0Config) -> None:
         )
     if config.language is not None and not config.language.tied_head:
         raise UserError("a model whose text has a head of its own (tied_head false) is stored in native folders alone")
+
+
+def check_no_stem(vision: SiglipConfig) -> None:
+    if vision.stem_width:
+        raise UserError(
+            f"a vision tower with a convolutional stem (stem_width {vision.stem_width}) is stored in native folders "
+            "alone; the other projects' models read patches"
+        )
 
 
 def read_facts(folder: Path, config: Pi0Config | Pi0FastConfig) -> tuple[Facts, tuple[str, ...]]:
