@@ -15,6 +15,7 @@ from pizero.baseline.config import (
     BaselineConfig,
     ladder_config,
     small_baseline,
+    wide_enough,
 )
 from pizero.baseline.lerobot_style import LerobotStyle
 from pizero.baseline.policy import DiffusionPolicy
@@ -136,3 +137,14 @@ def test_small_sizes() -> None:
     assert 1.5e6 < parameters["tiny"] < 2e6
     with pytest.raises(UserError, match="unknown size 'huge'; expected one of nano, tiny"):
         small_baseline("huge")
+
+
+@pytest.mark.parametrize(
+    ("dims", "widths"),
+    [(7, (32, 64, 128)), (16, (32, 64, 128)), (17, (40, 80, 160)), (26, (56, 112, 224)), (34, (72, 144, 288))],
+)
+def test_a_robot_of_many_dimensions_gets_a_wider_unet(dims: int, widths: tuple[int, ...]) -> None:
+    """The noise of every dimension passes through the first level: two channels for each."""
+    config = small_baseline("tiny", action_dim=dims)
+    assert wide_enough(config).down_dims == widths
+    assert wide_enough(config) == dataclasses.replace(config, down_dims=widths)

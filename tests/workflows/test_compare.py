@@ -119,10 +119,14 @@ def test_studies() -> None:
     """Every variant builds, has a name of its own, and changes what it says."""
     names = [variant.name for variants in STUDIES.values() for variant in variants]
     assert len(set(names)) == len(names)
-    rung_0 = rung_preset(0, LadderConfig(), 0).model.to_json()
     for variant in STUDIES["single"]:
-        model = variant_preset(variant, LadderConfig(), 0).model.to_json()
-        assert {key for key in rung_0 if rung_0[key] != model[key]} == set(variant.fields)
+        rung, preset = rung_preset(variant.rung, LadderConfig(), 0), variant_preset(variant, LadderConfig(), 0)
+        for plain, changed, names in (
+            (rung.model.to_json(), preset.model.to_json(), variant.fields),
+            (rung.train.to_json(), preset.train.to_json(), variant.train),
+        ):
+            assert {key for key in plain if plain[key] != changed[key]} == set(names)
+        assert variant.fields or variant.train
     rates = {variant_preset(variant, LadderConfig(), 0).train.learning_rate for variant in STUDIES["rates"]}
     assert len(rates) == 6
     with pytest.raises(UserError, match="unknown study"):

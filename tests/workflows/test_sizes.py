@@ -88,6 +88,9 @@ def test_sizes_follow_the_data(tmp_path: Path) -> None:
     assert (sizes(odd).action_horizon, sizes(odd).image_size) == (18, 64)
     diffusion = sizes(odd, "diffusion")
     assert (diffusion.stem_stride, diffusion.image_size, diffusion.action_dim) == (4, 64, 5)
+    assert diffusion.down_dims == (32, 64, 128)
+    many = sizes(record(tmp_path / "many", shape=(64, 64), dims=34), "diffusion")
+    assert many.down_dims == (72, 144, 288)
 
 
 def test_a_mixture_of_robots_that_nobody_described(tmp_path: Path) -> None:

@@ -203,6 +203,20 @@ def small_baseline(size: str, **changes: Any) -> BaselineConfig:
     return dataclasses.replace(BaselineConfig(), **{**SMALL_SIZES[size], **changes})
 
 
+def wide_enough(config: BaselineConfig) -> BaselineConfig:
+    """With at least two channels in the UNet's first level for each dimension of the actions, the others in proportion.
+
+    The noise of all dimensions passes through that level: what has no room there cannot be told from the actions
+    (docs/results/ladder.md, a robot of 34 dimensions).
+    """
+    first, groups = config.down_dims[0], config.groups
+    needed = -(-2 * config.action_dim // groups) * groups
+    if first >= needed:
+        return config
+    widths = (needed, *(-(-width * needed // first // groups) * groups for width in config.down_dims[1:]))
+    return dataclasses.replace(config, down_dims=widths)
+
+
 SMALL_SIZES: dict[str, dict[str, Any]] = {
     "nano": {
         "action_horizon": 8, "action_dim": 3, "state_dim": 4, "num_history": 2, "image_size": 16,

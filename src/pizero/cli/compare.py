@@ -28,9 +28,9 @@ class Arguments:
     output: Path = Path("runs/compare")
     """Folder for dataset, runs, compare.json and report.html."""
     study: Literal["ladder", "single", "demonstrations", "steps", "rates"] = "ladder"
-    """ladder: each rung on top of the one before. single: rung 0 with one change. demonstrations: 10 to 100 of each
-    task. steps: trained rungs with 1 to 100 inference steps. rates: learning rates of each rung. One folder takes all,
-    demonstrations first: it records most."""
+    """ladder: each rung on top of the one before. single: rungs 0, 6 and 7 with one change. demonstrations: 10
+    to 100 of each task. steps: trained rungs with 1 to 100 inference steps. rates: learning rates of each rung. One
+    folder takes all, demonstrations first: it records most."""
     env: str = "metaworld"
     """Simulator: tabletop, metaworld, metaworld-mt10, metaworld-mt50, pusht, or one that an installed package offers
     with a preset of the same name (docs/simulators.md)."""

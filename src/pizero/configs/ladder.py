@@ -37,16 +37,21 @@ HORIZON = 32
 class Variant:
     """One network that is trained and measured: a rung, or a rung with something else.
 
-    fields: of the network's config, changed. demonstrations: of each task; 0 takes the comparison's number.
-    rate: the rung's learning rate is multiplied by it.
+    fields, train: of the network's and the training's config, changed. demonstrations: of each task; 0 takes the
+    comparison's number. rate: the rung's learning rate is multiplied by it.
     """
 
     name: str
     rung: int
     change: str
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    train: Mapping[str, Any] = field(default_factory=dict[str, Any])
     demonstrations: int = 0
     rate: float = 1.0
+
+
+_MUON = {"optimizer": "muon", "learning_rate": 2e-3}
+"""As the presets of suites have it (presets.py)."""
 
 
 def _single(name: str, change: str, **fields: Any) -> Variant:
@@ -64,6 +69,8 @@ STUDIES: dict[str, tuple[Variant, ...]] = {
         _single("apart", "ego and top images apart", image_fusion="separate"),
         _single("instruction", "instruction", instruction=True),
         _single("history1", "1 observation instead of 5", num_history=1),
+        Variant("rung6_history1", 6, "rung 6 with 1 observation instead of 5", {"num_history": 1}),
+        Variant("rung7_muon", PI0_RUNG, "π0 with Muon instead of AdamW", train=_MUON),
     ),
     "demonstrations": tuple(
         Variant(f"rung{rung}_demonstrations{count}", rung, CHANGES[rung], demonstrations=count)
@@ -76,7 +83,7 @@ STUDIES: dict[str, tuple[Variant, ...]] = {
         for rate in (0.4, 1.0, 2.5)
     ),
 }
-"""What `pizero compare --study` trains. "single" changes rung 0, one thing at a time."""
+"""What `pizero compare --study` trains. "single" changes one thing at a time: of rung 0, then of rungs 6 and 7."""
 
 STEP_RUNGS = (3, 4, PI0_RUNG)
 STEP_COUNTS = (1, 2, 5, 10, 20, 50, 100)
@@ -141,7 +148,7 @@ def variant_preset(variant: Variant, config: LadderConfig, seed: int) -> Preset:
         log_every=min(50, config.steps), validate_every=config.steps, save_every=max(config.steps // 3, 1), keep=1,
         optimizer="adamw", early_frames=0.0,
     )  # fmt: skip
-    model = dataclasses.replace(model, **variant.fields)
+    model, train = dataclasses.replace(model, **variant.fields), dataclasses.replace(train, **variant.train)
     return dataclasses.replace(preset, model=model, train=train, execution_horizon=config.execution_horizon)
 
 

@@ -22,8 +22,9 @@ def compare_report(path: Path, results: Mapping[str, Any]) -> None:
     elif rows:
         sections += [_ladder(rows), _costs(rows)]
     if results["single"] and "trivial" not in results:
-        text = "The diffusion policy with one change at a time, and as it is."
-        entries = [row for row in rows if row["rung"] == 0] + list(results["single"])
+        text = "A rung as it is, and with one change at a time."
+        changed = {row["rung"] for row in results["single"]}
+        entries = [row for row in rows if row["rung"] in changed] + list(results["single"])
         sections.append(Section("One change at a time", text, [_success(entries, numbered=False), _table(entries)]))
     for key, x, title, label in (
         ("demonstrations", "demonstrations", "Demonstrations", "demonstrations, all tasks together"),

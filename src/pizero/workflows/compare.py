@@ -259,7 +259,7 @@ _COSTS = {"size": lambda row: f"{row['parameters'] / 1e6:.2f}M", "train s": lamb
           "MiB": lambda row: f"{row['peak_mib']:.0f}"}  # fmt: skip
 _TABLES: dict[str, tuple[str, dict[str, Callable[[dict[str, Any]], str]]]] = {
     "rows": ("from the diffusion policy to π0", _COSTS),
-    "single": ("one change to the diffusion policy", _COSTS),
+    "single": ("one change to one rung", _COSTS),
     "demonstrations": ("fewer and more demonstrations", {"demos": lambda row: str(row["demonstrations"])}),
     "rates": ("learning rates", {"rate": lambda row: f"{row['learning_rate']:.1e}"}),
     "steps": ("inference steps", {"steps": lambda row: str(row["num_steps"])}),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pizero.baseline.config import BaselineConfig
+from pizero.baseline.config import BaselineConfig, wide_enough
 from pizero.checkpoints.models import NetworkConfig
 from pizero.configs.preset import OF_THE_DATA, Preset
 from pizero.data.layouts import Layout
@@ -47,7 +47,10 @@ def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
         sizes["stem_stride"] = min(sizes["image_size"] // 16, 4)  # leaves 4 x 4 positions or more for the keypoints
     else:
         sizes["vision"] = replace(preset.model.vision, patch_size=16 if sizes["image_size"] > 32 else 8)
-    return replace(preset, model=replace(preset.model, **sizes), execution_horizon=max(horizon // 2, 1))
+    model = replace(preset.model, **sizes)
+    if isinstance(model, BaselineConfig):
+        model = wide_enough(model)
+    return replace(preset, model=model, execution_horizon=max(horizon // 2, 1))
 
 
 def robot_cameras(sources: Sequence[Source]) -> list[str]:
