@@ -72,9 +72,10 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset metaworld-mt10 --output RUN
     hardware  1 CPU core
-    result    79.8 % with 4,000 steps, 50 episodes of each task (docs/results/benchmarks.md)
+    result    95 % of 200 episodes (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
+    config = replace(config, vision=replace(config.vision, stem_width=16))
     train = replace(_muon_train(10_000), early_frames=0.5)
     preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
     return _of_kind(preset, model)
