@@ -121,11 +121,12 @@ def test_studies() -> None:
     assert len(set(names)) == len(names)
     for variant in STUDIES["single"]:
         rung, preset = rung_preset(variant.rung, LadderConfig(), 0), variant_preset(variant, LadderConfig(), 0)
+        in_model = set(variant.fields) | ({"vision"} if variant.vision else set())
         for plain, changed, names in (
-            (rung.model.to_json(), preset.model.to_json(), variant.fields),
-            (rung.train.to_json(), preset.train.to_json(), variant.train),
+            (rung.model.to_json(), preset.model.to_json(), in_model),
+            (rung.train.to_json(), preset.train.to_json(), set(variant.train)),
         ):
-            assert {key for key in plain if plain[key] != changed[key]} == set(names)
+            assert {key for key in plain if plain[key] != changed[key]} == names
         assert variant.fields or variant.train
     rates = {variant_preset(variant, LadderConfig(), 0).train.learning_rate for variant in STUDIES["rates"]}
     assert len(rates) == 6

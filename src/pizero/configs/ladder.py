@@ -37,14 +37,15 @@ HORIZON = 32
 class Variant:
     """One network that is trained and measured: a rung, or a rung with something else.
 
-    fields, train: of the network's and the training's config, changed. demonstrations: of each task; 0 takes the
-    comparison's number. rate: the rung's learning rate is multiplied by it.
+    fields, vision, train: of the network's, its vision tower's and the training's config, changed. demonstrations: of
+    each task; 0 takes the comparison's number. rate: the rung's learning rate is multiplied by it.
     """
 
     name: str
     rung: int
     change: str
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    vision: Mapping[str, Any] = field(default_factory=dict[str, Any])
     train: Mapping[str, Any] = field(default_factory=dict[str, Any])
     demonstrations: int = 0
     rate: float = 1.0
@@ -71,6 +72,13 @@ STUDIES: dict[str, tuple[Variant, ...]] = {
         _single("history1", "1 observation instead of 5", num_history=1),
         Variant("rung6_history1", 6, "rung 6 with 1 observation instead of 5", {"num_history": 1}),
         Variant("rung7_muon", PI0_RUNG, "π0 with Muon instead of AdamW", train=_MUON),
+        Variant(
+            "rung7_stem",
+            PI0_RUNG,
+            "π0 with Muon, and convolutions before the patches",
+            vision={"stem_width": 16},
+            train=_MUON,
+        ),
     ),
     "demonstrations": tuple(
         Variant(f"rung{rung}_demonstrations{count}", rung, CHANGES[rung], demonstrations=count)
@@ -149,6 +157,8 @@ def variant_preset(variant: Variant, config: LadderConfig, seed: int) -> Preset:
         optimizer="adamw", early_frames=0.0,
     )  # fmt: skip
     model, train = dataclasses.replace(model, **variant.fields), dataclasses.replace(train, **variant.train)
+    if variant.vision and not nano and not isinstance(model, BaselineConfig):
+        model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, **variant.vision))
     return dataclasses.replace(preset, model=model, train=train, execution_horizon=config.execution_horizon)
 
 

@@ -72,7 +72,7 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset metaworld-mt10 --output RUN
     hardware  1 CPU core
-    result    95 % of 200 episodes (docs/results/benchmarks.md)
+    result    94.4 % of 500 episodes (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
     config = replace(config, vision=replace(config.vision, stem_width=16))
