@@ -32,13 +32,11 @@ _LIMITS = {
     "depth": DEEPEST, "prompt_length": LARGEST_LENGTH, "text_length": LARGEST_LENGTH, "action_horizon": LONGEST_CHUNK
 }  # fmt: skip
 
-_OFF = (("max_delay", 0), ("stem_width", 0))
-
 
 def check_numbers(config: Any) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.type == "int" and (field.name, value) not in _OFF:
+        if field.type == "int" and (field.name, value) not in (("max_delay", 0), ("stem_width", 0)):
             check_whole(f"{type(config).__name__}.{field.name}", value, _LIMITS.get(field.name, LARGEST))
 
 
@@ -173,20 +171,19 @@ class Pi0Config:
         if self.max_delay >= self.action_horizon:
             raise UserError(f"max_delay {self.max_delay} leaves nothing of a chunk of {self.action_horizon} actions")
         for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
-            if getattr(self.prefix, name) != getattr(self.expert, name):
-                raise UserError(
-                    f"the experts share attention, so {name} must agree: "
-                    f"prefix {getattr(self.prefix, name)}, expert {getattr(self.expert, name)}"
-                )
+            prefix, expert = getattr(self.prefix, name), getattr(self.expert, name)
+            if prefix != expert:
+                raise UserError(f"the experts share attention, so {name} must agree: prefix {prefix}, expert {expert}")
         if self.image_size % self.vision.patch_size:
             raise UserError(f"image_size {self.image_size} is not divisible by the patch size {self.vision.patch_size}")
         if self.expert.width % 2:
             raise UserError(f"expert width {self.expert.width} is odd: the time embedding needs two halves")
-        for name, kind in (
-            ("state_input", StateInput),
-            ("time_conditioning", TimeConditioning),
-            ("action_attention", ActionAttention),
-        ):
+        choices = {
+            "state_input": StateInput,
+            "time_conditioning": TimeConditioning,
+            "action_attention": ActionAttention,
+        }
+        for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
         check_cameras(self.cameras)
@@ -318,15 +315,11 @@ def check_observation(config: ObservationSizes, observation: Observation) -> Non
     observation.check_prompt()
     batch = observation.batch_size
     for name, image in observation.present_images(config.cameras):
-        patch = config.vision.patch_size
-        if image.ndim != 4 or image.shape[0] != batch or image.shape[3] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"images[{name!r}]: got {image.dtype} {tuple(image.shape)}, expected float ({batch}, h, w, 3)"
-            )
-        if image.shape[1] % patch or image.shape[2] % patch or not image.shape[1] * image.shape[2]:
-            raise ValueError(
-                f"images[{name!r}]: {image.shape[1]} x {image.shape[2]} is not divisible by the patch size {patch}"
-            )
+        patch, shape, where = config.vision.patch_size, tuple(image.shape), f"images[{name!r}]"
+        if image.ndim != 4 or shape[0] != batch or shape[3] != 3 or not image.is_floating_point():
+            raise ValueError(f"{where}: got {image.dtype} {shape}, expected float ({batch}, h, w, 3)")
+        if shape[1] % patch or shape[2] % patch or not shape[1] * shape[2]:
+            raise ValueError(f"{where}: {shape[1]} x {shape[2]} is not divisible by the patch size {patch}")
     if config.has_state_token:
         shape = None if observation.state is None else tuple(observation.state.shape)
         if shape != (batch, config.state_dim):

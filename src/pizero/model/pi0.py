@@ -282,9 +282,8 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=2.0 * module.embedding_dim**-0.5)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                nn.init.zeros_(parameter)
+        if "bias" in dict(module.named_parameters()):
+            nn.init.zeros_(module.bias)
     if isinstance(module, GemmaBlock):  # visited after its linear layers
         for layer in (module.query, module.key):
             nn.init.normal_(layer.weight, std=1.6 * layer.in_features**-0.5)

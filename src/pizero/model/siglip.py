@@ -42,11 +42,9 @@ class VisionBlock(nn.Module):
 
 
 class ConvolutionalStem(nn.Module):
-    """Images [n, h, w, 3] -> features [n, S_img, out_width], one for each patch, in float32.
-
-    Convolutions of 3 x 3 and stride 2, as many as halve an image down to its patches, each with twice the channels of
-    the one before (at most eight times the first's), a group norm and a ReLU. Such a stem makes a transformer of little
-    data see better than a linear map of patches (arXiv 2106.14881, "Early convolutions help transformers see better").
+    """Images [n, h, w, 3] -> features [n, S_img, out_width], one for each patch, in float32: convolutions of 3 x 3 and
+    stride 2, as many as halve an image down to its patches, each with twice the channels of the one before (at most
+    eight times the first's), a group norm and a ReLU (arXiv 2106.14881).
     """
 
     def __init__(self, config: SiglipConfig) -> None:
