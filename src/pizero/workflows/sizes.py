@@ -43,13 +43,13 @@ def sized(preset: Preset, sources: Sequence[Source]) -> Preset:
         "state_dim": max(state for state, _ in widths), "action_dim": max(action for _, action in widths),
         "action_horizon": horizon,
     }  # fmt: skip
-    if isinstance(preset.model, BaselineConfig):
-        sizes["stem_stride"] = min(sizes["image_size"] // 16, 4)  # leaves 4 x 4 positions or more for the keypoints
-    else:
-        sizes["vision"] = replace(preset.model.vision, patch_size=16 if sizes["image_size"] > 32 else 8)
-    model = replace(preset.model, **sizes)
+    model = preset.model
     if isinstance(model, BaselineConfig):
-        model = wide_enough(model)
+        sizes["stem_stride"] = min(sizes["image_size"] // 16, 4)  # leaves 4 x 4 positions or more for the keypoints
+        model = wide_enough(replace(model, **sizes))
+    else:
+        sizes["vision"] = replace(model.vision, patch_size=16 if sizes["image_size"] > 32 else 8)
+        model = replace(model, **sizes)
     return replace(preset, model=model, execution_horizon=max(horizon // 2, 1))
 
 
