@@ -119,8 +119,9 @@ def test_studies() -> None:
     """Every variant builds, has a name of its own, and changes what it says."""
     names = [variant.name for variants in STUDIES.values() for variant in variants]
     assert len(set(names)) == len(names)
-    for variant in STUDIES["single"]:
-        rung, preset = rung_preset(variant.rung, LadderConfig(), 0), variant_preset(variant, LadderConfig(), 0)
+    for variant, env in itertools.product(STUDIES["single"], ("metaworld", "metaworld-mt10")):
+        config = LadderConfig(env)
+        rung, preset = rung_preset(variant.rung, config, 0), variant_preset(variant, config, 0)
         in_model = set(variant.fields) | ({"vision"} if variant.vision else set())
         for plain, changed, names in (
             (rung.model.to_json(), preset.model.to_json(), in_model),

@@ -31,7 +31,8 @@ def small(model: ModelName = "pi0") -> Preset:
     time      20 to 30 minutes with two cameras: 82 samples a second of one core with chunks of 30 actions
     result    not measured; with the same weights and steps 97 % on six Meta-World tasks (`metaworld`)
     """
-    return replace(metaworld(model), embodiment=OWN, from_data=True)
+    preset = metaworld(model)
+    return replace(preset, embodiment=OWN, from_data=True, train=replace(preset.train, steps=5_000))
 
 
 def tabletop(model: ModelName = "pi0") -> Preset:
@@ -63,7 +64,7 @@ def metaworld(model: ModelName = "pi0") -> Preset:
     result    97 % on the mean of six tasks, 50 episodes each (docs/results/metaworld.md)
     """
     config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
-    preset = Preset("metaworld", config, _small_train(5_000), norm_mode(model), 384, execution_horizon=8)
+    preset = Preset("metaworld", config, _small_train(3_000), norm_mode(model), 384, execution_horizon=8)
     return _of_kind(preset, model)
 
 
@@ -115,6 +116,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
         "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=50,
         **_prompt(model, 24, 96),
     )  # fmt: skip
+    config = replace(config, vision=replace(config.vision, stem_width=16))
     preset = Preset("aloha_sim", config, _muon_train(10_000), norm_mode(model), 384, execution_horizon=25)
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
@@ -148,6 +150,7 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
     )
+    config = replace(config, vision=replace(config.vision, stem_width=16))
     preset = Preset("libero_sim", config, _muon_train(5_000), norm_mode(model), 512, execution_horizon=5)
     return _of_kind(preset, model)
 
@@ -225,8 +228,8 @@ def _rung_0(preset: Preset) -> Preset:
 def _small_train(steps: int) -> TrainConfig:
     """From scratch, on images of a simulator."""
     return TrainConfig(
-        steps=steps, batch_size=32, learning_rate=1.5e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
-        draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
+        steps=steps, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.995,
+        optimizer="muon", draws=2, augmentation="shift", log_every=50, validate_every=1_000, save_every=1_000, seed=0,
     )  # fmt: skip
 
 
