@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pizero.baseline.config import BaselineConfig
 from pizero.cli.main import run
-from pizero.configs.presets import PRESETS, Preset, get_preset, small, tabletop
+from pizero.configs.presets import PRESETS, ModelName, Preset, get_preset, small, tabletop
 from pizero.data.embodiments import get_embodiment
 from pizero.envs import ENVS, make_env
 from pizero.types import UserError
@@ -165,9 +166,9 @@ def test_help_lists_the_built_in_names(command: str, names: dict, capsys: pytest
     assert "docs/simulators.md" in " ".join(re.sub("[│|]", " ", shown).split())
 
 
-def preset_of(text: str, tmp_path: Path) -> Preset:
+def preset_of(text: str, tmp_path: Path, model: ModelName = "pi0") -> Preset:
     (tmp_path / "mine.toml").write_text(text)
-    return get_preset(str(tmp_path / "mine.toml"))
+    return get_preset(str(tmp_path / "mine.toml"), model)
 
 
 def test_a_preset_file(tmp_path: Path) -> None:
@@ -183,6 +184,13 @@ def test_a_preset_file(tmp_path: Path) -> None:
     assert mine.train.steps == tabletop().train.steps
     assert preset_of('like = "small"', tmp_path) == small()
     assert get_preset(str(ROOT / "examples" / "my_preset.toml")).model.action_horizon == 16
+
+
+@pytest.mark.parametrize(("asked", "widths"), [("", (72, 144, 288)), ("down_dims = [40, 80, 120]", (40, 80, 120))])
+def test_a_preset_file_of_a_large_robot_has_a_wider_unet(asked: str, widths: tuple[int, ...], tmp_path: Path) -> None:
+    mine = preset_of(f'like = "tabletop"\n[model]\naction_dim = 34\n{asked}', tmp_path, "diffusion")
+    assert isinstance(mine.model, BaselineConfig)
+    assert mine.model.down_dims == widths
 
 
 @pytest.mark.parametrize(

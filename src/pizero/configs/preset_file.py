@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from pizero.baseline.config import BaselineConfig, wide_enough
 from pizero.configs.preset import OF_THE_DATA, Preset
 from pizero.data.norm_stats import Mode
 from pizero.files import read_toml
@@ -53,6 +54,8 @@ def _changed(preset: Preset, like: str, values: Mapping[str, Any], folder: Path)
     if new["embodiment"].endswith(".toml"):
         new["embodiment"] = str(folder / new["embodiment"])
     model, train = type(preset.model).from_json(new["model"]), TrainConfig.from_json(new["train"])
+    if isinstance(model, BaselineConfig) and "down_dims" not in values.get("model", {}):
+        model = wide_enough(model)
     return replace(preset, **{**new, "model": model, "train": train})
 
 
