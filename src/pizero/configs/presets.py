@@ -29,7 +29,7 @@ def small(model: ModelName = "pi0") -> Preset:
     command   pizero train DATASET --preset small --output RUN
     hardware  2 CPU cores
     time      20 to 30 minutes with two cameras: 82 samples a second of one core with chunks of 30 actions
-    result    not measured; with the same weights and steps 97 % on six Meta-World tasks (`metaworld`)
+    result    not measured; with the same weights and fewer steps 99 % on six Meta-World tasks (`metaworld`)
     """
     preset = metaworld(model)
     return replace(preset, embodiment=OWN, from_data=True, train=replace(preset.train, steps=5_000))
@@ -60,8 +60,8 @@ def metaworld(model: ModelName = "pi0") -> Preset:
 
     command   make demo-metaworld
     hardware  2 CPU cores
-    time      5 minutes of demonstrations, 14 of training, 3 of evaluation
-    result    97 % on the mean of six tasks, 50 episodes each (docs/results/metaworld.md)
+    time      5 minutes of demonstrations, 10 of training, 3 of evaluation
+    result    99 % on the mean of six tasks, 50 episodes each (docs/results/metaworld.md)
     """
     config = small_config("small", pi05=model == "pi05", **_prompt(model, 16, 48))
     preset = Preset("metaworld", config, _small_train(3_000), norm_mode(model), 384, execution_horizon=8)
