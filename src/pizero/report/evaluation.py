@@ -50,7 +50,7 @@ def result_facts(results: Mapping[str, Any]) -> dict[str, str]:
     low, high = results["interval"]
     facts = {
         "success rate": _percent(results["success_rate"]),
-        "95 % interval": f"{100 * low:.0f}–{_percent(high)}",
+        "95 % interval": f"{100 * low:.0f}–{100 * high:.0f}\u00a0%",  # on one line
         "episodes": f"{results['episodes']:,}",
     }
     if results.get("mean_of_tiers") is not None:
@@ -144,7 +144,7 @@ def _rate_row(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}\u00a0%"
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _duration(seconds: float) -> str:
