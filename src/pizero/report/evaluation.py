@@ -134,7 +134,8 @@ def repeat(results: Mapping[str, Any]) -> Iterator[Section]:
     if results.get("command"):
         blocks.append(Code(results["command"]))
     if blocks:
-        yield Section("Settings, and the command to repeat this", "", blocks)
+        named = [name for name, there in (("Settings", rows), ("Command", results.get("command"))) if there]
+        yield Section(" and ".join(named).capitalize(), "", blocks)
 
 
 def _rate_row(name: str, entry: Mapping[str, Any]) -> list[str]:
