@@ -15,6 +15,7 @@ from pizero.baseline.config import BaselineConfig
 from pizero.configs.ladder import CHANGES, STUDIES, LadderConfig, rung_preset, variant_preset
 from pizero.model.config import Pi0Config
 from pizero.model.pi0_fast import Pi0FastConfig
+from pizero.report.compare import short_change
 from pizero.train.metrics import read_metrics
 from pizero.types import UserError
 from pizero.workflows import compare as compare_runner
@@ -119,6 +120,8 @@ def test_studies() -> None:
     """Every variant builds, has a name of its own, and changes what it says."""
     names = [variant.name for variants in STUDIES.values() for variant in variants]
     assert len(set(names)) == len(names)
+    for study in ("ladder", "single"):
+        assert len({short_change(variant.change) for variant in STUDIES[study]}) == len(STUDIES[study])
     for variant, env in itertools.product(STUDIES["single"], ("metaworld", "metaworld-mt10")):
         config = LadderConfig(env)
         rung, preset = rung_preset(variant.rung, config, 0), variant_preset(variant, config, 0)

@@ -73,7 +73,7 @@ def _named(row: Mapping[str, Any]) -> str:
     if "rung" not in row:
         return row["change"]
     rate = f", rate {row['learning_rate']:g}" if row["variant"].count("_rate") else ""
-    return f"{row['rung']}  {_short(row['change'])}{rate}"
+    return f"{row['rung']}  {short_change(row['change'])}{rate}"
 
 
 def _errors(rows: Rows) -> Picture:
@@ -114,7 +114,7 @@ def _costs(rows: Rows) -> Section:
 
 def _success(rows: Rows, numbered: bool) -> Picture:
     entries = {
-        (f"{row['rung']}  " if numbered else "") + _short(row["change"]): {
+        (f"{row['rung']}  " if numbered else "") + short_change(row["change"]): {
             "success_rate": row["success"], "interval": row["interval"], "episodes": row["episodes"],
             "successes": round(row["success"] * row["episodes"]),
         }
@@ -144,7 +144,7 @@ def _table(rows: Rows, extra: tuple[str, str] | None = None) -> Table:
 def _curves(rows: Rows, key: str) -> dict[str, list[Point]]:
     curves: dict[str, list[Point]] = {}
     for row in rows:
-        name = f"{row['rung']}  {_short(row['change'])}"
+        name = f"{row['rung']}  {short_change(row['change'])}"
         curves.setdefault(name, []).append((float(row[key]), row["success"], *row["interval"]))
     return curves
 
@@ -155,5 +155,6 @@ def _budget(ladder: Mapping[str, Any]) -> str:
     return f"{ladder['steps'] * ladder['batch_size']:,} samples"
 
 
-def _short(change: str) -> str:
+def short_change(change: str) -> str:
+    """As pictures name it; no two variants of a study alike."""
     return change.split(":")[0].split(",")[0]

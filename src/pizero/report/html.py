@@ -210,7 +210,7 @@ section > :last-child { margin-bottom: 0; }
 figure { margin: 0 0 1rem; }
 img, video { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; background: #fff; }
 video { width: min(100%, 30rem); background: #000; }
-figcaption { color: var(--muted); font-size: 0.85rem; text-align: center; margin-top: 0.4rem; }
+figcaption { color: var(--muted); font-size: 0.85rem; text-align: center; margin-top: 0.4rem; overflow-wrap: anywhere; }
 .films { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 0.75rem; }
 .wide-films { grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); }
 .wide { overflow-x: auto; margin: 0 0 1rem; }
