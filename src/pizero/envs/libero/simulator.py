@@ -68,9 +68,8 @@ class Simulator:
         official = seed >= FIRST_OFFICIAL_SEED
         number = (seed - FIRST_OFFICIAL_SEED) % len(self._official)
         model = self.world.sim.model
-        for (
-            fixture
-        ) in self.world.fixtures_dict.values():  # as in a new model: LIBERO places what starts in a drawer by it
+        for fixture in self.world.fixtures_dict.values():
+            # where a new model has it: LIBERO takes the place in a drawer for one in an unplaced cabinet
             body = model.body_name2id(fixture.root_body)
             model.body_pos[body], model.body_quat[body] = 0.0, (1.0, 0.0, 0.0, 0.0)
         with _own_random_numbers(number if official else seed):  # fixtures are drawn in any case
