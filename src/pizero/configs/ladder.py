@@ -148,8 +148,8 @@ def variant_preset(variant: Variant, config: LadderConfig, seed: int) -> Preset:
         sizes = SMALL_SIZES["nano"]
         names = [part for part in ("vision", "prefix", "expert", "image_size") if hasattr(preset.model, part)]
         parts = {part: sizes[part] for part in names} if nano else {}
-        model = dataclasses.replace(preset.model, action_horizon=HORIZON, **parts)
-        model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, stem_width=0))
+        vision = dataclasses.replace(parts.pop("vision", preset.model.vision), stem_width=0)
+        model = dataclasses.replace(preset.model, action_horizon=HORIZON, vision=vision, **parts)
     train = dataclasses.replace(
         preset.train, steps=config.steps, batch_size=config.batch_size, seed=seed, threads=1,
         draws=1 if isinstance(preset.model, Pi0FastConfig) else config.draws,

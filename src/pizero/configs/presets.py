@@ -76,7 +76,7 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
     result    94.4 % of 500 episodes (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
-    config = replace(config, vision=replace(config.vision, stem_width=16))
+    config = _with_convolutions(config)
     train = replace(_muon_train(10_000), early_frames=0.5)
     preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
     return _of_kind(preset, model)
@@ -110,14 +110,15 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset aloha-sim --output RUN
     hardware  2 CPU cores; needs the `aloha` extra for demonstrations and evaluation
-    result    not measured
+    result    12 % with 2,500 steps, then without the convolutions (docs/results/benchmarks.md)
     """
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=50,
         **_prompt(model, 24, 96),
     )  # fmt: skip
-    config = replace(config, vision=replace(config.vision, stem_width=16))
-    preset = Preset("aloha_sim", config, _muon_train(10_000), norm_mode(model), 384, execution_horizon=25)
+    preset = Preset(
+        "aloha_sim", _with_convolutions(config), _muon_train(10_000), norm_mode(model), 384, execution_horizon=25
+    )
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
 
@@ -151,8 +152,9 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
     )
-    config = replace(config, vision=replace(config.vision, stem_width=16))
-    preset = Preset("libero_sim", config, _muon_train(5_000), norm_mode(model), 512, execution_horizon=5)
+    preset = Preset(
+        "libero_sim", _with_convolutions(config), _muon_train(5_000), norm_mode(model), 512, execution_horizon=5
+    )
     return _of_kind(preset, model)
 
 
@@ -241,6 +243,11 @@ def _muon_train(steps: int) -> TrainConfig:
         optimizer="muon", draws=4, augmentation="none", log_every=50, validate_every=500, save_every=500,
         validation_fraction=0.04, seed=0,
     )  # fmt: skip
+
+
+def _with_convolutions(config: Pi0Config) -> Pi0Config:
+    """The model with convolutions before its patches (docs/results/benchmarks.md)."""
+    return replace(config, vision=replace(config.vision, stem_width=16))
 
 
 def _prompt(model: ModelName, without_state: int, with_state: int) -> dict[str, int]:

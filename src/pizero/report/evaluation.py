@@ -127,15 +127,14 @@ def film_grid(films: Sequence[Path], *, subtasks: bool = False) -> Iterator[Sect
 
 def repeat(results: Mapping[str, Any]) -> Iterator[Section]:
     """Settings and command."""
-    blocks: list[Block] = []
+    blocks: dict[str, Block] = {}
     rows = [(str(name), str(value)) for name, value in results.get("settings", {}).items() if value not in (None, ())]
     if rows:
-        blocks.append(Table(("Setting", "Value"), rows))
+        blocks["settings"] = Table(("Setting", "Value"), rows)
     if results.get("command"):
-        blocks.append(Code(results["command"]))
+        blocks["command"] = Code(results["command"])
     if blocks:
-        named = [name for name, there in (("Settings", rows), ("Command", results.get("command"))) if there]
-        yield Section(" and ".join(named).capitalize(), "", blocks)
+        yield Section(" and ".join(blocks).capitalize(), "", list(blocks.values()))
 
 
 def _rate_row(name: str, entry: Mapping[str, Any]) -> list[str]:
