@@ -49,15 +49,15 @@ class LiberoDemonstrator:
     def _put(self, inside: bool, name: str, where: str) -> Actions:
         """Takes an object and puts it on or in a place."""
         geometry = self._geometry
+        place, support, top = self._place(where)
         failed: list[Grasp] = []
         while True:
             before = geometry.pose(name)[0][2]
-            grasp = yield from self._take(name, failed)
+            grasp = yield from self._take(name, np.array([*place, support]), failed)
             if geometry.pose(name)[0][2] > before + _LIFTED or len(failed) == _TRIES:
                 break
             failed.append(grasp)
 
-        place, support, top = self._place(where)
         hand, _ = geometry.hand()
         below = hand[2] - geometry.points(name)[:, 2].min()  # how far the object hangs below the hand
         height = max(top + below + 0.06, hand[2] + 0.08)
@@ -70,18 +70,18 @@ class LiberoDemonstrator:
         hand, _ = geometry.hand()
         below = hand[2] - geometry.points(name)[:, 2].min()
         lowest = max(support + below - 0.02, top + below - 0.12) if inside else support + below + 0.002
-        yield from self._go(np.array([*over, lowest]), grasp.turn, _CLOSED, 0.008, most=25, speed=_SLOW)
+        yield from self._go(np.array([*over, lowest]), grasp.turn, _CLOSED, 0.008, most=40, speed=_SLOW)
         yield from self._hold(_OPEN, 6)
         hand, _ = geometry.hand()
         yield from self._go(hand + 0.10 * _UP, grasp.turn, _OPEN, 0.02, most=30)
 
-    def _take(self, name: str, failed: list[Grasp]) -> Generator[Array, None, Grasp]:
-        """Closes the hand around an object and lifts it a little; returns the grasp."""
+    def _take(self, name: str, place: Array, failed: list[Grasp]) -> Generator[Array, None, Grasp]:
+        """Closes the hand around an object that is to stand at `place` and lifts it a little; returns the grasp."""
         geometry = self._geometry
-        grasp = geometry.grasp(name, failed)
+        grasp = geometry.grasp(name, place, failed)
         reached = yield from self._go(grasp.position + 0.10 * _UP, grasp.turn, _OPEN, 0.015)
         if reached:
-            grasp = geometry.grasp(name, failed)  # once more from near: it may have moved
+            grasp = geometry.grasp(name, place, failed)  # once more from near: it may have moved
             yield from self._go(grasp.position + 0.06 * _UP, grasp.turn, _OPEN, 0.015, most=40)
             yield from self._go(grasp.position, grasp.turn, _OPEN, 0.006, most=40, speed=_SLOW)
             yield from self._hold(_CLOSED, 10)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SUITES = {"libero-spatial": 220, "libero-object": 280, "libero-goal": 300, "libero-10": 520}
 """Steps of an episode, as openpi's evaluation has them (examples/libero/main.py)."""
 NOT_DEMONSTRATED = {
-    "pick_up_the_black_bowl_next_to_the_cookie_box_and_place_it_on_the_plate",
     "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
     "open_the_middle_drawer_of_the_cabinet",
     "open_the_top_drawer_and_put_the_bowl_inside",

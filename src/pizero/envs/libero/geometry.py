@@ -20,6 +20,8 @@ _FINGER_DEPTH = 0.035  # how far the fingers reach below an object's top
 _RIM_DEPTH = 0.018
 _REACH = 0.13  # of the open hand
 _UP = np.array([0.0, 0.0, 1.0])
+_STRETCHED = 0.64  # metres from shoulder to wrist; the arm hardly follows beyond, and ends at 0.70
+_WRIST = (0.088, 0.21)  # metres from the hand that points down: back and up
 _OTHER = math.radians(20)  # between the hand's angles of two tries
 _DOWN = np.diag([1.0, -1.0, -1.0])
 
@@ -76,19 +78,31 @@ class Geometry:
         own = self.points(name)
         return points[((points > own.min(0) - _REACH) & (points < own.max(0) + _REACH)).all(1)]
 
-    def grasp(self, name: str, failed: Sequence[Grasp] = ()) -> Grasp:
+    def grasp(self, name: str, place: Array, failed: Sequence[Grasp] = ()) -> Grasp:
         """The best grasp from above: across a narrow object's middle, else at a wide one's rim.
 
-        It is the one with the least turn and the fewest points of other objects where the open hand would be, and like
-        none that `failed`.
+        It is the one with the least turn, the fewest points of other objects where the open hand would be and the arm
+        least stretched, here and where the object is to stand at `place` [3]; and like none that `failed`.
         """
         candidates = self._across(name) or self._rim(name)
         candidates = [
             (cost, grasp) for cost, grasp in candidates if all(abs(grasp.yaw - old.yaw) > _OTHER for old in failed)
         ] or candidates
         others = self.others(name)
-        costs = [cost + 0.3 * abs(grasp.yaw) + 0.02 * _in_the_way(others, grasp) for cost, grasp in candidates]
+        carried = place - np.array([*self.pose(name)[0][:2], self.points(name)[:, 2].min()])
+        costs = [
+            cost
+            + 0.3 * abs(grasp.yaw)
+            + 0.02 * _in_the_way(others, grasp)
+            + 20 * max(self._stretched(grasp.position), self._stretched(grasp.position + carried))
+            for cost, grasp in candidates
+        ]
         return candidates[int(np.argmin(costs))][1]
+
+    def _stretched(self, hand: Array) -> float:
+        """By how many metres the arm is stretched too far where the hand comes from above to a position [3]."""
+        x, y, z = hand + 0.06 * _UP - self._simulator.data.body("robot0_link1").xpos
+        return max(math.hypot(math.hypot(x, y) - _WRIST[0], z + _WRIST[1]) - _STRETCHED, 0.0)
 
     def _across(self, name: str) -> list[tuple[float, Grasp]]:
         """Grasps across the whole object, each with its cost; none if it is too wide in every direction."""
