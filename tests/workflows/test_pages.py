@@ -21,6 +21,7 @@ import pytest
 import tyro
 
 from pizero.cli.main import COMMANDS
+from pizero.configs.presets import PRESETS, ModelName, get_preset
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,10 +95,14 @@ def test_commands_within_sentences_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind in ("python", "toml")], ids=str)
-def test_code_is_code(block: Block) -> None:
-    """And what it imports from the package is there."""
+def test_code_is_code(block: Block, tmp_path: Path) -> None:
+    """And what it imports from the package is there. A preset without a robot of its own is one."""
     if block.kind == "toml":
-        assert tomllib.loads(block.code)
+        values = tomllib.loads(block.code)
+        if values.get("like") in PRESETS and values.get("embodiment", "own") == "own":
+            (tmp_path / "preset.toml").write_text(block.code)
+            kind: ModelName = "diffusion" if "objective" in values["model"] else "pi0"
+            assert get_preset(str(tmp_path / "preset.toml"), kind).train.steps > 0
         return
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pizero"):
