@@ -81,22 +81,16 @@ class Geometry:
     def grasp(self, name: str, place: Array, failed: Sequence[Grasp] = ()) -> Grasp:
         """The best grasp from above: across a narrow object's middle, else at a wide one's rim.
 
-        It is the one with the least turn, the fewest points of other objects where the open hand would be and the arm
-        least stretched, here and where the object is to stand at `place` [3]; and like none that `failed`.
+        It is the one with the least turn and the fewest points of other objects where the open hand would be, at a rim
+        that with which the arm is not stretched out, here or where the object is to stand at `place` [3]; and like none
+        that `failed`.
         """
-        candidates = self._across(name) or self._rim(name)
+        candidates = self._across(name) or self._rim(name, place)
         candidates = [
             (cost, grasp) for cost, grasp in candidates if all(abs(grasp.yaw - old.yaw) > _OTHER for old in failed)
         ] or candidates
         others = self.others(name)
-        carried = place - np.array([*self.pose(name)[0][:2], self.points(name)[:, 2].min()])
-        costs = [
-            cost
-            + 0.3 * abs(grasp.yaw)
-            + 0.02 * _in_the_way(others, grasp)
-            + 20 * max(self._stretched(grasp.position), self._stretched(grasp.position + carried))
-            for cost, grasp in candidates
-        ]
+        costs = [cost + 0.3 * abs(grasp.yaw) + 0.02 * _in_the_way(others, grasp) for cost, grasp in candidates]
         return candidates[int(np.argmin(costs))][1]
 
     def _stretched(self, hand: Array) -> float:
@@ -121,7 +115,7 @@ class Geometry:
                     found.append((10 * width + 3 * abs(aside), Grasp(np.array([*middle, height]), yaw)))
         return found
 
-    def _rim(self, name: str) -> list[tuple[float, Grasp]]:
+    def _rim(self, name: str, place: Array) -> list[tuple[float, Grasp]]:
         """Grasps with one finger inside; the rim is a circle about the axis of the object, which may stand tilted."""
         at, turn = self.pose(name)
         own = (self.points(name) - at) @ turn
@@ -133,13 +127,15 @@ class Geometry:
         wall = own[(depth > _RIM_DEPTH - 0.01) & (depth < _RIM_DEPTH + 0.004)]
         radius = float(np.quantile(np.linalg.norm(wall[:, flat] - middle[flat], axis=1), 0.6))
         middle[axis] = sign * ((own[:, axis] * sign).max() - _RIM_DEPTH)
+        carried = place - np.array([*at[:2], self.points(name)[:, 2].min()])
         found: list[tuple[float, Grasp]] = []
         for angle in np.radians(np.arange(0, 360, 15)):
             outward = np.zeros(3)
             outward[flat] = math.cos(angle), math.sin(angle)
             position, direction = at + turn @ (middle + radius * outward), turn @ outward
+            cost = 20 * max(self._stretched(position), self._stretched(position + carried))
             for yaw in _both_ways(math.atan2(direction[1], direction[0]) - math.pi / 2):
-                found.append((0.0, Grasp(position, yaw)))
+                found.append((cost, Grasp(position, yaw)))
         return found
 
     def _shape(self, name: str, groups: tuple[int, ...]) -> list[tuple[int, Array]]:
