@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -184,6 +187,23 @@ def test_a_preset_file(tmp_path: Path) -> None:
     assert mine.train.steps == tabletop().train.steps
     assert preset_of('like = "small"', tmp_path) == small()
     assert get_preset(str(ROOT / "examples" / "my_preset.toml")).model.action_horizon == 16
+
+
+@pytest.mark.parametrize("name", ["tabletop", "metaworld-mt50"])
+@pytest.mark.parametrize("model", get_args(ModelName))
+def test_a_preset_file_may_set_every_size(name: str, model: ModelName, tmp_path: Path) -> None:
+    """Also those that are not in use, and so not in the model's JSON: `stem_width`."""
+    preset = get_preset(name, model)
+    assert preset_of(f'like = "{name}"\nmodel = {as_toml(asdict(preset.model))}', tmp_path, model) == preset
+    if model != "diffusion":
+        mine = preset_of(f'like = "{name}"\n[model.vision]\nstem_width = 8', tmp_path, model)
+        assert mine.model.vision.stem_width == 8
+
+
+def as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {as_toml(inner)}" for key, inner in value.items() if inner is not None) + "}"
+    return json.dumps(value)
 
 
 @pytest.mark.parametrize(("asked", "widths"), [("", (72, 144, 288)), ("down_dims = [40, 80, 120]", (40, 80, 120))])

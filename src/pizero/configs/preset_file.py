@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,7 +12,6 @@ from pizero.baseline.config import BaselineConfig, wide_enough
 from pizero.configs.preset import OF_THE_DATA, Preset
 from pizero.data.norm_stats import Mode
 from pizero.files import read_toml
-from pizero.model.config import Pi0Config
 from pizero.train.config import TrainConfig
 from pizero.types import UserError
 
@@ -42,8 +41,8 @@ def preset_of_file(path: Path, find: Callable[[str], Preset]) -> Preset:
 
 
 def _changed(preset: Preset, like: str, values: Mapping[str, Any], folder: Path) -> Preset:
-    language = {"language": None} if isinstance(preset.model, Pi0Config) else {}
-    old = {**vars(preset), "model": {**language, **preset.model.to_json()}, "train": preset.train.to_json()}
+    # asdict: to_json leaves out what the preset does not use
+    old = {**vars(preset), "model": asdict(preset.model), "train": preset.train.to_json()}
     new = _merged(old, values, "")
     if new["norm_mode"] not in get_args(Mode):
         raise UserError(f"norm_mode must be one of {', '.join(get_args(Mode))}, got {new['norm_mode']}")

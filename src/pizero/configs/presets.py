@@ -106,19 +106,18 @@ def pusht(model: ModelName = "pi0") -> Preset:
 
 
 def aloha_sim(model: ModelName = "pi0") -> Preset:
-    """Small π0 for simulated ALOHA, from scratch: three cameras, chunks of one second.
+    """Small π0 for simulated ALOHA, from scratch: three cameras, chunks of 0.4 seconds of relative joint targets.
 
     command   pizero train DATASET --preset aloha-sim --output RUN
     hardware  2 CPU cores; needs the `aloha` extra for demonstrations and evaluation
     result    12 % with 2,500 steps, then without the convolutions (docs/results/benchmarks.md)
     """
     config = small_config(
-        "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=50,
+        "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=20,
         **_prompt(model, 24, 96),
     )  # fmt: skip
-    preset = Preset(
-        "aloha_sim", _with_convolutions(config), _muon_train(10_000), norm_mode(model), 384, execution_horizon=25
-    )
+    train = replace(_muon_train(10_000), early_frames=0.3)
+    preset = Preset("aloha_sim", _with_convolutions(config), train, norm_mode(model), 384, execution_horizon=10)
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
 

@@ -34,7 +34,8 @@ def aloha() -> Embodiment:
 
 def aloha_sim() -> Embodiment:
     """The simulator `aloha`: one camera from above and one behind each hand. State and action as above, numbers as
-    they are, absolute. Published datasets of simulated ALOHA have "top" alone: examples/aloha_sim.toml.
+    they are. Published datasets of simulated ALOHA have "top" alone, and openpi trains them absolute:
+    examples/aloha_sim.toml.
     """
     cameras = {"base_0_rgb": "top", "left_wrist_0_rgb": "left_hand", "right_wrist_0_rgb": "right_hand"}
-    return Embodiment("aloha_sim", cameras, state_dim=14, action_dim=14, grippers=_GRIPPERS)
+    return Embodiment("aloha_sim", cameras, state_dim=14, action_dim=14, relative_mask=_ARM * 2, grippers=_GRIPPERS)
