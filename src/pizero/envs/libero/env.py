@@ -33,7 +33,7 @@ NOT_DEMONSTRATED = {
     "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
     "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
 }
-"""Two that the demonstrator failed, and those with a drawer, knob or door, which it cannot move."""
+"""One that the demonstrator mostly fails, and those with a drawer, knob or door, which it cannot move."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Robot camera -> LIBERO's."""
 _PUBLISHED_SIZE, _SHRUNK_SIZE = 256, 224
