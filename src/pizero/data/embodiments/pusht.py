@@ -8,6 +8,7 @@ from pizero.data.embodiments.embodiment import Embodiment
 def pusht() -> Embodiment:
     """A camera above the board and one that follows the disc. State: position (2). Action: position to go to (2).
 
-    All in pixels of the board, 0 to 512, y down; absolute.
+    All in pixels of the board, 0 to 512, y down. The model learns the way from the disc to where it is to go.
     """
-    return Embodiment("pusht", {"base_0_rgb": "top", "left_wrist_0_rgb": "ego"}, state_dim=2, action_dim=2)
+    cameras = {"base_0_rgb": "top", "left_wrist_0_rgb": "ego"}
+    return Embodiment("pusht", cameras, state_dim=2, action_dim=2, relative_mask=(True, True))
