@@ -101,7 +101,7 @@ def test_code_is_code(block: Block, tmp_path: Path) -> None:
         values = tomllib.loads(block.code)
         if values.get("like") in PRESETS and values.get("embodiment", "own") == "own":
             (tmp_path / "preset.toml").write_text(block.code)
-            kind: ModelName = "diffusion" if "objective" in values["model"] else "pi0"
+            kind: ModelName = "diffusion" if "objective" in values.get("model", {}) else "pi0"
             assert get_preset(str(tmp_path / "preset.toml"), kind).train.steps > 0
         return
     for node in ast.walk(ast.parse(block.code)):

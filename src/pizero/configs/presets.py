@@ -77,8 +77,9 @@ def metaworld_mt10(model: ModelName = "pi0") -> Preset:
     """
     config = small_config("small", pi05=model == "pi05", cameras=CAMERAS, action_horizon=10, **_prompt(model, 24, 56))
     config = _with_convolutions(config)
-    train = replace(_muon_train(10_000), early_frames=0.5)
-    preset = Preset("metaworld_mt", config, train, norm_mode(model), 384, execution_horizon=5)
+    preset = Preset(
+        "metaworld_mt", config, _muon_train(10_000, early_frames=0.5), norm_mode(model), 384, execution_horizon=5
+    )
     return _of_kind(preset, model)
 
 
@@ -101,7 +102,7 @@ def pusht(model: ModelName = "pi0") -> Preset:
     result    51 % of 100 episodes, coverage 0.88, with 200 demonstrations (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", image_size=96, action_horizon=10, **_prompt(model, 16, 48))
-    train = replace(_muon_train(5_500), early_frames=0.3)
+    train = _muon_train(5_500, early_frames=0.3)
     preset = Preset("pusht", _with_convolutions(config), train, norm_mode(model), 384, execution_horizon=5)
     return _of_kind(preset, model)
 
@@ -117,7 +118,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
         "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=20,
         **_prompt(model, 24, 96),
     )  # fmt: skip
-    train = replace(_muon_train(5_000), early_frames=0.3)
+    train = _muon_train(5_000, early_frames=0.3)
     preset = Preset("aloha_sim", _with_convolutions(config), train, norm_mode(model), 384, execution_horizon=10)
     return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
 
@@ -236,12 +237,12 @@ def _small_train(steps: int) -> TrainConfig:
     )  # fmt: skip
 
 
-def _muon_train(steps: int) -> TrainConfig:
+def _muon_train(steps: int, early_frames: float = 0.0) -> TrainConfig:
     """From scratch, on suites of tasks."""
     return TrainConfig(
         steps=steps, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.998,
-        optimizer="muon", draws=4, augmentation="none", log_every=50, validate_every=500, save_every=500,
-        validation_fraction=0.04, seed=0,
+        optimizer="muon", early_frames=early_frames, draws=4, augmentation="none", log_every=50, validate_every=500,
+        save_every=500, validation_fraction=0.04, seed=0,
     )  # fmt: skip
 
 

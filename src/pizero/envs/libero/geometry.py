@@ -81,9 +81,9 @@ class Geometry:
     def grasp(self, name: str, place: Array, failed: Sequence[Grasp] = ()) -> Grasp:
         """The best grasp from above: across a narrow object's middle, else at a wide one's rim.
 
-        It is the one with the least turn and the fewest points of other objects where the open hand would be, at a rim
-        that with which the arm is not stretched out, here or where the object is to stand at `place` [3]; and like none
-        that `failed`.
+        It is the one with the least turn and the fewest points of other objects where the open hand would be, and like
+        none that `failed`. At a rim the arm should not be stretched out, neither here nor where the object is to stand,
+        `place` [3].
         """
         candidates = self._across(name) or self._rim(name, place)
         candidates = [
@@ -118,7 +118,8 @@ class Geometry:
     def _rim(self, name: str, place: Array) -> list[tuple[float, Grasp]]:
         """Grasps with one finger inside; the rim is a circle about the axis of the object, which may stand tilted."""
         at, turn = self.pose(name)
-        own = (self.points(name) - at) @ turn
+        points = self.points(name)
+        own = (points - at) @ turn
         axis = int(np.abs(turn[2]).argmax())
         sign = np.sign(turn[2, axis])
         flat = [index for index in range(3) if index != axis]
@@ -127,7 +128,7 @@ class Geometry:
         wall = own[(depth > _RIM_DEPTH - 0.01) & (depth < _RIM_DEPTH + 0.004)]
         radius = float(np.quantile(np.linalg.norm(wall[:, flat] - middle[flat], axis=1), 0.6))
         middle[axis] = sign * ((own[:, axis] * sign).max() - _RIM_DEPTH)
-        carried = place - np.array([*at[:2], self.points(name)[:, 2].min()])
+        carried = place - np.array([*at[:2], points[:, 2].min()])
         found: list[tuple[float, Grasp]] = []
         for angle in np.radians(np.arange(0, 360, 15)):
             outward = np.zeros(3)
