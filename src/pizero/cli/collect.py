@@ -29,8 +29,8 @@ class Arguments:
     seed: int = 0
     """Attempt k runs with seed + k."""
     noise: float | None = None
-    """Standard deviation of the noise on the executed action, in its units, instead of the simulator's; the recorded
-    action stays clean."""
+    """Standard deviation of the noise on the executed action, in its units, instead of the simulator's noise and
+    pushes; the recorded action stays clean."""
     image_size: int | None = None
     """Pixels per side of every camera; without it the simulator's own number."""
     image_format: Literal["h264", "av1", "png"] = "h264"

@@ -16,11 +16,17 @@ Pose = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Stage:
-    """steps: how long it takes. pose: where the hand is to be at the end, asked at each step; None stays."""
+    """steps: how long it takes. pose: where the hand is to be at the end, asked at each step; None stays.
+
+    ready: asked at the end; the hand waits there until it is true. missed: asked at each step; where it is true the
+    hand begins again with its second stage.
+    """
 
     steps: int
     gripper: float
     pose: Callable[[], Pose] | None = None
+    ready: Callable[[], bool] | None = None
+    missed: Callable[[], bool] | None = None
 
 
 class Hand:
@@ -35,9 +41,13 @@ class Hand:
 
     def act(self) -> Array:
         """Joint angles (rad) and gripper of the next step."""
-        if self._step == self._stages[self._stage].steps and self._stage + 1 < len(self._stages):
-            self._stage, self._step = self._stage + 1, 0
-            self._start, self._gripper_start = self._pose, self._gripper
+        stage = self._stages[self._stage]
+        if stage.missed is not None and stage.missed():
+            self._begin(1)
+        elif (
+            self._step == stage.steps and self._stage + 1 < len(self._stages) and (stage.ready is None or stage.ready())
+        ):
+            self._begin(self._stage + 1)
         stage = self._stages[self._stage]
         self._step = min(self._step + 1, stage.steps)
         done = self._step / stage.steps
@@ -45,6 +55,10 @@ class Hand:
         if stage.pose is not None:
             self._pose = _between(self._start, stage.pose(), done * done * (3 - 2 * done))
         return np.array([*self._arm.solve(*self._pose), self._gripper])
+
+    def _begin(self, stage: int) -> None:
+        self._stage, self._step = stage, 0
+        self._start, self._gripper_start = self._pose, self._gripper
 
 
 def _between(start: Pose, end: Pose, done: float) -> Pose:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from pizero.workflows.progress import console, progress_bar
 class CollectConfig:
     """What is recorded.
 
-    noise: standard deviation of Gaussian noise on the executed action; None takes the environment's own. The recorded
-    action stays the demonstrator's, so the dataset shows how to come back (DART, arXiv 1703.09327). A third of the
-    episodes, drawn by the seed, is without noise.
+    noise: standard deviation of Gaussian noise on the executed action; None takes the environment's own noise and
+    pushes. The recorded action stays the demonstrator's, so the dataset shows how to come back (DART, arXiv
+    1703.09327). A third of the episodes, drawn by the seed, is without noise.
     """
 
     env: str = "tabletop"
@@ -147,7 +147,7 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
     actions: list[NDArray[np.float32]] = []
     subtasks: list[str] = []
     images: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in observation["images"]}
-    scale = (env.demonstration_noise if noise is None else noise) if rng.random() > 1 / 3 else 0.0
+    disturbances = _disturbances(env, rng, seed, noise) if rng.random() > 1 / 3 else repeat(0.0)
     low, high = env.action_space.low, env.action_space.high
     success = truncated = False
     while not (success or truncated):
@@ -158,11 +158,29 @@ def record_episode(env: Env, task: str, seed: int, noise: float | None = None) -
         actions.append(action)
         for name, image in observation["images"].items():
             images[name].append(image)
-        executed = action + scale * rng.standard_normal(action.shape).astype(np.float32)
+        executed = action + next(disturbances)
         observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
         success = bool(info["success"])
     stacked = {name: np.stack(frames) for name, frames in images.items()}
     return Demonstration(prompt, np.stack(states), np.stack(actions), stacked, success, subtasks)
+
+
+def _disturbances(env: Env, rng: np.random.Generator, seed: int, noise: float | None) -> Iterator[NDArray[np.float32]]:
+    """What is added to the executed actions, step by step: white noise, and the environment's pushes unless `noise` is
+    given. A push drifts off for 0.3 seconds, dies away as fast, and the next one comes after two seconds in the mean.
+    """
+    shape, pushes = env.action_space.shape, np.random.default_rng([seed, 2])
+    scale = env.demonstration_noise if noise is None else noise
+    push = getattr(env, "demonstration_pushes", 0.0) if noise is None else 0.0
+    keep = math.exp(-1 / (0.15 * env.fps))
+    drift, pushed, left = np.zeros(shape), True, 0
+    while True:
+        if left == 0:
+            pushed = not pushed
+            left = 1 + int(0.3 * env.fps if pushed else pushes.exponential(2 * env.fps))
+        left -= 1
+        drift = keep * drift + pushed * push * math.sqrt(1 - keep**2) * pushes.standard_normal(shape)
+        yield (scale * rng.standard_normal(shape) + drift).astype(np.float32)
 
 
 def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Generator[tuple[int, Demonstration]]:

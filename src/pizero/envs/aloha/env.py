@@ -47,7 +47,8 @@ class AlohaEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
     max_steps = max(MAX_STEPS.values())
     state_names: tuple[str, ...] = _NAMES
     action_names: tuple[str, ...] = _NAMES
-    demonstration_noise = 0.005
+    demonstration_noise = 0.0  # at 50 Hz it moves no hand, and shakes what is held out of it
+    demonstration_pushes = 0.04
 
     def __init__(self, tasks: Sequence[str] | None = None, image_size: int = 128, render_in_step: bool = True) -> None:
         """tasks: of `PROMPTS` (None: both).

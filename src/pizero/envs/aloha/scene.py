@@ -82,7 +82,7 @@ class Scene:
         touching = self._contacts()
         left, right, on_table = (
             {name for name in self._objects if frozenset((name, other)) in touching}
-            for other in ("vx300s_left/10_left_gripper_finger", "vx300s_right/10_left_gripper_finger", "table")
+            for other in ("vx300s_left/10_left_gripper_finger", "vx300s_right/10_right_gripper_finger", "table")
         )
         if self.task == "transfer_cube":
             if left:
