@@ -12,8 +12,9 @@ import tyro
 
 @dataclass(frozen=True)
 class Arguments:
-    """Records demonstrations of a simulator's tasks, trains one language-conditioned policy from scratch, evaluates it
-    beside the demonstrator and random actions, and writes report.html and a row of docs/results/benchmarks.md.
+    """Records demonstrations of a simulator's tasks (images in PNG), trains one language-conditioned policy from
+    scratch, evaluates it beside the demonstrator and random actions, and writes report.html and a row of
+    docs/results/benchmarks.md.
 
     Called again it goes on with a finished recording and from the training's last checkpoint; it evaluates anew.
 

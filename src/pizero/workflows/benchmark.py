@@ -55,7 +55,8 @@ def benchmark(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
     results = preset_demo(
         config.command, preset, folder,
         CollectConfig(
-            config.suite, tasks=tasks, episodes=config.demonstrations * count, workers=config.workers
+            config.suite, tasks=tasks, episodes=config.demonstrations * count, image_format="png",
+            workers=config.workers,
         ),
         EvaluateConfig(config.suite, tasks=tasks, episodes=config.episodes, num_videos=count),
         baseline_episodes=min(config.episodes, 10), baselines=("demonstrator", "random"),
