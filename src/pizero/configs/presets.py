@@ -99,10 +99,10 @@ def pusht(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset pusht --output RUN
     hardware  1 CPU core; needs the `pusht` extra for demonstrations and evaluation
-    result    51 % of 100 episodes, coverage 0.88, with 200 demonstrations (docs/results/benchmarks.md)
+    result    73 % of 100 episodes, coverage 0.95, with 450 demonstrations (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", image_size=96, action_horizon=10, **_prompt(model, 16, 48))
-    train = _muon_train(5_500, early_frames=0.3)
+    train = _muon_train(8_000, early_frames=0.3)
     preset = Preset("pusht", _with_convolutions(config), train, norm_mode(model), 384, execution_horizon=5)
     return _of_kind(preset, model)
 
@@ -120,7 +120,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
     )  # fmt: skip
     train = _muon_train(5_000, early_frames=0.3)
     preset = Preset("aloha_sim", _with_convolutions(config), train, norm_mode(model), 384, execution_horizon=10)
-    return _of_kind(replace(preset, execution_horizon=8) if model == "diffusion" else preset, model)
+    return _of_kind(preset, model)
 
 
 def so101_sim(model: ModelName = "pi0") -> Preset:
