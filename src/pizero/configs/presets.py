@@ -99,7 +99,7 @@ def pusht(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset pusht --output RUN
     hardware  1 CPU core; needs the `pusht` extra for demonstrations and evaluation
-    result    73 % of 100 episodes, coverage 0.95, with 450 demonstrations (docs/results/benchmarks.md)
+    result    68.5 % of 200 episodes, coverage 0.96, with 450 demonstrations (docs/results/benchmarks.md)
     """
     config = small_config("small", pi05=model == "pi05", image_size=96, action_horizon=10, **_prompt(model, 16, 48))
     train = _muon_train(8_000, early_frames=0.3)
