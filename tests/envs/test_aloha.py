@@ -21,7 +21,7 @@ if importlib.util.find_spec("gym_aloha") is None or importlib.util.find_spec("mu
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "aloha"
 SEED = 4  # of the golden files
-FREE = 70  # steps before a gripper meets table or object; from there on a difference of 1e-15 grows to millimetres
+FREE = 85  # steps before a gripper meets an object; from there on a difference of 1e-15 grows to millimetres
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_start_state_and_reward_are_gym_alohas_to_the_episodes_end(blind: AlohaE
     for ours, theirs in ((states, golden["states"]), (objects, golden["objects"])):
         np.testing.assert_allclose(ours[:FREE], theirs[:FREE], atol=1e-6)
         np.testing.assert_allclose(ours, theirs, atol=0.03)
-    assert (np.array(rewards) == golden["rewards"]).mean() > 0.97
+    assert (np.array(rewards) == golden["rewards"]).mean() > 0.985, (
+        "of transfer_cube 0.97 where the other finger counts"
+    )
     assert rewards[-1] == golden["rewards"][-1] == 4
     assert set(golden["rewards"]) >= {0, 4}
     assert (success, truncated, info["success"]) == (True, False, True)
@@ -82,7 +84,7 @@ def test_demonstrator_succeeds_where_objects_lie_at_the_edges(blind: AlohaEnv, t
         done = success or truncated
     assert success
     turned = np.abs(np.stack(states))
-    assert turned[:, [3, 10, 12]].max() < 1.3, "both forearms and the right wrist; the left one is rolled to hand over"
+    assert turned[:, [3, 10, 12]].max() < 0.7, "both forearms and the right wrist; the left one is rolled to hand over"
 
 
 def test_a_hand_that_lost_its_object_grasps_it_again(blind: AlohaEnv) -> None:
