@@ -95,20 +95,22 @@ class AlohaDemonstrator:
 
     def _carry(self, side: str, name: str, position: Array, turn: Array | None = None) -> Pose:
         """The hand's pose that brings what it holds to a position: upright and along x, unless a turn is given."""
-        body = self._scene.data.body(f"vx300s_{side}/gripper_link")
-        held = body.xmat.reshape(3, 3)
+        tips, held = self._hand(side)
         at, lies = self._scene.object_pose(name)
-        return position + body.xpos + held @ _TIPS - at, lies.T @ held if turn is None else turn
+        return position + tips - at, lies.T @ held if turn is None else turn
 
     def _missed(self, side: str, name: str) -> Callable[[], bool]:
         """Whether an object is not between the finger tips."""
-        body = self._scene.data.body(f"vx300s_{side}/gripper_link")
-        return lambda: bool(
-            np.linalg.norm(body.xpos + body.xmat.reshape(3, 3) @ _TIPS - self._position(name)) > _HELD_WITHIN
-        )
+        return lambda: not self._is_at(name, self._hand(side)[0])
 
     def _is_at(self, name: str, position: Array) -> bool:
         return bool(np.linalg.norm(self._position(name) - position) < _HELD_WITHIN)
+
+    def _hand(self, side: str) -> Pose:
+        """Where the point between a hand's finger tips is, and how the hand is turned."""
+        body = self._scene.data.body(f"vx300s_{side}/gripper_link")
+        turned = body.xmat.reshape(3, 3)
+        return body.xpos + turned @ _TIPS, turned
 
     def _position(self, name: str) -> Array:
         return self._scene.object_pose(name)[0]
