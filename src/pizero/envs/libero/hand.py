@@ -1,0 +1,56 @@
+"""The arm's hand as LIBERO's controller moves it: towards a pose, or still."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+
+import numpy as np
+
+from pizero.envs.libero.geometry import Geometry
+from pizero.envs.libero.simulator import Array
+from pizero.envs.rotations import rotation_vector
+
+OPEN, CLOSED = -1.0, 1.0
+SLOW = 0.6
+UP = np.array([0.0, 0.0, 1.0])
+_STILL, _LITTLE = 15, 0.002  # a hand that comes no nearer than so many metres in so many steps stands still
+_RADIUS = 0.1  # metres that a radian counts as
+_FULL_STEP, _FULL_TURN = 0.05, 0.5  # metres and radians that an action of 1 asks for
+
+Actions = Generator[Array]
+
+
+class Hand:
+    """Each action goes from where the hand is towards its next way point."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+
+    @property
+    def position(self) -> Array:
+        """Between the finger tips [3], metres."""
+        return self._geometry.hand()[0]
+
+    def go(
+        self, position: Array, turn: Array, gripper: float, near: float, *, most: int = 80, speed: float = 1.0
+    ) -> Generator[Array, None, bool]:
+        """Until the hand is as near (metres) and turned, stands still or after `most` steps; returns whether it is."""
+        left = [math.inf]
+        for _ in range(most):
+            hand, turned = self._geometry.hand()
+            move, rotate = position - hand, rotation_vector(turn @ turned.T)
+            if np.linalg.norm(move) < near and np.linalg.norm(rotate) < 0.08:
+                return True
+            left.append(float(np.linalg.norm(move) + _RADIUS * np.linalg.norm(rotate)))
+            if min(left[-_STILL:]) > min(left[:-_STILL], default=math.inf) - _LITTLE:
+                return False
+            step = move / _FULL_STEP
+            step *= speed / max(speed, float(np.abs(step).max()))
+            yield np.array([*step, *(rotate / _FULL_TURN).clip(-1.0, 1.0), gripper])
+        return False
+
+    def hold(self, gripper: float, steps: int) -> Actions:
+        """Stays where the hand is, and opens or closes."""
+        for _ in range(steps):
+            yield np.array([0.0] * 6 + [gripper])
