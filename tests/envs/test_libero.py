@@ -156,11 +156,20 @@ def test_what_starts_in_a_drawer_is_in_it_whatever_was_played_before() -> None:
 
 @needs_libero
 @pytest.mark.parametrize(
-    ("task", "seed"), [("0", 3), pytest.param("6", 1_000_000, id="by the box"), pytest.param("9", 1_000_001, id="high")]
+    ("suite", "task", "seed", "most"),
+    [
+        pytest.param("libero-spatial", "0", 3, 150, id="bowl"),
+        pytest.param("libero-spatial", "6", 1_000_000, 150, id="by the box, where the nearest grasp stretches the arm"),
+        pytest.param("libero-spatial", "9", 1_000_001, 180, id="high"),
+        pytest.param("libero-goal", "3", 1_000_000, 300, id="drawer opened, bowl from under it"),
+        pytest.param("libero-goal", "5", 1_000_000, 120, id="plate, which is flat"),
+        pytest.param("libero-goal", "7", 1_000_000, 100, id="knob"),
+        pytest.param("libero-10", "2", 1_000_000, 250, id="pot by its handle"),
+        pytest.param("libero-10", "3", 1_000_001, 300, id="drawer closed"),
+    ],
 )
-def test_demonstrator_puts_the_bowl_on_the_plate(task: str, seed: int) -> None:
-    """Also where the nearest grasp of its rim would stretch the arm out."""
-    env = LiberoEnv("libero-spatial", tasks=[task], render_in_step=False)
+def test_demonstrator_reaches_the_goal(suite: str, task: str, seed: int, most: int) -> None:
+    env = LiberoEnv(suite, tasks=[task], render_in_step=False)
     env.reset(seed=seed)
     demonstrator, rng, done, steps = env.demonstrator(), np.random.default_rng(0), False, 0
     while not done:
@@ -170,7 +179,7 @@ def test_demonstrator_puts_the_bowl_on_the_plate(task: str, seed: int) -> None:
         done, steps = success or truncated, steps + 1
     env.close()
     assert (success, reward) == (True, 1.0)
-    assert steps < (180 if task == "9" else 150)
+    assert steps < most
 
 
 @needs_libero
@@ -185,7 +194,17 @@ def test_a_grasp_that_failed_is_not_tried_again(env: LiberoEnv) -> None:
     assert abs(second.yaw - first.yaw) > 0.3
     third = geometry.grasp("akita_black_bowl_1", plate, [first, second])
     assert min(abs(third.yaw - first.yaw), abs(third.yaw - second.yaw)) > 0.3
-    assert len(LiberoEnv("libero-goal").demonstrated_tasks) == 7
+
+
+@needs_libero
+def test_what_is_not_demonstrated_is_told() -> None:
+    assert len(LiberoEnv("libero-goal", render_in_step=False).demonstrated_tasks) == 10
+    env = LiberoEnv("libero-10", tasks=["9"], render_in_step=False)
+    assert env.demonstrated_tasks == ()
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="it cannot close microwave_1"):
+        env.demonstrator()
+    env.close()
 
 
 @needs_libero

@@ -11,20 +11,27 @@ from pizero.envs.libero import fixtures
 from pizero.envs.libero.geometry import Geometry, Grasp
 from pizero.envs.libero.hand import CLOSED, OPEN, SLOW, UP, Actions, Hand
 from pizero.envs.libero.simulator import Array, Simulator
+from pizero.types import UserError
 
 _LIFTED = 0.03  # metres
 _TRIES = 3
 _ORDER = ("turnon", "open", "on", "in", "close")
 """What can be demonstrated, and when: what has to be open is closed last."""
+_MOVES = {"turnon": fixtures.turn_knob, "open": fixtures.open_drawer, "close": fixtures.close_drawer}
 
 
 class LiberoDemonstrator:
     """Reads the true state; each action goes from where the hand is towards its next way point."""
 
     def __init__(self, simulator: Simulator) -> None:
+        """Raises UserError for a task with a goal of another kind."""
         self._simulator, self._geometry = simulator, Geometry(simulator)
         self._hand = Hand(self._geometry)
-        self._actions = self._episode(sorted(simulator.world.parsed_problem["goal_state"], key=_order))
+        goals = simulator.world.parsed_problem["goal_state"]
+        for relation, name, *_ in goals:
+            if relation not in _ORDER or (relation in ("open", "close") and not self._geometry.is_drawer(name)):
+                raise UserError(f"no demonstrator for {simulator.task.name}: it cannot {relation} {name}")
+        self._actions = self._episode(sorted(goals, key=lambda goal: _ORDER.index(goal[0])))
 
     def act(self) -> NDArray[np.float32]:
         """The action [7] for the present state."""
@@ -43,16 +50,12 @@ class LiberoDemonstrator:
     def _reach(self, goal: list[str]) -> Actions:
         relation, name, *where = goal
         if where:
-            drawer = self._geometry.joint(where[0])
             opened = ["open", where[0]]
-            if drawer is not None and not self._reached(opened):
+            if self._geometry.is_drawer(where[0]) and not self._reached(opened):
                 yield from self._reach(opened)
             yield from self._put(relation == "in", name, where[0])
-            return
-        joint = self._geometry.joint(name)
-        assert joint is not None, f"{name} has no joint"
-        move = {"open": fixtures.open_drawer, "close": fixtures.close_drawer, "turnon": fixtures.turn_knob}[relation]
-        yield from move(self._hand, self._geometry, joint, lambda: self._reached(goal))
+        else:
+            yield from _MOVES[relation](self._hand, self._geometry, name, lambda: self._reached(goal))
 
     def _put(self, inside: bool, name: str, where: str) -> Actions:
         """Takes an object and puts it on or in a place."""
@@ -111,13 +114,9 @@ class LiberoDemonstrator:
             points = self._geometry.points(where)
             return self._geometry.pose(where)[0][:2], float(points[:, 2].min()) + 0.012, float(points[:, 2].max())
         site = world.sim.data.get_site_xpos(where)
-        parent, drawer = world.object_sites_dict[where].parent_name, self._geometry.joint(where)
-        if drawer is not None:
-            top = float(self._geometry.joint_points(drawer)[:, 2].max())
+        parent = world.object_sites_dict[where].parent_name
+        if self._geometry.is_drawer(where):
+            top = float(self._geometry.moving_points(where)[:, 2].max())
         else:
             top = float(self._geometry.points(parent)[:, 2].max()) if parent in world.obj_body_id else float(site[2])
         return site[:2].copy(), float(site[2]), top
-
-
-def _order(goal: list[str]) -> int:
-    return _ORDER.index(goal[0])

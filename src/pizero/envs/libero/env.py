@@ -28,7 +28,7 @@ NOT_DEMONSTRATED = {
     "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
     "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
 }
-"""What the demonstrator fails more often than one time in five: butter among other things, a microwave, a second pot."""
+"""What the demonstrator fails more than one time in five: butter among other boxes, a microwave, a second pot."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Robot camera -> LIBERO's."""
 _PUBLISHED_SIZE, _SHRUNK_SIZE = 256, 224
@@ -134,7 +134,7 @@ class LiberoEnv(gymnasium.Env[RobotDict, NDArray[np.float32]]):
         return np.ascontiguousarray(self._draw("image", _RENDER_SIZE)[:, ::-1])
 
     def demonstrator(self) -> LiberoDemonstrator:
-        """The scripted demonstrator, for the present episode. UserError for a task that is not to put things."""
+        """The scripted demonstrator, for the present episode. UserError for a task with a door."""
         from pizero.envs.libero.demonstrator import LiberoDemonstrator
 
         return LiberoDemonstrator(self._running())

@@ -16,7 +16,7 @@ from pizero.envs.rotations import rotation
 
 _POINTS_PER_MESH = 1500
 _VISIBLE, _SOLID, _COLLIDING = (1,), (0, 1), (0,)  # groups of geoms
-_FREE = 0  # MuJoCo's kind of joint of what nothing holds
+_FREE, _SLIDING = 0, 2  # MuJoCo's kinds of joints
 _WIDEST = 0.072  # metres between the open fingers, with room to spare
 _FINGER_DEPTH = 0.035  # how far the fingers reach below an object's top
 _RIM_DEPTH = 0.018
@@ -75,22 +75,29 @@ class Geometry:
         """Points [n, 3] on an object or fixture."""
         return self._points(int(self._simulator.world.obj_body_id[name]), groups)
 
-    def joint(self, name: str) -> int | None:
-        """The number of the joint of a drawer's inside, knob or door; None for anything else."""
-        world = self._simulator.world
-        thing = world.object_sites_dict[name] if name in world.object_sites_dict else world.get_object(name)
-        joints = [self._simulator.model.joint(joint).id for joint in thing.joints or ()]
-        hinged = [joint for joint in joints if self._simulator.model.jnt_type[joint] != _FREE]
-        return hinged[0] if hinged else None
+    def is_drawer(self, name: str) -> bool:
+        """Whether something, such as the inside of a drawer, moves along a line with its joint."""
+        joint = self._joint(name)
+        return joint is not None and int(self._simulator.model.jnt_type[joint]) == _SLIDING
 
-    def joint_points(self, joint: int) -> Array:
-        """Points [n, 3] on what a joint moves."""
+    def moving_points(self, name: str) -> Array:
+        """Points [n, 3] on what the joint of a drawer or knob moves."""
+        joint = self._joint(name)
+        assert joint is not None, f"{name} has no joint"
         return self._points(int(self._simulator.model.jnt_bodyid[joint]), _COLLIDING)
 
-    def opens_towards(self, drawer: int) -> Array:
-        """The direction [3] in which a drawer's joint has the longer way, that is, out."""
-        low, high = self._simulator.model.jnt_range[drawer]
-        return self._simulator.data.xaxis[drawer] * (1.0 if high > -low else -1.0)
+    def opens_towards(self, drawer: str) -> Array:
+        """The direction [3] in which a drawer has the longer way, that is, out."""
+        joint = self._joint(drawer)
+        low, high = self._simulator.model.jnt_range[joint]
+        return self._simulator.data.xaxis[joint] * (1.0 if high > -low else -1.0)
+
+    def _joint(self, name: str) -> int | None:
+        """The number of the joint of a drawer's inside or a knob; None for what has none or lies free."""
+        world, model = self._simulator.world, self._simulator.model
+        thing = world.object_sites_dict[name] if name in world.object_sites_dict else world.get_object(name)
+        joints = [int(model.joint(joint).id) for joint in thing.joints or ()]
+        return next((joint for joint in joints if int(model.jnt_type[joint]) != _FREE), None)
 
     def _points(self, body: int, groups: tuple[int, ...]) -> Array:
         """Points [n, 3] on a body and those that hang on it."""

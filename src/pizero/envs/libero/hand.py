@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -33,9 +33,20 @@ class Hand:
         return self._geometry.hand()[0]
 
     def go(
-        self, position: Array, turn: Array, gripper: float, near: float, *, most: int = 80, speed: float = 1.0
+        self,
+        position: Array,
+        turn: Array,
+        gripper: float,
+        near: float,
+        *,
+        most: int = 80,
+        speed: float = 1.0,
+        until: Callable[[], bool] = lambda: False,
     ) -> Generator[Array, None, bool]:
-        """Until the hand is as near (metres) and turned, stands still or after `most` steps; returns whether it is."""
+        """Ends when the hand is as near (metres) and turned; returns whether it is.
+
+        It also ends when the hand stands still, after `most` steps or when `until` is true.
+        """
         left = [math.inf]
         for _ in range(most):
             hand, turned = self._geometry.hand()
@@ -43,7 +54,8 @@ class Hand:
             if np.linalg.norm(move) < near and np.linalg.norm(rotate) < 0.08:
                 return True
             left.append(float(np.linalg.norm(move) + _RADIUS * np.linalg.norm(rotate)))
-            if min(left[-_STILL:]) > min(left[:-_STILL], default=math.inf) - _LITTLE:
+            still = min(left[-_STILL:]) > min(left[:-_STILL], default=math.inf) - _LITTLE
+            if still or until():
                 return False
             step = move / _FULL_STEP
             step *= speed / max(speed, float(np.abs(step).max()))
