@@ -166,6 +166,8 @@ def test_what_starts_in_a_drawer_is_in_it_whatever_was_played_before() -> None:
         pytest.param("libero-goal", "7", 1_000_000, 100, id="knob"),
         pytest.param("libero-10", "2", 1_000_000, 250, id="pot by its handle"),
         pytest.param("libero-10", "3", 1_000_001, 300, id="drawer closed"),
+        pytest.param("libero-10", "7", 1_000_000, 250, id="two things into a basket"),
+        pytest.param("libero-10", "8", 1_000_000, 280, id="two pots on one stove"),
     ],
 )
 def test_demonstrator_reaches_the_goal(suite: str, task: str, seed: int, most: int) -> None:

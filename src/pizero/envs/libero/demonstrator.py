@@ -15,6 +15,7 @@ from pizero.types import UserError
 
 _LIFTED = 0.03  # metres
 _TRIES = 3
+_BETWEEN = 0.01  # metres between things that stand on one region
 _ORDER = ("turnon", "open", "on", "in", "close")
 """What can be demonstrated, and when: what has to be open is closed last."""
 _MOVES = {"turnon": fixtures.turn_knob, "open": fixtures.open_drawer, "close": fixtures.close_drawer}
@@ -27,11 +28,11 @@ class LiberoDemonstrator:
         """Raises UserError for a task with a goal of another kind."""
         self._simulator, self._geometry = simulator, Geometry(simulator)
         self._hand = Hand(self._geometry)
-        goals = simulator.world.parsed_problem["goal_state"]
-        for relation, name, *_ in goals:
+        self._goals: list[list[str]] = simulator.world.parsed_problem["goal_state"]
+        for relation, name, *_ in self._goals:
             if relation not in _ORDER or (relation in ("open", "close") and not self._geometry.is_drawer(name)):
                 raise UserError(f"no demonstrator for {simulator.task.name}: it cannot {relation} {name}")
-        self._actions = self._episode(sorted(goals, key=lambda goal: _ORDER.index(goal[0])))
+        self._actions = self._episode(sorted(self._goals, key=lambda goal: _ORDER.index(goal[0])))
 
     def act(self) -> NDArray[np.float32]:
         """The action [7] for the present state."""
@@ -60,7 +61,7 @@ class LiberoDemonstrator:
     def _put(self, inside: bool, name: str, where: str) -> Actions:
         """Takes an object and puts it on or in a place."""
         geometry = self._geometry
-        place, support, top = self._place(where)
+        place, support, top = self._place(name, where)
         failed: list[Grasp] = []
         while True:
             before = geometry.pose(name)[0][2]
@@ -71,7 +72,7 @@ class LiberoDemonstrator:
             if len(failed) > _TRIES:
                 return
 
-        place, support, top = self._place(where)  # a drawer may have moved
+        place, support, top = self._place(name, where)  # a drawer may have moved
         hand, _ = geometry.hand()
         below = hand[2] - geometry.points(name)[:, 2].min()  # how far the object hangs below the hand
         height = max(top + below + 0.06, hand[2] + 0.08)
@@ -86,8 +87,9 @@ class LiberoDemonstrator:
         lowest = max(support + below - 0.02, top + below - 0.12) if inside else support + below + 0.002
         yield from self._hand.go(np.array([*over, lowest]), grasp.turn, CLOSED, 0.008, most=40, speed=SLOW)
         yield from self._hand.hold(OPEN, 6)
-        hand, _ = geometry.hand()
-        yield from self._hand.go(hand + 0.10 * UP, grasp.turn, OPEN, 0.02, most=30)
+        hand = self._hand.position
+        out = max(hand[2] + 0.10, top + 0.04) if inside else hand[2] + 0.10
+        yield from self._hand.go(np.array([*hand[:2], out]), grasp.turn, OPEN, 0.02, most=30)
 
     def _take(self, name: str, place: Array, failed: list[Grasp]) -> Generator[Array, None, Grasp]:
         """Closes the hand around an object that is to stand at `place` and lifts it a little; returns the grasp."""
@@ -107,8 +109,8 @@ class LiberoDemonstrator:
         yield from self._hand.go(self._hand.position + 0.08 * UP, grasp.turn, CLOSED, 0.02, most=20)
         return grasp
 
-    def _place(self, where: str) -> tuple[Array, float, float]:
-        """Of an object or region: x, y [2], the height where things stand there, and of what is to be flown over."""
+    def _place(self, name: str, where: str) -> tuple[Array, float, float]:
+        """Where an object is to stand on an object or region: x, y [2], the height there, and of what is flown over."""
         world = self._simulator.world
         if where not in world.object_sites_dict:
             points = self._geometry.points(where)
@@ -119,4 +121,7 @@ class LiberoDemonstrator:
             top = float(self._geometry.moving_points(where)[:, 2].max())
         else:
             top = float(self._geometry.points(parent)[:, 2].max()) if parent in world.obj_body_id else float(site[2])
-        return site[:2].copy(), float(site[2]), top
+        beside = [goal[1] for goal in self._goals if goal[0] == "on" and goal[2:] == [where]]
+        aside = (beside.index(name) - (len(beside) - 1) / 2) if name in beside else 0.0
+        width = float(np.ptp(self._geometry.points(name)[:, 0])) + _BETWEEN
+        return site[:2] + np.array([aside * width, 0.0]), float(site[2]), top

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 
 SUITES = {"libero-spatial": 220, "libero-object": 280, "libero-goal": 300, "libero-10": 520}
 """Steps of an episode, as openpi's evaluation has them (examples/libero/main.py)."""
-NOT_DEMONSTRATED = {
-    "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
-    "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
-    "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
-}
-"""What the demonstrator fails more than one time in five: butter among other boxes, a microwave, a second pot."""
+NOT_DEMONSTRATED = ("KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",)
+"""The demonstrator moves no doors."""
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Robot camera -> LIBERO's."""
 _PUBLISHED_SIZE, _SHRUNK_SIZE = 256, 224
