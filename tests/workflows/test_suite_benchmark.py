@@ -12,6 +12,7 @@ from pizero.cli.main import run
 from pizero.configs.presets import get_preset
 from pizero.envs.env import check_env
 from pizero.envs.tabletop.env import TabletopEnv
+from pizero.types import UserError
 from pizero.workflows import benchmark
 
 
@@ -24,6 +25,30 @@ def test_demonstrator_and_random_actions_are_evaluated_like_a_checkpoint(
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["successes"], results["episodes"], results["settings"]["image_size"]) == (successes, 2, 28)
     assert "Success rate per task" in (tmp_path / "report.html").read_text()
+
+
+def test_the_demonstrator_is_evaluated_on_the_tasks_that_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A named task without a demonstrator ended the evaluation, after the episodes of those before it."""
+    scripted, played = TabletopEnv.demonstrator, []
+
+    def demonstrator(env: TabletopEnv) -> object:
+        if "push" in env.observe()["prompt"]:
+            raise UserError("push has no demonstrator")
+        played.append(env)
+        return scripted(env)
+
+    monkeypatch.setattr(TabletopEnv, "demonstrated_tasks", ("lift", "turn"), raising=False)
+    monkeypatch.setattr(TabletopEnv, "demonstrator", demonstrator)
+    arguments = ["demonstrator", "--env", "tabletop", "--episodes", "1", "--output", str(tmp_path)]
+    assert run("evaluate", arguments) == 0
+    assert list(json.loads((tmp_path / "results.json").read_text())["per_task"]) == ["lift", "turn"]
+    assert "without reach, push_left, push_right: the demonstrator" in capsys.readouterr().err
+    played.clear()
+    assert run("evaluate", [*arguments, "--tasks", "lift", "push_left"]) == 2
+    assert "push has no demonstrator" in capsys.readouterr().err
+    assert not played
 
 
 def test_a_suite_leaves_its_row_and_fails_below_what_is_asked(

@@ -112,7 +112,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset aloha-sim --output RUN
     hardware  1 CPU core; needs the `aloha` extra for demonstrations and evaluation
-    result    transfer_cube 86 %, insertion 48 % with 100 demonstrations of each and 2,800 steps
+    result    transfer_cube 96 %, insertion 62 % with 200 demonstrations of each
               (docs/results/benchmarks.md)
     """
     config = small_config(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pizero.types import UserError
+from pizero.types import Env, UserError
 
 
 def choose_tasks(names: Sequence[str] | None, known: Collection[str]) -> tuple[str, ...]:
@@ -50,3 +50,16 @@ def asked_task(options: dict[str, Any] | None, drawn: str) -> str:
 def episode_task(rng: np.random.Generator, names: Sequence[str], options: dict[str, Any] | None) -> str:
     """`options["task"]`, else a task drawn from `rng`, which is drawn in any case. UserError for one not in `names`."""
     return check_task(asked_task(options, draw_task(rng, names)), names)
+
+
+def demonstrated_tasks(env: Env, named: Sequence[str]) -> Sequence[str]:
+    """What the demonstrator is asked for: the tasks that were named, else those that it does well."""
+    return env.task_names if named else getattr(env, "demonstrated_tasks", env.task_names)
+
+
+def require_demonstrator(env: Env, tasks: Sequence[str], seed: int) -> None:
+    """UserError, before anything is played, for a task that was named nevertheless and has no demonstrator."""
+    for task in tasks:
+        if task not in getattr(env, "demonstrated_tasks", tasks):
+            env.reset(seed=seed, options={"task": task})
+            env.demonstrator()

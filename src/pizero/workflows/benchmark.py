@@ -8,6 +8,7 @@ from typing import Any
 
 from pizero.configs.presets import Preset, get_preset
 from pizero.envs.env import check_env, make_env
+from pizero.envs.tasks import demonstrated_tasks
 from pizero.train.metrics import read_metrics
 from pizero.types import UserError
 from pizero.workflows.collect import CollectConfig
@@ -104,8 +105,7 @@ def _tasks(config: BenchmarkConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     taken.
     """
     env = make_env(config.suite, tasks=config.tasks or None, render_in_step=False)
-    every = env.task_names
-    done: tuple[str, ...] = every if config.tasks else getattr(env, "demonstrated_tasks", every)
+    every, done = env.task_names, tuple(demonstrated_tasks(env, config.tasks))
     env.close()
     return done, tuple(task for task in every if task not in done)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pizero.data.datasets.writer.lerobot_writer import LeRobotWriter
 from pizero.envs.env import make_env
+from pizero.envs.tasks import demonstrated_tasks, require_demonstrator
 from pizero.processes import Workers
 from pizero.types import Env, SubtaskEnv, UserError, check_least
 from pizero.workflows.progress import console, progress_bar
@@ -88,11 +89,8 @@ def collect(config: CollectConfig, root: Path, on_episode: Callable[[int], None]
     started = time.perf_counter()
     env = make_env(config.env, image_size=config.image_size, tasks=config.tasks or None)
     try:
-        names = _tasks(config, env)
-        for task in names:
-            if task not in getattr(env, "demonstrated_tasks", names):  # named nevertheless
-                env.reset(seed=config.seed, options={"task": task})
-                env.demonstrator()
+        names = demonstrated_tasks(env, config.tasks)
+        require_demonstrator(env, names, config.seed)
         observation, _ = env.reset(seed=config.seed, options={"task": names[0]})
         cameras = {name: image.shape[:2] for name, image in observation["images"].items()}
         writer = LeRobotWriter(
@@ -188,7 +186,7 @@ def _attempts(config: CollectConfig, env: Env, missing: Sequence[int]) -> Genera
     several. A task of which none is `missing` is passed over. Where the environment has `most_at_once`, a task is
     finished before the next one.
     """
-    tasks = _tasks(config, env)
+    tasks = demonstrated_tasks(env, config.tasks)
     one_by_one = hasattr(env, "most_at_once")
     if config.workers > 1:
         with Workers(config.workers, _start_worker, (config,)) as workers:
@@ -231,11 +229,6 @@ def _task_by_task(
             yield from waiting.popleft().result()
 
 
-def _tasks(config: CollectConfig, env: Env) -> Sequence[str]:
-    """What is recorded: the tasks that were named, else those that the environment has a good demonstrator for."""
-    return env.task_names if config.tasks else getattr(env, "demonstrated_tasks", env.task_names)
-
-
 _worker: dict[str, Any] = {}
 
 
@@ -246,7 +239,7 @@ def _start_worker(config: CollectConfig) -> None:
 
 def _work(turns: Sequence[tuple[int, int]]) -> list[tuple[int, Demonstration]]:
     config, env = _worker["config"], _worker["env"]
-    names = _tasks(config, env)
+    names = demonstrated_tasks(env, config.tasks)
     return [(task, record_episode(env, names[task], seed, config.noise)) for task, seed in turns]
 
 

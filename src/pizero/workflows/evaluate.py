@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pizero.envs.env import check_env, make_env
+from pizero.envs.tasks import demonstrated_tasks, require_demonstrator
 from pizero.evaluation.benchmark import RolloutConfig, episode_specs, evaluate, summarize, tiers_of
 from pizero.evaluation.rollout import Alter, EpisodeSpec, run_demonstrator, run_random
 from pizero.exported.policy import ExportedPolicy
@@ -20,9 +21,9 @@ from pizero.files import check_writable, write_bytes
 from pizero.policy.policy import ModelPolicy
 from pizero.processes import usual_threads
 from pizero.report.evaluation import evaluation_report
-from pizero.types import RobotDict, UserError, check_whole
+from pizero.types import Env, RobotDict, UserError, check_whole
 from pizero.workflows.policies import open_policy
-from pizero.workflows.progress import progress_bar
+from pizero.workflows.progress import console, progress_bar
 from pizero.workflows.threads import torch_threads
 
 
@@ -103,7 +104,7 @@ def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
     started = time.perf_counter()
     env = make_env(config.env, image_size=config.image_size, render_in_step=False, tasks=config.tasks or None)
     try:
-        specs = episode_specs(env, config.episodes, config.seed)
+        specs = _actor_episodes(name, env, config)
         with progress_bar() as bars:
             bar = bars.add_task(name, total=len(specs), note="")
             results = summarize(ACTORS[name](env, specs, on_episode=lambda _: bars.advance(bar)), tiers_of(env))
@@ -112,6 +113,19 @@ def evaluate_actor(name: str, config: EvaluateConfig) -> dict[str, Any]:
     used = ("env", "episodes", "tasks", "seed", "image_size")
     settings = {name: getattr(config, name) for name in used}
     return results | {"seconds": round(time.perf_counter() - started, 1), "settings": settings}
+
+
+def _actor_episodes(name: str, env: Env, config: EvaluateConfig) -> Sequence[EpisodeSpec]:
+    """The demonstrator's are of the tasks that it does, unless tasks are named; the others are printed."""
+    specs = episode_specs(env, config.episodes, config.seed)
+    if name != "demonstrator":
+        return specs
+    tasks = demonstrated_tasks(env, config.tasks)
+    require_demonstrator(env, tasks, config.seed)
+    without = [task for task in env.task_names if task not in tasks]
+    if without:
+        console.print(f"without {', '.join(without)}: the demonstrator does not do them")
+    return [spec for spec in specs if spec.task in tasks]
 
 
 def _evaluate_checkpoint(
