@@ -148,8 +148,8 @@ def libero_sim(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset libero-sim --output RUN
     hardware  1 CPU core; needs the `libero` extra for demonstrations and evaluation
-    result    80.5 % of libero-spatial with 20 demonstrations of each task; 95 % of libero-object with 15, in 2,500
-              steps and without the convolutions (docs/results/benchmarks.md)
+    result    80.5 % of libero-spatial with 20 demonstrations of each task, 63 % of libero-goal with 15; 95 % of
+              libero-object with 15, in 2,500 steps and without the convolutions (docs/results/benchmarks.md)
     """
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, action_horizon=10, vocab_size=512, **_prompt(model, 40, 80)
