@@ -112,8 +112,7 @@ def aloha_sim(model: ModelName = "pi0") -> Preset:
 
     command   pizero train DATASET --preset aloha-sim --output RUN
     hardware  1 CPU core; needs the `aloha` extra for demonstrations and evaluation
-    result    transfer_cube 96 %, insertion 62 % with 200 demonstrations of each
-              (docs/results/benchmarks.md)
+    result    transfer_cube 96 %, insertion 62 % with 200 demonstrations of each (docs/results/benchmarks.md)
     """
     config = small_config(
         "small", pi05=model == "pi05", image_size=128, cameras=CAMERAS, state_dim=14, action_dim=14, action_horizon=20,

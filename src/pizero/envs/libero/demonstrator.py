@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pizero.envs.libero import fixtures
-from pizero.envs.libero.geometry import Geometry, Grasp
-from pizero.envs.libero.hand import CLOSED, OPEN, SLOW, UP, Actions, Hand
+from pizero.envs.libero.geometry import UP, Geometry, Grasp
+from pizero.envs.libero.hand import CLOSED, OPEN, SLOW, Actions, Hand
 from pizero.envs.libero.simulator import Array, Simulator
 from pizero.types import UserError
 
@@ -61,7 +61,7 @@ class LiberoDemonstrator:
     def _put(self, inside: bool, name: str, where: str) -> Actions:
         """Takes an object and puts it on or in a place."""
         geometry = self._geometry
-        place, support, top = self._place(name, where)
+        place, support, _ = self._place(name, where)
         failed: list[Grasp] = []
         while True:
             before = geometry.pose(name)[0][2]
@@ -73,16 +73,16 @@ class LiberoDemonstrator:
                 return
 
         place, support, top = self._place(name, where)  # a drawer may have moved
-        hand, _ = geometry.hand()
+        hand = self._hand.position
         below = hand[2] - geometry.points(name)[:, 2].min()  # how far the object hangs below the hand
         height = max(top + below + 0.06, hand[2] + 0.08)
         yield from self._hand.go(np.array([*hand[:2], height]), grasp.turn, CLOSED, 0.02)
         over = hand[:2]
         for _ in range(2):  # it may swing, so aim with where it is
-            hand, _ = geometry.hand()
+            hand = self._hand.position
             over = place + hand[:2] - geometry.pose(name)[0][:2]
             yield from self._hand.go(np.array([*over, height]), grasp.turn, CLOSED, 0.008)
-        hand, _ = geometry.hand()
+        hand = self._hand.position
         below = hand[2] - geometry.points(name)[:, 2].min()
         lowest = max(support + below - 0.02, top + below - 0.12) if inside else support + below + 0.002
         yield from self._hand.go(np.array([*over, lowest]), grasp.turn, CLOSED, 0.008, most=40, speed=SLOW)

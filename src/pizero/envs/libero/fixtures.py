@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pizero.envs.libero.geometry import Geometry, across
-from pizero.envs.libero.hand import CLOSED, OPEN, SLOW, UP, Actions, Hand
+from pizero.envs.libero.geometry import UP, Geometry, grasps_across
+from pizero.envs.libero.hand import CLOSED, OPEN, SLOW, Actions, Hand
 from pizero.envs.libero.simulator import Array
 from pizero.envs.rotations import rotation
 
@@ -22,7 +22,7 @@ Reached = Callable[[], bool]
 def open_drawer(hand: Hand, geometry: Geometry, drawer: str, reached: Reached) -> Actions:
     """Takes the handle from the front, fingers above and below it, and pulls until `reached`."""
     ahead = geometry.opens_towards(drawer)
-    turn = _facing(-ahead)
+    turn = _turn(-ahead, UP)
     handle = _handle(geometry, drawer, ahead)
     yield from hand.go(handle + 0.14 * ahead + 0.10 * UP, turn, OPEN, 0.02)
     yield from hand.go(handle + 0.08 * ahead, turn, OPEN, 0.01)
@@ -37,7 +37,7 @@ def open_drawer(hand: Hand, geometry: Geometry, drawer: str, reached: Reached) -
 def close_drawer(hand: Hand, geometry: Geometry, drawer: str, reached: Reached) -> Actions:
     """Pushes the handle with closed fingers until `reached`; the hand leans back, away from handles above."""
     ahead = geometry.opens_towards(drawer)
-    turn = _leaning(-ahead)
+    turn = _turn((-ahead - UP) / math.sqrt(2.0), np.cross(-ahead, UP))
     handle = _handle(geometry, drawer, ahead)
     yield from hand.go(handle + 0.08 * ahead + 0.15 * UP, turn, CLOSED, 0.02)
     yield from hand.go(handle + 0.06 * ahead, turn, CLOSED, 0.02)
@@ -49,7 +49,7 @@ def turn_knob(hand: Hand, geometry: Geometry, knob: str, reached: Reached) -> Ac
     """Takes a knob's grip from above and turns it counter-clockwise until `reached`."""
     points = geometry.moving_points(knob)
     grip = points[points[:, 2] > points[:, 2].max() - _FINGER_DEPTH]
-    _, grasp = min(across(grip, _FINGER_DEPTH), key=lambda found: found[0] + 0.3 * abs(found[1].yaw))
+    _, grasp = min(grasps_across(grip, _FINGER_DEPTH), key=lambda found: found[0] + 0.3 * abs(found[1].yaw))
     yield from hand.go(grasp.position + 0.10 * UP, grasp.turn, OPEN, 0.015)
     yield from hand.go(grasp.position, grasp.turn, OPEN, 0.006, most=40, speed=SLOW)
     yield from hand.hold(CLOSED, 8)
@@ -66,12 +66,6 @@ def _handle(geometry: Geometry, drawer: str, ahead: Array) -> Array:
     return (bar.max(0) + bar.min(0)) / 2
 
 
-def _leaning(ahead: Array) -> Array:
-    """Rotation [3, 3] of a hand that points ahead and down and closes its fingers sideways."""
-    pointing, aside = (ahead - UP) / math.sqrt(2.0), np.cross(ahead, UP)
-    return np.stack([np.cross(aside, pointing), aside, pointing], axis=1)
-
-
-def _facing(ahead: Array) -> Array:
-    """Rotation [3, 3] of a hand that points ahead, horizontally, and closes its fingers up and down."""
-    return np.stack([np.cross(UP, ahead), UP, ahead], axis=1)
+def _turn(pointing: Array, closing: Array) -> Array:
+    """Rotation [3, 3] of a hand that points one way and closes its fingers along another."""
+    return np.stack([np.cross(closing, pointing), closing, pointing], axis=1)

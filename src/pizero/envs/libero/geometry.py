@@ -25,7 +25,7 @@ _REACH = 0.13  # of the open hand to its sides
 _REACHED = np.array([_REACH, _REACH, 0.3])  # and up, with the wrist
 _MARGIN = 0.02  # metres kept free
 _LEAN = math.radians(35)
-_UP = np.array([0.0, 0.0, 1.0])
+UP = np.array([0.0, 0.0, 1.0])
 _STRETCHED = 0.64  # metres from shoulder to wrist; the arm hardly follows beyond, and ends at 0.70
 _WRIST = (0.088, 0.21)  # metres from the hand that points down: back and up
 _OTHER = math.radians(20)  # between the hand's angles of two tries
@@ -46,7 +46,7 @@ class Grasp:
     @property
     def frame(self) -> Array:
         """Rotation [3, 3]: x along the hand's thin side, y across, in which the fingers close, z to the arm."""
-        return rotation(self.yaw * _UP) @ rotation(np.array([self.lean, 0.0, 0.0]))
+        return rotation(self.yaw * UP) @ rotation(np.array([self.lean, 0.0, 0.0]))
 
     @property
     def turn(self) -> Array:
@@ -131,11 +131,11 @@ class Geometry:
         handle.
         """
         here = others = self.others(name)
-        candidates = across(self.points(name), _FINGER_DEPTH)
+        candidates = grasps_across(self.points(name), _FINGER_DEPTH)
         if not candidates and not self._hollow(name):
             handle, rest = self._handle(name)
             others = np.concatenate([others, rest])
-            candidates = across(handle, _HANDLE_DEPTH)
+            candidates = grasps_across(handle, _HANDLE_DEPTH)
         at_rim = not candidates
         if at_rim:
             move = place - [*self.pose(name)[0][:2], self.points(name)[:, 2].min()]
@@ -178,7 +178,7 @@ class Geometry:
 
     def _stretched(self, hand: Array) -> float:
         """By how many metres the arm is stretched too far where the hand comes from above to a position [3]."""
-        x, y, z = hand + 0.06 * _UP - self._simulator.data.body("robot0_link1").xpos
+        x, y, z = hand + 0.06 * UP - self._simulator.data.body("robot0_link1").xpos
         return max(math.hypot(math.hypot(x, y) - _WRIST[0], z + _WRIST[1]) - _STRETCHED, 0.0)
 
     def _handle(self, name: str) -> tuple[Array, Array]:
@@ -234,7 +234,7 @@ class Geometry:
         return [(geom, _surface(model, geom, mujoco.mjtGeom)) for geom in geoms]
 
 
-def across(points: Array, depth: float) -> list[tuple[float, Grasp]]:
+def grasps_across(points: Array, depth: float) -> list[tuple[float, Grasp]]:
     """Grasps across all points [n, 3], each with its cost; none if they lie too wide in every direction.
 
     depth: how far below the highest point, metres.
@@ -243,8 +243,8 @@ def across(points: Array, depth: float) -> list[tuple[float, Grasp]]:
     height = max(high[2] - depth, low[2] + 0.012)
     found: list[tuple[float, Grasp]] = []
     for angle in np.radians(np.arange(0, 180, 5)):
-        width_axis, along = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-        width, length = np.ptp(points[:, :2] @ width_axis), np.ptp(points[:, :2] @ along)
+        across, along = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
+        width, length = np.ptp(points[:, :2] @ across), np.ptp(points[:, :2] @ along)
         if width > _WIDEST:
             continue
         for aside in (0.0, -length / 4, length / 4):

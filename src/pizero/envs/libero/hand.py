@@ -13,7 +13,6 @@ from pizero.envs.rotations import rotation_vector
 
 OPEN, CLOSED = -1.0, 1.0
 SLOW = 0.6
-UP = np.array([0.0, 0.0, 1.0])
 _STILL, _LITTLE = 15, 0.002  # a hand that comes no nearer than so many metres in so many steps stands still
 _RADIUS = 0.1  # metres that a radian counts as
 _FULL_STEP, _FULL_TURN = 0.05, 0.5  # metres and radians that an action of 1 asks for
@@ -47,14 +46,15 @@ class Hand:
 
         It also ends when the hand stands still, after `most` steps or when `until` is true.
         """
-        left = [math.inf]
+        nearest = [math.inf] * (_STILL + 1)  # so far, after each step
         for _ in range(most):
             hand, turned = self._geometry.hand()
             move, rotate = position - hand, rotation_vector(turn @ turned.T)
             if np.linalg.norm(move) < near and np.linalg.norm(rotate) < 0.08:
                 return True
-            left.append(float(np.linalg.norm(move) + _RADIUS * np.linalg.norm(rotate)))
-            still = min(left[-_STILL:]) > min(left[:-_STILL], default=math.inf) - _LITTLE
+            distance = float(np.linalg.norm(move) + _RADIUS * np.linalg.norm(rotate))
+            nearest.append(min(nearest[-1], distance))
+            still = nearest[-1] > nearest[-1 - _STILL] - _LITTLE
             if still or until():
                 return False
             step = move / _FULL_STEP
